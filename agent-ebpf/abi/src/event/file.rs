@@ -1,0 +1,78 @@
+//! Open, close after write, rename, unlink.
+
+use crate::assert_size;
+use crate::event::process::Actor;
+use crate::record::{Header, Span};
+
+/// Asked for reading.
+pub const ACCESS_READ: u32 = 1 << 0;
+/// Asked for writing.
+pub const ACCESS_WRITE: u32 = 1 << 1;
+/// Opened for appending only.
+pub const ACCESS_APPEND: u32 = 1 << 2;
+/// O_PATH: a reference, no reading or writing.
+pub const ACCESS_PATH: u32 = 1 << 3;
+/// The call created the file (`FMODE_CREATED`: the kernel's own word).
+pub const OPEN_CREATED: u32 = 1 << 8;
+/// The call asked to truncate (its own flags).
+pub const OPEN_TRUNCATE: u32 = 1 << 9;
+/// `OPEN_TRUNCATE` could not be read (openat2's structure was gone).
+pub const OPEN_TRUNCATE_UNKNOWN: u32 = 1 << 10;
+/// Made by a 32-bit call.
+pub const CALL_COMPAT: u32 = 1 << 16;
+/// Made through io_uring.
+pub const CALL_IO_URING: u32 = 1 << 17;
+
+/// A file was opened (`OPEN`), or explicitly closed after having been open
+/// for writing (`CLOSE_WRITE`; the path is the one at that moment).
+///
+/// When the descriptor was already empty the object is zero, `path` is
+/// the caller's word and carries `FLAW_LOST`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// Header, kind `OPEN` or `CLOSE_WRITE`.
+    pub header: Header,
+    /// Who.
+    pub actor: Actor,
+    /// Bits of `ACCESS_*`, `OPEN_*`, `CALL_*`.
+    pub flags: u32,
+    /// The descriptor that was returned.
+    pub fd: i32,
+    /// Superblock device (`i_sb->s_dev`), kernel encoding (major << 20 | minor).
+    pub dev: u32,
+    /// `i_mode`: type and permission bits.
+    pub mode: u32,
+    /// Inode number.
+    pub ino: u64,
+    /// Path of the object.
+    pub path: Span,
+}
+assert_size!(Open, 32 + 56 + 32);
+
+/// A rename or unlink that succeeded. Directories are the kernel's objects
+/// as they stood when the call returned; names are the caller's word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Header, kind `RENAME` or `UNLINK`.
+    pub header: Header,
+    /// Who.
+    pub actor: Actor,
+    /// `CALL_*`; for unlink `NAMES_DIRECTORY`.
+    pub flags: u32,
+    /// The call's own flags (`RENAME_*`, `AT_REMOVEDIR`).
+    pub call_flags: u32,
+    /// Walked base directory (dirfd or cwd) of the first name; empty when the name is absolute.
+    pub base: Span,
+    /// First name, as the caller's memory has it.
+    pub name: Span,
+    /// Walked base directory of the second name (rename).
+    pub to_base: Span,
+    /// Second name (rename): where it went.
+    pub to_name: Span,
+}
+assert_size!(Names, 32 + 56 + 8 + 32);
+
+/// rmdir, or unlinkat with AT_REMOVEDIR.
+pub const NAMES_DIRECTORY: u32 = 1 << 0;

@@ -1,0 +1,158 @@
+//! Fork, exec, exit, and the process that every record names.
+
+use crate::assert_size;
+use crate::record::{Header, Span};
+
+/// Which image of which process did it: in every record, after the header.
+///
+/// (`pid`, `start_ns`, `image`) is the identity of a program image on one boot:
+/// a pid alone is reused, a start time alone is shared, and `image`
+/// (`task_struct.self_exec_id`) goes up by one at each exec and is inherited
+/// by fork. Credentials can change without an exec, so they are here too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Actor {
+    /// `group_leader->start_boottime`: ns since boot.
+    pub start_ns: u64,
+    /// `self_exec_id`.
+    pub image: u64,
+    /// Thread group id in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Real user id, in the initial user namespace.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// Effective user id.
+    pub euid: u32,
+    /// Effective group id.
+    pub egid: u32,
+    /// `kn->id` of the cgroup in the chosen hierarchy; 0 = not known.
+    pub cgroup_id: u64,
+    /// 0 = the unified hierarchy, else 1 + index of the v1 controller in the
+    /// slot table (`slot::CGROUP_SUBSYS`).
+    pub cgroup_hierarchy: u32,
+    /// 1 if other tasks share the open files (`files->count > 1`).
+    pub files_shared: u32,
+}
+assert_size!(Actor, 56);
+
+/// Namespace inode numbers (`ns_common.inum`); 0 = not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// Mount.
+    pub mnt: u32,
+    /// The pid namespace of the process itself (of its thread pid's last level).
+    pub pid: u32,
+    /// Network.
+    pub net: u32,
+    /// User namespace of its credentials.
+    pub user: u32,
+    /// UTS.
+    pub uts: u32,
+    /// IPC.
+    pub ipc: u32,
+    /// Cgroup.
+    pub cgroup: u32,
+    /// The pid in its own pid namespace.
+    pub pid_inside: u32,
+}
+assert_size!(Namespaces, 32);
+
+/// A new process (thread creation is not recorded). The actor is the parent
+/// as `fork` saw it: the caller, also when CLONE_PARENT gives the child another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fork {
+    /// Header, kind `FORK`.
+    pub header: Header,
+    /// The caller of fork.
+    pub actor: Actor,
+    /// The child, with the image it inherited.
+    pub child: Actor,
+    /// Real parent of the child (`real_parent`), differs with CLONE_PARENT.
+    pub parent_pid: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Start time of that parent.
+    pub parent_start_ns: u64,
+    /// Image of that parent.
+    pub parent_image: u64,
+    /// Namespaces of the child.
+    pub ns: Namespaces,
+}
+assert_size!(Fork, 32 + 56 + 56 + 24 + 32);
+
+/// An exec that succeeded (the actor is the new image), or a process found by the
+/// task iterator (kind `TASK`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// Header, kind `EXEC` or `TASK`.
+    pub header: Header,
+    /// The process with its new image.
+    pub actor: Actor,
+    /// Its real parent's pid.
+    pub parent_pid: u32,
+    /// The thread that called exec, when it was not the leader; else equals `tid`.
+    pub old_tid: u32,
+    /// Start time of the parent.
+    pub parent_start_ns: u64,
+    /// Image of the parent.
+    pub parent_image: u64,
+    /// Namespaces.
+    pub ns: Namespaces,
+    /// Effective capabilities, bit n = capability n.
+    pub cap_effective: u64,
+    /// Permitted capabilities.
+    pub cap_permitted: u64,
+    /// Inheritable capabilities.
+    pub cap_inheritable: u64,
+    /// Login user id (`loginuid`), `u32::MAX` = never logged in.
+    pub auid: u32,
+    /// Audit session id, `u32::MAX` = none.
+    pub audit_session: u32,
+    /// Session leader's pid (`setsid`), initial pid namespace; 0 = not known.
+    pub session: u32,
+    /// `exe_flags`.
+    pub exe_flags: u32,
+    /// The executable's superblock device (`i_sb->s_dev`), kernel encoding.
+    pub exe_dev: u32,
+    /// Link count of the executable; 0 = deleted or never had a name.
+    pub exe_nlink: u32,
+    /// The executable's inode number.
+    pub exe_ino: u64,
+    /// Path of the kernel's file object (`mm->exe_file`).
+    pub exe: Span,
+    /// Working directory.
+    pub cwd: Span,
+    /// Arguments, each ended by NUL as in the process's memory; at exec the
+    /// process has not run yet and cannot have changed them.
+    pub args: Span,
+    /// Total bytes of arguments (`arg_end - arg_start`), also what was cut.
+    pub args_total: u64,
+}
+assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 24 + 8);
+
+/// The file was made by a set-user-id or set-group-id exec (`bprm->secureexec`).
+pub const EXE_SECURE: u32 = 1 << 0;
+/// The executable is a script: `exe` is the interpreter (`bprm->interp != filename`).
+pub const EXE_INTERPRETED: u32 = 1 << 1;
+
+/// The last thread of a process has gone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Header, kind `EXIT`.
+    pub header: Header,
+    /// The process.
+    pub actor: Actor,
+    /// `exit_code` as `wait` reports it: low 7 bits signal, bit 7 core dumped,
+    /// next 8 bits the status.
+    pub code: u32,
+    /// Zero.
+    pub pad: u32,
+}
+assert_size!(Exit, 32 + 56 + 8);

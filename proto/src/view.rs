@@ -1,0 +1,513 @@
+//! One event as predicates and columns read it.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use sumun_abi::event::file::{
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, CALL_COMPAT, OPEN_CREATED, OPEN_TRUNCATE,
+    OPEN_TRUNCATE_UNKNOWN,
+};
+use sumun_abi::event::network::{CONN_CALLER, CONN_LOST, CONN_RACY};
+use sumun_abi::record::{
+    FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE,
+};
+
+use crate::catalogue::{FieldId, kind_name, severity_name};
+use crate::text::file_name;
+use crate::v1::{Alert, Batch, Event, Image, Kind, RuleRef, Source};
+
+/// Flaws by bit, with their names in the catalogue.
+pub const FLAWS: &[(u32, &str)] = &[
+    (FLAW_TRUNCATED as u32, "truncated"),
+    (FLAW_PARTIAL as u32, "partial"),
+    (FLAW_UNREACHABLE as u32, "unreachable"),
+    (FLAW_LOST as u32, "lost"),
+    (FLAW_RACY as u32, "racy"),
+];
+
+/// Flaws that make a text unknown rather than merely doubtful.
+const UNKNOWN_TEXT: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST) as u32;
+
+/// The host an event happened on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// `host.id`
+    pub id: String,
+    /// `host.name`
+    pub name: String,
+}
+
+/// Value of a field on one event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// The event has no such thing: an error in CEL's sense, NULL in a column.
+    Absent,
+    /// It has one, but what it is was lost or cut off.
+    Unknown,
+    /// Boolean.
+    Bool(bool),
+    /// Integer; unsigned 64-bit numbers keep their bits.
+    Int(i64),
+    /// Nanoseconds since the Unix epoch.
+    Time(i64),
+    /// Text in the catalogue's form.
+    Str(Cow<'a, str>),
+    /// List of text.
+    List(StrList<'a>),
+}
+
+/// A list of text, without copying it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StrList<'a> {
+    items: Items<'a>,
+    /// False when items are missing at the end or within: a search that
+    /// found nothing is then unknown, not false.
+    pub complete: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Items<'a> {
+    Strings(&'a [String]),
+    Flaws(u32),
+    Rules(&'a [RuleRef], &'a [u32]),
+}
+
+impl<'a> StrList<'a> {
+    /// The items in order.
+    pub fn iter(&self) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
+        let (strings, flaws, rules) = match self.items {
+            Items::Strings(strings) => (strings, 0, None),
+            Items::Flaws(bits) => (&[][..], bits, None),
+            Items::Rules(rules, matched) => (&[][..], 0, Some((rules, matched))),
+        };
+        let named = FLAWS.iter().filter(move |(bit, _)| flaws & bit != 0);
+        let matched = rules.into_iter().flat_map(|(rules, matched)| {
+            matched.iter().filter_map(move |index| {
+                let rule = rules.get((*index as usize).checked_sub(1)?)?;
+                Some(Cow::Owned(format!("{}/{}", rule.policy, rule.rule)))
+            })
+        });
+        strings
+            .iter()
+            .map(|item| Cow::Borrowed(item.as_str()))
+            .chain(named.map(|(_, name)| Cow::Borrowed(*name)))
+            .chain(matched)
+    }
+
+    /// Item at an index. `None` past the end.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Cow<'a, str>> {
+        match self.items {
+            Items::Strings(strings) => strings.get(index).map(|item| Cow::Borrowed(item.as_str())),
+            _ => self.iter().nth(index),
+        }
+    }
+
+    /// Number of items that are there.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self.items {
+            Items::Strings(strings) => strings.len(),
+            _ => self.iter().count(),
+        }
+    }
+
+    /// True when no item is there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// One event of a batch, or one alert with its event.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Where it happened.
+    pub host: &'a Host,
+    /// The batch, for images, rules and the clock.
+    pub batch: &'a Batch,
+    /// The event.
+    pub event: &'a Event,
+    /// The alert, when this is a row of the alert table.
+    pub alert: Option<&'a Alert>,
+}
+
+impl<'a> View<'a> {
+    /// The event's kind; `Unspecified` for one this version does not know.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind::try_from(self.event.kind).unwrap_or(Kind::Unspecified)
+    }
+
+    /// The image that did it.
+    #[must_use]
+    pub fn image(&self) -> Option<&'a Image> {
+        image_at(self.batch, self.event.image)
+    }
+
+    /// Parent first, then its parent, as far as known. The second value of the
+    /// last item tells whether the chain goes on unseen.
+    pub fn ancestors(&self) -> impl Iterator<Item = &'a Image> + use<'a> {
+        let batch = self.batch;
+        let first = self.image().and_then(|image| image_at(batch, image.parent));
+        // Parents stand before children, so a malformed batch cannot loop:
+        // `image_at` is followed only downwards.
+        std::iter::successors(first, move |image| {
+            let next = image_at(batch, image.parent)?;
+            (std::ptr::from_ref(next) < std::ptr::from_ref(*image)).then_some(next)
+        })
+    }
+
+    /// True when the chain of ancestors reaches a process without a parent.
+    #[must_use]
+    pub fn ancestors_complete(&self) -> bool {
+        let top = self.ancestors().last().or_else(|| self.image());
+        top.is_some_and(|image| image.parent == 0 && image.parent_pid == 0)
+    }
+
+    /// Wall clock of a boot time, ns since the Unix epoch.
+    #[must_use]
+    pub fn wall(&self, boot_ns: u64) -> i64 {
+        self.batch
+            .wall_offset_ns
+            .wrapping_add(boot_ns.cast_signed())
+    }
+
+    /// The rule of the alert.
+    #[must_use]
+    pub fn rule(&self) -> Option<&'a RuleRef> {
+        let index = (self.alert?.rule as usize).checked_sub(1)?;
+        self.batch.rules.get(index)
+    }
+
+    /// An address field as an address.
+    #[must_use]
+    pub fn ip(&self, id: FieldId) -> Option<IpAddr> {
+        let network = self.event.network.as_ref()?;
+        match id {
+            FieldId::NetSrcIp => ip_from(&network.src_ip),
+            FieldId::NetDstIp => ip_from(&network.dst_ip),
+            _ => None,
+        }
+    }
+
+    /// Value of a field.
+    #[must_use]
+    pub fn get(&self, id: FieldId) -> Value<'a> {
+        self.common(id)
+            .or_else(|| self.process(id))
+            .or_else(|| self.file(id))
+            .or_else(|| self.network(id))
+            .or_else(|| self.alerted(id))
+            .unwrap_or(Value::Absent)
+    }
+
+    fn common(&self, id: FieldId) -> Option<Value<'a>> {
+        let origin = self.event.origin.as_ref();
+        Some(match id {
+            FieldId::Time => Value::Time(self.wall(self.event.boot_ns)),
+            FieldId::BootNs => int(self.event.boot_ns),
+            FieldId::BootId => Value::Str(Cow::Owned(boot_id_text(&self.batch.boot_id))),
+            FieldId::HostId => text(&self.host.id),
+            FieldId::HostName => text(&self.host.name),
+            FieldId::Kind => text(kind_name(self.kind())),
+            FieldId::OriginPin => int(self.batch.pin_generation),
+            FieldId::OriginRing => Value::Int(origin?.ring.into()),
+            FieldId::OriginCpu => Value::Int(origin?.cpu.into()),
+            FieldId::OriginLevel => Value::Int(origin?.level.into()),
+            FieldId::OriginSeq => int(origin?.seq),
+            FieldId::Rules if self.alert.is_none() => {
+                list(Items::Rules(&self.batch.rules, &self.event.rules), true)
+            }
+            _ => return None,
+        })
+    }
+
+    fn process(&self, id: FieldId) -> Option<Value<'a>> {
+        let image = self.image()?;
+        let seen = || image.seen.then_some(());
+        Some(match id {
+            FieldId::ProcPid => Value::Int(image.pid.into()),
+            FieldId::ProcTid => Value::Int(self.event.tid.into()),
+            FieldId::ProcStart => int(image.start_ns),
+            FieldId::ProcExecId => int(image.exec_id),
+            FieldId::ProcExePath => exe_path(image)?,
+            FieldId::ProcExeName => exe_name(image)?,
+            FieldId::ProcExeFlaws => list(Items::Flaws(image.exe_flaws), true),
+            FieldId::ProcExeDeleted => {
+                exe_path(image)?;
+                Value::Bool(image.exe_flaws & u32::from(FLAW_DELETED) != 0)
+            }
+            FieldId::ProcArgs => {
+                seen()?;
+                if image.kernel_thread {
+                    return None;
+                }
+                list(
+                    Items::Strings(&image.args),
+                    image.args_flaws & UNKNOWN_TEXT == 0,
+                )
+            }
+            FieldId::ProcArgsFlaws => list(Items::Flaws(image.args_flaws), true),
+            FieldId::ProcCwd => {
+                seen()?;
+                checked(&image.cwd, image.cwd_flaws)
+            }
+            FieldId::ProcUid => Value::Int(image.uid.into()),
+            FieldId::ProcGid => Value::Int(image.gid.into()),
+            FieldId::ProcEuid => Value::Int(image.euid.into()),
+            FieldId::ProcEgid => Value::Int(image.egid.into()),
+            FieldId::ProcAuid => Value::Int(image.auid?.into()),
+            FieldId::ProcSession => nonzero(image.session.into())?,
+            FieldId::ProcCapEffective => seen().map(|()| int(image.cap_effective))?,
+            FieldId::ProcCapPermitted => seen().map(|()| int(image.cap_permitted))?,
+            FieldId::ProcCgroupId => nonzero(image.cgroup_id)?,
+            FieldId::ProcCgroupHierarchy => {
+                nonzero(image.cgroup_id)?;
+                text(&image.cgroup_hierarchy)
+            }
+            FieldId::ProcNsMnt => nonzero(image.ns?.mnt.into())?,
+            FieldId::ProcNsPid => nonzero(image.ns?.pid.into())?,
+            FieldId::ProcNsNet => nonzero(image.ns?.net.into())?,
+            FieldId::ProcNsUser => nonzero(image.ns?.user.into())?,
+            FieldId::ProcPidInside => nonzero(image.ns?.pid_inside.into())?,
+            FieldId::ProcParentPid => nonzero(image.parent_pid.into())?,
+            FieldId::ProcParentExecId => nonzero(image.parent_exec_id)?,
+            FieldId::ProcParentExePath => exe_path(image_at(self.batch, image.parent)?)?,
+            FieldId::ProcParentExeName => exe_name(image_at(self.batch, image.parent)?)?,
+            _ => return None,
+        })
+    }
+
+    fn file(&self, id: FieldId) -> Option<Value<'a>> {
+        let file = self.event.file.as_ref()?;
+        let object = || (file.dev != 0 || file.ino != 0).then_some(());
+        let bit = |bit: u32| {
+            object()?;
+            Some(Value::Bool(file.flags & bit != 0))
+        };
+        let opened = matches!(self.kind(), Kind::Open);
+        Some(match id {
+            FieldId::FilePath => optional(file.path.as_deref(), file.flaws)?,
+            FieldId::FileName => match optional(
+                file.path.as_deref(),
+                file.flaws & !u32::from(FLAW_TRUNCATED),
+            )? {
+                // A truncated path has lost its start: the name still stands.
+                Value::Str(Cow::Borrowed(path)) => text(file_name(path)),
+                other => other,
+            },
+            FieldId::FileDev => object().map(|()| Value::Int(file.dev.into()))?,
+            FieldId::FileIno => object().map(|()| int(file.ino))?,
+            FieldId::FileMode => object().map(|()| Value::Int(file.mode.into()))?,
+            FieldId::FileAccessRead => bit(ACCESS_READ)?,
+            FieldId::FileAccessWrite => bit(ACCESS_WRITE)?,
+            FieldId::FileAccessAppend => bit(ACCESS_APPEND)?,
+            FieldId::FileCreate if opened => bit(OPEN_CREATED)?,
+            FieldId::FileTrunc if opened && file.flags & OPEN_TRUNCATE_UNKNOWN != 0 => {
+                Value::Unknown
+            }
+            FieldId::FileTrunc if opened => Value::Bool(file.flags & OPEN_TRUNCATE != 0),
+            FieldId::FileSource => text(source_name(file.source)?),
+            FieldId::FileFlaws => list(Items::Flaws(file.flaws), true),
+            FieldId::FileDeleted => {
+                object()?;
+                Value::Bool(file.flaws & u32::from(FLAW_DELETED) != 0)
+            }
+            FieldId::FileNewPath => optional(file.new_path.as_deref(), file.new_flaws)?,
+            FieldId::FileNewFlaws if matches!(self.kind(), Kind::Rename) => {
+                list(Items::Flaws(file.new_flaws), true)
+            }
+            FieldId::FileCompat => Value::Bool(file.flags & CALL_COMPAT != 0),
+            _ => return None,
+        })
+    }
+
+    fn network(&self, id: FieldId) -> Option<Value<'a>> {
+        let network = self.event.network.as_ref()?;
+        let lost = network.flags & u32::from(CONN_LOST) != 0;
+        let address = |bytes: &[u8]| match ip_from(bytes) {
+            Some(ip) => Some(Ok(ip)),
+            None if lost => Some(Err(Value::Unknown)),
+            None => None,
+        };
+        let port = |ip: &[u8], port: u32| match address(ip)? {
+            Ok(_) => Some(Value::Int(port.into())),
+            Err(unknown) => Some(unknown),
+        };
+        let written = |bytes: &[u8]| match address(bytes)? {
+            Ok(ip) => Some(Value::Str(Cow::Owned(ip.to_string()))),
+            Err(unknown) => Some(unknown),
+        };
+        let private = |bytes: &[u8]| match address(bytes)? {
+            Ok(ip) => Some(Value::Bool(is_private(ip))),
+            Err(unknown) => Some(unknown),
+        };
+        Some(match id {
+            FieldId::NetSrcIp => written(&network.src_ip)?,
+            FieldId::NetSrcPort => port(&network.src_ip, network.src_port)?,
+            FieldId::NetSrcPrivate => private(&network.src_ip)?,
+            FieldId::NetDstIp => written(&network.dst_ip)?,
+            FieldId::NetDstPort => port(&network.dst_ip, network.dst_port)?,
+            FieldId::NetDstPrivate => private(&network.dst_ip)?,
+            FieldId::NetProto => text(if network.protocol == 262 {
+                "mptcp"
+            } else {
+                "tcp"
+            }),
+            FieldId::NetSource => text(if network.flags & u32::from(CONN_CALLER) == 0 {
+                "object"
+            } else {
+                "caller"
+            }),
+            FieldId::NetFlaws => {
+                let bits = if lost { u32::from(FLAW_LOST) } else { 0 }
+                    | if network.flags & u32::from(CONN_RACY) == 0 {
+                        0
+                    } else {
+                        u32::from(FLAW_RACY)
+                    };
+                list(Items::Flaws(bits), true)
+            }
+            FieldId::Result => Value::Int(network.result?.into()),
+            _ => return None,
+        })
+    }
+
+    fn alerted(&self, id: FieldId) -> Option<Value<'a>> {
+        let alert = self.alert?;
+        let rule = self.rule()?;
+        Some(match id {
+            FieldId::RuleId => text(&rule.rule),
+            FieldId::RuleTitle if !rule.title.is_empty() => text(&rule.title),
+            FieldId::RuleSeverity => text(severity_name(rule.severity())),
+            FieldId::RuleAttack => list(Items::Strings(&rule.attack), true),
+            FieldId::RuleUndecided => Value::Bool(alert.undecided),
+            FieldId::PolicyName => text(&rule.policy),
+            FieldId::PolicyVersion => Value::Int(rule.policy_version.into()),
+            _ => return None,
+        })
+    }
+}
+
+/// Value of a field of an ancestor: `pid`, `exec_id`, `exe.path` or `exe.name`
+/// given as the field of the process itself.
+#[must_use]
+pub fn ancestor_value(image: &Image, id: FieldId) -> Value<'_> {
+    match id {
+        FieldId::ProcPid => Value::Int(image.pid.into()),
+        FieldId::ProcExecId => int(image.exec_id),
+        FieldId::ProcExePath => exe_path(image).unwrap_or(Value::Absent),
+        FieldId::ProcExeName => exe_name(image).unwrap_or(Value::Absent),
+        _ => Value::Absent,
+    }
+}
+
+/// The image with a one-based index.
+#[must_use]
+pub fn image_at(batch: &Batch, index: u32) -> Option<&Image> {
+    batch.images.get((index as usize).checked_sub(1)?)
+}
+
+/// Four or sixteen bytes as an address.
+#[must_use]
+pub fn ip_from(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::from(four));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+}
+
+/// Loopback, link-local, private (RFC 1918), shared (RFC 6598) or unique local (RFC 4193).
+#[must_use]
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+/// A boot id as the kernel writes it; empty when it has not 16 bytes.
+#[must_use]
+pub fn boot_id_text(bytes: &[u8]) -> String {
+    let hex = hex::encode(bytes);
+    if hex.len() != 32 {
+        return String::new();
+    }
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
+fn source_name(source: i32) -> Option<&'static str> {
+    match Source::try_from(source).ok()? {
+        Source::None => None,
+        Source::Object => Some("object"),
+        Source::Copy => Some("copy"),
+        Source::Caller => Some("caller"),
+    }
+}
+
+fn exe_path(image: &Image) -> Option<Value<'_>> {
+    if !image.seen || image.exe_path.is_empty() && image.exe_flaws & UNKNOWN_TEXT == 0 {
+        return None;
+    }
+    Some(checked(&image.exe_path, image.exe_flaws))
+}
+
+fn exe_name(image: &Image) -> Option<Value<'_>> {
+    exe_path(image)?;
+    // A truncated path has lost its start: the name still stands.
+    Some(
+        match checked(
+            &image.exe_path,
+            image.exe_flaws & !u32::from(FLAW_TRUNCATED),
+        ) {
+            Value::Str(Cow::Borrowed(path)) => text(file_name(path)),
+            other => other,
+        },
+    )
+}
+
+fn checked(value: &str, flaws: u32) -> Value<'_> {
+    if flaws & UNKNOWN_TEXT == 0 {
+        text(value)
+    } else {
+        Value::Unknown
+    }
+}
+
+fn optional(value: Option<&str>, flaws: u32) -> Option<Value<'_>> {
+    match value {
+        Some(value) => Some(checked(value, flaws)),
+        None if flaws & UNKNOWN_TEXT != 0 => Some(Value::Unknown),
+        None => None,
+    }
+}
+
+fn text(value: &str) -> Value<'_> {
+    Value::Str(Cow::Borrowed(value))
+}
+
+fn list(items: Items<'_>, complete: bool) -> Value<'_> {
+    Value::List(StrList { items, complete })
+}
+
+fn int(value: u64) -> Value<'static> {
+    Value::Int(value.cast_signed())
+}
+
+fn nonzero(value: u64) -> Option<Value<'static>> {
+    (value != 0).then(|| int(value))
+}

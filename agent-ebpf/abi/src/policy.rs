@@ -1,0 +1,259 @@
+//! Which file and network records leave the kernel: control word, filters
+//! and the keys of the maps they look into.
+//!
+//! Two filters exist, of which one is active. User space fills the other,
+//! then changes `CONTROL` in one write; a program reads `CONTROL` once and
+//! judges by that filter alone. A kind is off, sent, or filtered by up to
+//! 64 clauses, each a bit: every condition looks up the set of clauses it
+//! satisfies, and the intersection decides. Conditions err towards sending:
+//! the filter in user space judges again with everything known.
+
+use crate::assert_size;
+
+/// `CONTROL` (array, one entry) is a `u64`: the epoch of the programs that
+/// may act in the upper half (others return at once: two agents' programs can
+/// be attached at the same time during an upgrade), the active filter, 0 or 1, in
+/// the lower.
+pub const CONTROL_EPOCH_SHIFT: u32 = 32;
+
+/// Number of filters.
+pub const FILTERS: u32 = 2;
+
+/// What a system call means to the exit hook. `SYSCALLS` holds, for each
+/// number, the action of the native call in the low byte and of the 32-bit call in
+/// the high byte.
+pub mod action {
+    /// Nothing: the hook returns.
+    pub const NONE: u8 = 0;
+    /// open(path, flags, mode)
+    pub const OPEN: u8 = 1;
+    /// openat(dirfd, path, flags, mode)
+    pub const OPENAT: u8 = 2;
+    /// openat2(dirfd, path, how, size)
+    pub const OPENAT2: u8 = 3;
+    /// creat(path, mode)
+    pub const CREAT: u8 = 4;
+    /// open_by_handle_at(mountfd, handle, flags)
+    pub const OPEN_BY_HANDLE: u8 = 5;
+    /// close(fd), at entry
+    pub const CLOSE: u8 = 6;
+    /// rename(from, to)
+    pub const RENAME: u8 = 7;
+    /// renameat(fromfd, from, tofd, to) and renameat2(…, flags)
+    pub const RENAMEAT: u8 = 8;
+    /// unlink(path)
+    pub const UNLINK: u8 = 9;
+    /// unlinkat(dirfd, path, flags)
+    pub const UNLINKAT: u8 = 10;
+    /// rmdir(path)
+    pub const RMDIR: u8 = 11;
+    /// connect(fd, address, length)
+    pub const CONNECT: u8 = 12;
+    /// accept(fd, …) and accept4
+    pub const ACCEPT: u8 = 13;
+    /// socketcall(call, arguments): 32-bit x86
+    pub const SOCKETCALL: u8 = 14;
+    /// Changes which path leads where: mount, umount, pivot_root, chroot, move_mount …
+    pub const MOUNT: u8 = 15;
+    /// Number of actions.
+    pub const COUNT: u8 = 16;
+}
+
+/// System call numbers in `SYSCALLS`; higher ones are of no interest.
+pub const SYSCALL_MAX: usize = 512;
+
+/// Position of a kind in `Filter::mode`.
+pub mod filtered {
+    /// Opens.
+    pub const OPEN: usize = 0;
+    /// Closes after write.
+    pub const CLOSE_WRITE: usize = 1;
+    /// Renames.
+    pub const RENAME: usize = 2;
+    /// Unlinks.
+    pub const UNLINK: usize = 3;
+    /// Connects.
+    pub const CONNECT: usize = 4;
+    /// Accepts.
+    pub const ACCEPT: usize = 5;
+    /// Number of kinds.
+    pub const COUNT: usize = 6;
+}
+
+/// Nobody asked: no walk, no record.
+pub const MODE_NONE: u32 = 0;
+/// Every record is sent.
+pub const MODE_ALL: u32 = 1;
+/// A record is sent if some clause could match.
+pub const MODE_FILTERED: u32 = 2;
+
+/// Access bits that a clause can ask for: position n of `Filter::access`
+/// stands for `ACCESS_BITS[n]` of `event::file`.
+pub const ACCESS_BITS: [u32; 6] = [
+    crate::event::file::ACCESS_READ,
+    crate::event::file::ACCESS_WRITE,
+    crate::event::file::ACCESS_APPEND,
+    crate::event::file::ACCESS_PATH,
+    crate::event::file::OPEN_CREATED,
+    crate::event::file::OPEN_TRUNCATE,
+];
+
+/// One of the two filters (array `FILTERS`). File kinds share one space of
+/// 64 clauses, network kinds another; `clauses` says which belong to a kind.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Goes into the header of every record it lets through.
+    pub generation: u32,
+    /// Bit n: the exit hook acts on action n.
+    pub actions: u32,
+    /// `MODE_*` of each kind in `filtered`.
+    pub mode: [u32; filtered::COUNT],
+    /// Clauses of each kind.
+    pub clauses: [u64; filtered::COUNT],
+    /// File clauses that ask for one of several access bits, by `ACCESS_BITS`.
+    pub access: [u64; ACCESS_BITS.len()],
+    /// File clauses without a condition on access.
+    pub any_access: u64,
+    /// File clauses without a condition on the path.
+    pub any_path: u64,
+    /// File clauses without a condition on the executable.
+    pub any_exe_file: u64,
+    /// Network clauses without a condition on the executable.
+    pub any_exe_net: u64,
+    /// Network clauses without a condition on the source port.
+    pub any_src_port: u64,
+    /// Network clauses without a condition on the destination port.
+    pub any_dst_port: u64,
+    /// Network clauses without a condition on the source address.
+    pub any_src_net: u64,
+    /// Network clauses without a condition on the destination address.
+    pub any_dst_net: u64,
+}
+assert_size!(Filter, 8 + 24 + 48 + 48 + 64);
+
+/// What a key of the trie `MATCH` holds after its first byte; the upper bit
+/// of that byte is the filter.
+pub mod tag {
+    /// Directory path with a final slash.
+    pub const DIR: u8 = 1;
+    /// `Match::dir` (host order), then a file name.
+    pub const NAME: u8 = 2;
+    /// Path of an executable.
+    pub const EXE_PATH: u8 = 3;
+    /// Last component of that path.
+    pub const EXE_NAME: u8 = 4;
+    /// Source port, network order.
+    pub const SRC_PORT: u8 = 5;
+    /// Destination port.
+    pub const DST_PORT: u8 = 6;
+    /// Source address, IPv4.
+    pub const SRC_NET4: u8 = 7;
+    /// Source address, IPv6.
+    pub const SRC_NET6: u8 = 8;
+    /// Destination address, IPv4.
+    pub const DST_NET4: u8 = 9;
+    /// Destination address, IPv6.
+    pub const DST_NET6: u8 = 10;
+    /// Bit of the first byte that selects the filter.
+    pub const FILTER: u8 = 0x80;
+}
+
+/// Data bytes of a key of `MATCH`: the most a kernel trie takes.
+pub const MATCH_DATA: usize = 256;
+/// Text bytes after the tag; longer text is looked up (and entered) cut, where
+/// the value stands for everything that begins so.
+pub const MATCH_TEXT: usize = MATCH_DATA - 1;
+/// Entries of `MATCH`. A filter that needs more is not loadable: user
+/// space widens the kind to `MODE_ALL` and says so.
+pub const MATCH_ENTRIES: u32 = 32 * 1024;
+
+/// Key of the trie `MATCH` (longest prefix match).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatchKey {
+    /// Significant bits of `data`.
+    pub bits: u32,
+    /// Tag, then text or number.
+    pub data: [u8; MATCH_DATA],
+}
+assert_size!(MatchKey, 260);
+
+/// Value of the trie: of every prefix of its key, too, because a look-up finds only the longest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// File clauses that are satisfied by anything that begins with the key.
+    pub file: u64,
+    /// Network clauses, likewise.
+    pub net: u64,
+    /// File clauses satisfied by this very key.
+    pub file_exact: u64,
+    /// Network clauses satisfied by this very key.
+    pub net_exact: u64,
+    /// Length of the key's data in bytes, to tell an exact hit.
+    pub len: u32,
+    /// `DIR`: number of the directory in keys of `NAME`; 0 = none of its names matters.
+    pub dir: u32,
+}
+assert_size!(Match, 40);
+
+/// Key of the cache `DIRS` (LRU: the oldest verdicts make room): a directory
+/// as seen through a mount, while no rename and no mount has changed
+/// where it is. Inode numbers are reused, hence pointer and generation too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirKey {
+    /// Address of the directory's inode.
+    pub inode: u64,
+    /// Address of the mount.
+    pub mnt: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// `i_generation`.
+    pub inode_generation: u32,
+    /// `Filter::generation`.
+    pub generation: u32,
+    /// `FLUSH` and the kernel's own sequences, folded.
+    pub flush: u64,
+}
+assert_size!(DirKey, 40);
+
+/// Verdict on a directory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirVerdict {
+    /// File clauses that every name in it satisfies.
+    pub file: u64,
+    /// As `Match::dir`.
+    pub dir: u32,
+    /// Zero.
+    pub pad: u32,
+}
+assert_size!(DirVerdict, 16);
+
+/// Key of the cache `EXES` (LRU): a program image under a filter.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExeKey {
+    /// Start time of the process.
+    pub start_ns: u64,
+    /// `self_exec_id`.
+    pub image: u64,
+    /// Process id.
+    pub pid: u32,
+    /// `Filter::generation`.
+    pub generation: u32,
+}
+assert_size!(ExeKey, 24);
+
+/// Clauses that an executable satisfies.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExeVerdict {
+    /// File clauses.
+    pub file: u64,
+    /// Network clauses.
+    pub net: u64,
+}
+assert_size!(ExeVerdict, 16);

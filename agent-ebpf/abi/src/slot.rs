@@ -1,0 +1,194 @@
+//! Places in kernel structures that the programs read, each named once.
+//!
+//! The loader resolves every slot from the running kernel's BTF (BPF Type
+//! Format) and writes the result into the object's read-only data, so the
+//! verifier sees constants and prunes the branch behind a place that does not
+//! exist. The first alternative that resolves wins; fields inside anonymous
+//! structures and unions are found like fields of the structure around them.
+
+/// Value of a slot that this kernel does not have.
+pub const NONE: u32 = u32::MAX;
+
+/// Where a slot's value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Byte offset of a field: structure, then a path such as `thread_info.flags` or `regs[1]`.
+    Field(&'static str, &'static str),
+    /// Bit offset of a bit field.
+    Bit(&'static str, &'static str),
+    /// Value of an enumerator: enumeration, then name.
+    Value(&'static str, &'static str),
+    /// Number of arguments of a tracepoint.
+    Arguments(&'static str),
+}
+
+/// One slot: its name, for reports, and its alternatives.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Name of the constant.
+    pub name: &'static str,
+    /// Tried in order.
+    pub places: &'static [Place],
+}
+
+macro_rules! slots {
+    ($($name:ident = $($place:ident($($part:literal),+))|+;)*) => {
+        #[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "counts the constants below")]
+        enum Index { $($name,)* COUNT }
+        $(
+            #[doc = concat!("Slot index: ", $($($part, " "),+),+)]
+            pub const $name: usize = Index::$name as usize;
+        )*
+        /// Number of slots.
+        pub const COUNT: usize = Index::COUNT as usize;
+        /// All slots, by index.
+        pub static TABLE: [Slot; COUNT] = [
+            $(Slot { name: stringify!($name), places: &[$(Place::$place($($part),+)),+] },)*
+        ];
+    };
+}
+
+slots! {
+    TASK_PID = Field("task_struct", "pid");
+    TASK_TGID = Field("task_struct", "tgid");
+    TASK_FLAGS = Field("task_struct", "flags");
+    TASK_GROUP_LEADER = Field("task_struct", "group_leader");
+    TASK_REAL_PARENT = Field("task_struct", "real_parent");
+    TASK_START = Field("task_struct", "start_boottime") | Field("task_struct", "real_start_time");
+    TASK_EXEC_ID = Field("task_struct", "self_exec_id");
+    TASK_CRED = Field("task_struct", "cred");
+    TASK_SIGNAL = Field("task_struct", "signal");
+    TASK_NSPROXY = Field("task_struct", "nsproxy");
+    TASK_FILES = Field("task_struct", "files");
+    TASK_FS = Field("task_struct", "fs");
+    TASK_MM = Field("task_struct", "mm");
+    TASK_CGROUPS = Field("task_struct", "cgroups");
+    TASK_EXIT_CODE = Field("task_struct", "exit_code");
+    TASK_THREAD_PID = Field("task_struct", "thread_pid");
+    TASK_LOGINUID = Field("task_struct", "loginuid");
+    TASK_SESSIONID = Field("task_struct", "sessionid");
+    // The compat bit: x86 keeps it in `status`, aarch64 in `flags`.
+    TASK_COMPAT = Field("task_struct", "thread_info.status") | Field("task_struct", "thread_info.flags");
+
+    SIGNAL_LIVE = Field("signal_struct", "live");
+    SIGNAL_FLAGS = Field("signal_struct", "flags");
+    SIGNAL_EXIT_CODE = Field("signal_struct", "group_exit_code");
+    SIGNAL_PIDS = Field("signal_struct", "pids");
+    PIDTYPE_SID = Value("pid_type", "PIDTYPE_SID");
+
+    PID_LEVEL = Field("pid", "level");
+    PID_NUMBERS = Field("pid", "numbers");
+    UPID_NR = Field("upid", "nr");
+    UPID_NS = Field("upid", "ns");
+
+    NSPROXY_UTS = Field("nsproxy", "uts_ns");
+    NSPROXY_IPC = Field("nsproxy", "ipc_ns");
+    NSPROXY_MNT = Field("nsproxy", "mnt_ns");
+    NSPROXY_NET = Field("nsproxy", "net_ns");
+    NSPROXY_CGROUP = Field("nsproxy", "cgroup_ns");
+    UTS_INUM = Field("uts_namespace", "ns.inum");
+    IPC_INUM = Field("ipc_namespace", "ns.inum");
+    MNT_INUM = Field("mnt_namespace", "ns.inum");
+    NET_INUM = Field("net", "ns.inum");
+    CGROUP_INUM = Field("cgroup_namespace", "ns.inum");
+    PID_INUM = Field("pid_namespace", "ns.inum");
+    USER_INUM = Field("user_namespace", "ns.inum");
+
+    CRED_UID = Field("cred", "uid");
+    CRED_GID = Field("cred", "gid");
+    CRED_EUID = Field("cred", "euid");
+    CRED_EGID = Field("cred", "egid");
+    CRED_CAP_INHERITABLE = Field("cred", "cap_inheritable");
+    CRED_CAP_PERMITTED = Field("cred", "cap_permitted");
+    CRED_CAP_EFFECTIVE = Field("cred", "cap_effective");
+    CRED_USER_NS = Field("cred", "user_ns");
+
+    CSS_SET_SUBSYS = Field("css_set", "subsys");
+    CSS_SET_DEFAULT = Field("css_set", "dfl_cgrp");
+    CSS_CGROUP = Field("cgroup_subsys_state", "cgroup");
+    CGROUP_KN = Field("cgroup", "kn");
+    KERNFS_ID = Field("kernfs_node", "id");
+    CGROUP_PIDS = Value("cgroup_subsys_id", "pids_cgrp_id");
+    CGROUP_MEMORY = Value("cgroup_subsys_id", "memory_cgrp_id");
+
+    MM_EXE_FILE = Field("mm_struct", "exe_file");
+    MM_ARG_START = Field("mm_struct", "arg_start");
+    MM_ARG_END = Field("mm_struct", "arg_end");
+
+    FILES_COUNT = Field("files_struct", "count");
+    FILES_FDT = Field("files_struct", "fdt");
+    FDTABLE_MAX = Field("fdtable", "max_fds");
+    FDTABLE_FD = Field("fdtable", "fd");
+    FS_USERS = Field("fs_struct", "users");
+    FS_PWD_MNT = Field("fs_struct", "pwd.mnt");
+    FS_PWD_DENTRY = Field("fs_struct", "pwd.dentry");
+
+    FILE_MNT = Field("file", "f_path.mnt");
+    FILE_DENTRY = Field("file", "f_path.dentry");
+    FILE_INODE = Field("file", "f_inode");
+    FILE_MODE = Field("file", "f_mode");
+    FILE_FLAGS = Field("file", "f_flags");
+    FILE_PRIVATE = Field("file", "private_data");
+
+    DENTRY_PARENT = Field("dentry", "d_parent");
+    DENTRY_NAME = Field("dentry", "d_name.name");
+    DENTRY_NAME_LEN = Field("dentry", "d_name.len");
+    DENTRY_NAME_HASH = Field("dentry", "d_name.hash");
+    DENTRY_INODE = Field("dentry", "d_inode");
+    DENTRY_HASHED = Field("dentry", "d_hash.pprev");
+    INODE_INO = Field("inode", "i_ino");
+    INODE_MODE = Field("inode", "i_mode");
+    INODE_SB = Field("inode", "i_sb");
+    INODE_NLINK = Field("inode", "i_nlink");
+    INODE_GENERATION = Field("inode", "i_generation");
+    SB_DEV = Field("super_block", "s_dev");
+    VFSMOUNT_ROOT = Field("vfsmount", "mnt_root");
+    MOUNT_MNT = Field("mount", "mnt");
+    MOUNT_PARENT = Field("mount", "mnt_parent");
+    MOUNT_MOUNTPOINT = Field("mount", "mnt_mountpoint");
+    MOUNT_NS = Field("mount", "mnt_ns");
+
+    BPRM_SECURE = Bit("linux_binprm", "secureexec");
+    BPRM_FILENAME = Field("linux_binprm", "filename");
+    BPRM_INTERP = Field("linux_binprm", "interp");
+    EXIT_ARGUMENTS = Arguments("sched_process_exit");
+
+    // System call number and arguments. The 32-bit calls of x86 pass theirs elsewhere.
+    REGS_NUMBER = Field("pt_regs", "orig_ax") | Field("pt_regs", "syscallno");
+    REGS_ARG0 = Field("pt_regs", "di") | Field("pt_regs", "orig_x0");
+    REGS_ARG1 = Field("pt_regs", "si") | Field("pt_regs", "regs[1]");
+    REGS_ARG2 = Field("pt_regs", "dx") | Field("pt_regs", "regs[2]");
+    REGS_ARG3 = Field("pt_regs", "r10") | Field("pt_regs", "regs[3]");
+    REGS_COMPAT_ARG0 = Field("pt_regs", "bx") | Field("pt_regs", "orig_x0");
+    REGS_COMPAT_ARG1 = Field("pt_regs", "cx") | Field("pt_regs", "regs[1]");
+    REGS_COMPAT_ARG2 = Field("pt_regs", "dx") | Field("pt_regs", "regs[2]");
+    REGS_COMPAT_ARG3 = Field("pt_regs", "si") | Field("pt_regs", "regs[3]");
+
+    SOCKET_SK = Field("socket", "sk");
+    SOCK_FAMILY = Field("sock", "__sk_common.skc_family");
+    SOCK_STATE = Field("sock", "__sk_common.skc_state");
+    SOCK_NUM = Field("sock", "__sk_common.skc_num");
+    SOCK_DPORT = Field("sock", "__sk_common.skc_dport");
+    SOCK_DADDR = Field("sock", "__sk_common.skc_daddr");
+    SOCK_SADDR = Field("sock", "__sk_common.skc_rcv_saddr");
+    SOCK_DADDR6 = Field("sock", "__sk_common.skc_v6_daddr");
+    SOCK_SADDR6 = Field("sock", "__sk_common.skc_v6_rcv_saddr");
+    SOCK_PROTOCOL = Field("sock", "sk_protocol");
+    SOCK_TYPE = Field("sock", "sk_type");
+    SOCK_ERR = Field("sock", "sk_err");
+    SOCK_SHUTDOWN = Field("sock", "sk_shutdown");
+    TCP_IS_MPTCP = Bit("tcp_sock", "is_mptcp");
+    MPTCP_FIRST = Field("mptcp_sock", "first");
+}
+
+/// Addresses of kernel variables, from `/proc/kallsyms`; 0 = not shown. All are optional.
+pub mod symbol {
+    /// Sequence lock that every rename takes (`fs/dcache.c`).
+    pub const RENAME_LOCK: usize = 0;
+    /// Sequence lock that every change of the mount tree takes (`fs/namespace.c`).
+    pub const MOUNT_LOCK: usize = 1;
+    /// Number of symbols.
+    pub const COUNT: usize = 2;
+    /// Their names.
+    pub static NAMES: [&str; COUNT] = ["rename_lock", "mount_lock"];
+}

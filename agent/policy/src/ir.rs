@@ -1,0 +1,538 @@
+//! The checked predicate: small, typed, resolved, and the same for the
+//! matcher, the kernel plan and the store scan.
+//!
+//! # Meaning
+//!
+//! An expression over one event has one of three outcomes: true, false or
+//! error. Reading an absent field is an error; `&&` is false if one side is
+//! false, `||` is true if one side is true, whatever the other side is; any
+//! other error stays one, also under `!`. An event matches if the whole is true.
+//!
+//! | `a && b` | true  | false | error |   | <code>a &#124;&#124; b</code> | true | false | error |
+//! |----------|-------|-------|-------|---|----------|------|-------|-------|
+//! | true     | true  | false | error |   | true     | true | true  | true  |
+//! | false    | false | false | false |   | false    | true | false | error |
+//! | error    | error | false | error |   | error    | true | error | error |
+//!
+//! This is SQL's logic with NULL for error. `exists` is `||` and `all` is `&&`
+//! over the items, so `exists` over no items is false and `all` is true.
+//!
+//! A field can also be *unknown*: the event has it, but it was lost or cut
+//! off. A test of an unknown value can be true or false, so an expression has a
+//! *set* of possible outcomes; each operator is applied to every pair. If only true is
+//! possible the event matches, if true is not possible it does not, otherwise it is
+//! undecided. So `unknown && false` is false, `unknown && error` cannot match, and
+//! `unknown || true` matches. `has` of an unknown field is unknown.
+//!
+//! A list can be incomplete: its end was cut. Its last item and everything
+//! after it are then unknown, its size too. An index at or past the end of a
+//! complete list is an error.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use sumun_proto::{FieldId, FieldType};
+
+/// A boolean expression.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Expr {
+    /// `true` or `false`.
+    Const(bool),
+    /// `a && b && …`: two or more, none of them an `And`.
+    And(Vec<Expr>),
+    /// `a || b || …`: two or more, none of them an `Or`.
+    Or(Vec<Expr>),
+    /// `!a`, where `a` is not a `Not`.
+    Not(Box<Expr>),
+    /// A boolean field.
+    Bool(Operand),
+    /// `has(field)`: the operand is a `Field` or an `Ancestor`.
+    Has(Operand),
+    /// A comparison of two operands of one type. `left` is never a literal;
+    /// order is defined on integers, times and text (by code point).
+    Compare {
+        /// How they are compared.
+        op: Compare,
+        /// Not a literal.
+        left: Operand,
+        /// Of the same type.
+        right: Operand,
+    },
+    /// `value in [literals]`.
+    In {
+        /// An integer or a text, not a literal.
+        value: Operand,
+        /// Of the same type.
+        set: Set,
+    },
+    /// `startsWith`, `endsWith` or `contains` of a literal.
+    Text {
+        /// Which.
+        test: TextTest,
+        /// A text, not a literal.
+        value: Operand,
+        /// The literal.
+        text: String,
+    },
+    /// `value.matches(pattern)`: the pattern is found anywhere in the text.
+    Matches {
+        /// A text, not a literal.
+        value: Operand,
+        /// In the syntax of `regex-automata`; checked and within the limits.
+        pattern: String,
+    },
+    /// `cidr(net).containsIP(field)`.
+    InNet {
+        /// `net.src.ip` or `net.dst.ip`.
+        field: FieldId,
+        /// Host bits are zero.
+        net: IpNet,
+    },
+    /// `value in list`.
+    ListHas {
+        /// A list of text.
+        list: FieldId,
+        /// A text, literals included.
+        value: Operand,
+    },
+    /// `list.exists(x, body)` or `list.all(x, body)`; never nested.
+    Each {
+        /// Which.
+        quantifier: Quantifier,
+        /// A list of text, or `proc.ancestors`.
+        list: FieldId,
+        /// Reads the item as `Element` or `Ancestor`.
+        body: Box<Expr>,
+    },
+}
+
+/// A value in an expression.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Operand {
+    /// A text literal, in the catalogue's form.
+    Str(String),
+    /// An integer literal.
+    Int(i64),
+    /// A boolean literal; only compared with boolean operands that are no literals.
+    Bool(bool),
+    /// A time literal: nanoseconds since the Unix epoch.
+    Time(i64),
+    /// A field that is not a list.
+    Field(FieldId),
+    /// An item of a list of text, from 0.
+    Index {
+        /// A list of text.
+        list: FieldId,
+        /// From 0.
+        index: u32,
+    },
+    /// Number of code points of a text.
+    Length(Box<Operand>),
+    /// Number of items of a list of text.
+    Count(FieldId),
+    /// The item of the enclosing `Each` over a list of text.
+    Element,
+    /// A field of the item of the enclosing `Each` over `proc.ancestors`, named by the
+    /// same field of the process: `ProcPid`, `ProcExecId`, `ProcExePath` or `ProcExeName`.
+    Ancestor(FieldId),
+}
+
+/// Type of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Type {
+    /// Text.
+    Str,
+    /// Integer.
+    Int,
+    /// Boolean.
+    Bool,
+    /// Time.
+    Time,
+}
+
+/// Literals of one type; sorted and without repeats.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Set {
+    /// Text.
+    Str(Vec<String>),
+    /// Integers.
+    Int(Vec<i64>),
+}
+
+/// A comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compare {
+    /// `==`
+    Eq,
+    /// `!=`
+    Ne,
+    /// `<`
+    Lt,
+    /// `<=`
+    Le,
+    /// `>`
+    Gt,
+    /// `>=`
+    Ge,
+}
+
+/// A test of a text against a literal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TextTest {
+    /// `startsWith`
+    Prefix,
+    /// `endsWith`
+    Suffix,
+    /// `contains`
+    Contains,
+}
+
+/// How an `Each` joins the outcomes of its items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantifier {
+    /// `||`
+    Exists,
+    /// `&&`
+    All,
+}
+
+/// A checked predicate. Its `Display` is the canonical text: it parses to
+/// an equal predicate, needs no lists, and is what scope records hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Predicate {
+    expr: Expr,
+}
+
+/// The fields of an item of `proc.ancestors`: name and field of the process.
+pub const ANCESTOR_FIELDS: &[(&str, FieldId)] = &[
+    ("pid", FieldId::ProcPid),
+    ("exec_id", FieldId::ProcExecId),
+    ("exe.path", FieldId::ProcExePath),
+    ("exe.name", FieldId::ProcExeName),
+];
+
+impl Predicate {
+    /// The predicate that matches every event.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self {
+            expr: Expr::Const(true),
+        }
+    }
+
+    /// Wraps an expression that keeps the invariants written at [`Expr`].
+    pub(crate) fn new(expr: Expr) -> Self {
+        Self { expr }
+    }
+
+    /// The expression.
+    #[must_use]
+    pub fn expr(&self) -> &Expr {
+        &self.expr
+    }
+
+    /// The top-level conjuncts: the predicate is their `&&`.
+    #[must_use]
+    pub fn conjuncts(&self) -> &[Expr] {
+        match &self.expr {
+            Expr::And(parts) => parts,
+            other => std::slice::from_ref(other),
+        }
+    }
+
+    /// Every field that is read, once each, in catalogue order. Fields of an
+    /// item of `proc.ancestors` are not in it, `proc.ancestors` is.
+    #[must_use]
+    pub fn fields(&self) -> Vec<FieldId> {
+        let mut fields = Vec::new();
+        self.expr.visit(&mut |field| fields.push(field));
+        fields.sort_unstable();
+        fields.dedup();
+        fields
+    }
+}
+
+impl Expr {
+    /// Calls `seen` with each field that is read.
+    fn visit(&self, seen: &mut impl FnMut(FieldId)) {
+        match self {
+            Expr::Const(_) => {}
+            Expr::And(parts) | Expr::Or(parts) => {
+                for part in parts {
+                    part.visit(seen);
+                }
+            }
+            Expr::Not(inner) => inner.visit(seen),
+            Expr::Bool(operand)
+            | Expr::Has(operand)
+            | Expr::In { value: operand, .. }
+            | Expr::Text { value: operand, .. }
+            | Expr::Matches { value: operand, .. } => operand.visit(seen),
+            Expr::Compare { left, right, .. } => {
+                left.visit(seen);
+                right.visit(seen);
+            }
+            Expr::InNet { field, .. } => seen(*field),
+            Expr::ListHas { list, value } => {
+                seen(*list);
+                value.visit(seen);
+            }
+            Expr::Each { list, body, .. } => {
+                seen(*list);
+                body.visit(seen);
+            }
+        }
+    }
+}
+
+impl Operand {
+    /// Its type.
+    #[must_use]
+    pub fn ty(&self) -> Type {
+        match self {
+            Operand::Str(_) | Operand::Index { .. } | Operand::Element => Type::Str,
+            Operand::Int(_) | Operand::Length(_) | Operand::Count(_) => Type::Int,
+            Operand::Bool(_) => Type::Bool,
+            Operand::Time(_) => Type::Time,
+            Operand::Field(field) | Operand::Ancestor(field) => match field.info().ty {
+                FieldType::Int => Type::Int,
+                FieldType::Bool => Type::Bool,
+                FieldType::Time => Type::Time,
+                FieldType::Str | FieldType::StrList | FieldType::ImageList => Type::Str,
+            },
+        }
+    }
+
+    /// True for a literal.
+    #[must_use]
+    pub fn is_literal(&self) -> bool {
+        matches!(
+            self,
+            Operand::Str(_) | Operand::Int(_) | Operand::Bool(_) | Operand::Time(_)
+        )
+    }
+
+    fn visit(&self, seen: &mut impl FnMut(FieldId)) {
+        match self {
+            Operand::Field(field) | Operand::Count(field) => seen(*field),
+            Operand::Index { list, .. } => seen(*list),
+            Operand::Length(inner) => inner.visit(seen),
+            Operand::Str(_)
+            | Operand::Int(_)
+            | Operand::Bool(_)
+            | Operand::Time(_)
+            | Operand::Element
+            | Operand::Ancestor(_) => {}
+        }
+    }
+}
+
+impl Compare {
+    /// The comparison with its sides exchanged.
+    #[must_use]
+    pub fn mirrored(self) -> Self {
+        match self {
+            Compare::Eq | Compare::Ne => self,
+            Compare::Lt => Compare::Gt,
+            Compare::Le => Compare::Ge,
+            Compare::Gt => Compare::Lt,
+            Compare::Ge => Compare::Le,
+        }
+    }
+
+    /// The comparison that is true where this one is false.
+    #[must_use]
+    pub fn negated(self) -> Self {
+        match self {
+            Compare::Eq => Compare::Ne,
+            Compare::Ne => Compare::Eq,
+            Compare::Lt => Compare::Ge,
+            Compare::Le => Compare::Gt,
+            Compare::Gt => Compare::Le,
+            Compare::Ge => Compare::Lt,
+        }
+    }
+
+    /// Applies it to two values in order.
+    #[must_use]
+    pub fn holds<T: Ord + ?Sized>(self, left: &T, right: &T) -> bool {
+        match self {
+            Compare::Eq => left == right,
+            Compare::Ne => left != right,
+            Compare::Lt => left < right,
+            Compare::Le => left <= right,
+            Compare::Gt => left > right,
+            Compare::Ge => left >= right,
+        }
+    }
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Type::Str => "string",
+            Type::Int => "int",
+            Type::Bool => "bool",
+            Type::Time => "time",
+        })
+    }
+}
+
+impl fmt::Display for Compare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compare::Eq => "==",
+            Compare::Ne => "!=",
+            Compare::Lt => "<",
+            Compare::Le => "<=",
+            Compare::Gt => ">",
+            Compare::Ge => ">=",
+        })
+    }
+}
+
+impl fmt::Display for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.expr.fmt(f)
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expr::Const(value) => write!(f, "{value}"),
+            Expr::And(parts) => join(f, parts, " && ", |part| matches!(part, Expr::Or(_))),
+            Expr::Or(parts) => join(f, parts, " || ", |_| false),
+            Expr::Not(inner) => match **inner {
+                Expr::And(_)
+                | Expr::Or(_)
+                | Expr::Compare { .. }
+                | Expr::In { .. }
+                | Expr::ListHas { .. } => write!(f, "!({inner})"),
+                _ => write!(f, "!{inner}"),
+            },
+            Expr::Bool(operand) => operand.fmt(f),
+            Expr::Has(operand) => write!(f, "has({operand})"),
+            Expr::Compare { op, left, right } => write!(f, "{left} {op} {right}"),
+            Expr::In { value, set } => write!(f, "{value} in {set}"),
+            Expr::Text { test, value, text } => {
+                let name = match test {
+                    TextTest::Prefix => "startsWith",
+                    TextTest::Suffix => "endsWith",
+                    TextTest::Contains => "contains",
+                };
+                write!(f, "{value}.{name}(")?;
+                quoted(f, text)?;
+                f.write_str(")")
+            }
+            Expr::Matches { value, pattern } => {
+                write!(f, "{value}.matches(")?;
+                quoted(f, pattern)?;
+                f.write_str(")")
+            }
+            Expr::InNet { field, net } => {
+                write!(f, "cidr(\"{net}\").containsIP({})", field.info().name)
+            }
+            Expr::ListHas { list, value } => write!(f, "{value} in {}", list.info().name),
+            Expr::Each {
+                quantifier,
+                list,
+                body,
+            } => {
+                let name = match quantifier {
+                    Quantifier::Exists => "exists",
+                    Quantifier::All => "all",
+                };
+                write!(f, "{}.{name}({ITEM}, {body})", list.info().name)
+            }
+        }
+    }
+}
+
+/// The name of the item in canonical text; no field starts with it.
+const ITEM: &str = "x";
+
+fn join(
+    f: &mut fmt::Formatter<'_>,
+    parts: &[Expr],
+    operator: &str,
+    grouped: impl Fn(&Expr) -> bool,
+) -> fmt::Result {
+    for (index, part) in parts.iter().enumerate() {
+        if index > 0 {
+            f.write_str(operator)?;
+        }
+        if grouped(part) {
+            write!(f, "({part})")?;
+        } else {
+            write!(f, "{part}")?;
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operand::Str(text) => quoted(f, text),
+            Operand::Int(value) => write!(f, "{value}"),
+            Operand::Bool(value) => write!(f, "{value}"),
+            Operand::Time(ns) => write!(f, "timestamp(\"{}\")", crate::time::written(*ns)),
+            Operand::Field(field) => f.write_str(field.info().name),
+            Operand::Index { list, index } => write!(f, "{}[{index}]", list.info().name),
+            Operand::Length(inner) => write!(f, "size({inner})"),
+            Operand::Count(list) => write!(f, "size({})", list.info().name),
+            Operand::Element => f.write_str(ITEM),
+            Operand::Ancestor(field) => {
+                let name = ANCESTOR_FIELDS
+                    .iter()
+                    .find(|(_, id)| id == field)
+                    .map_or("", |(name, _)| name);
+                write!(f, "{ITEM}.{name}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        match self {
+            Set::Str(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    quoted(f, item)?;
+                }
+            }
+            Set::Int(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    write!(f, "{item}")?;
+                }
+            }
+        }
+        f.write_str("]")
+    }
+}
+
+/// A text literal: every character that is not plain is escaped, so that the
+/// canonical text is one line whatever the rule compares with.
+fn quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    f.write_str("\"")?;
+    for character in text.chars() {
+        match character {
+            '"' => f.write_str("\\\"")?,
+            '\\' => f.write_str("\\\\")?,
+            '\n' => f.write_str("\\n")?,
+            '\r' => f.write_str("\\r")?,
+            '\t' => f.write_str("\\t")?,
+            other if other.is_control() => write!(f, "\\u{:04x}", u32::from(other))?,
+            other => write!(f, "{other}")?,
+        }
+    }
+    f.write_str("\"")
+}

@@ -1,0 +1,68 @@
+# One command for each need; `make` alone lists them.
+#
+# The work is done by scripts under deploy/setup/ and tests/, which can be run
+# without make as well. Caches lie under $(SUMUN_CACHE), outside the clone, so
+# that a fresh clone does not compile the dependencies again.
+
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export SUMUN_CACHE ?= $(HOME)/.cache/sumun
+export CARGO_TARGET_DIR ?= $(SUMUN_CACHE)/target
+# Where tests, demo and benchmarks find the three programs.
+export SUMUN_BIN := $(CURDIR)/target/release
+
+cargo := . deploy/setup/env.sh && cargo
+
+.PHONY: help setup setup-test build demo lint test test-faults bench clean
+
+help:
+	@echo 'make demo         set up, build, and watch an attack being recorded'
+	@echo 'make build        the programs, in target/release/'
+	@echo 'make test         everything: lint, unit tests, the real kernel, virtual machines'
+	@echo 'make test-faults  the fault tests in their long form'
+	@echo 'make lint         format, clippy (both sides), dependencies'
+	@echo 'make bench        the figures, on the screen and under target/bench/'
+	@echo 'make setup        install what building needs (Debian 12)'
+	@echo 'make setup-test   install what testing needs as well'
+	@echo 'make clean        remove target/ and the caches under $(SUMUN_CACHE)'
+
+setup:
+	@deploy/setup/setup
+
+setup-test:
+	@deploy/setup/setup --test
+	tests/vm/fetch-kernels
+
+build: setup
+	@deploy/setup/build
+
+demo: build
+	@deploy/demo/run
+
+lint: setup
+	@deploy/setup/lint
+
+# In this order: a formatting slip is told before anything long has run.
+test: lint
+	@$(MAKE) --no-print-directory setup-test build
+	tests/vm/selftest
+	$(cargo) test --release --workspace
+
+test-faults: build
+	@$(MAKE) --no-print-directory setup-test
+	export SUMUN_FAULTS=long
+	$(cargo) test --release --workspace --test '*fault*' -- --nocapture --test-threads=1
+
+bench: build
+	@$(MAKE) --no-print-directory setup-test
+	tests/bench/run
+
+clean:
+	@for path in target agent-ebpf/target "$(SUMUN_CACHE)"/{target,tools,kernels,venv,apt}; do
+		[ -e "$$path" ] || continue
+		echo "removing $$path"
+		rm -rf "$$path"
+	done

@@ -11,9 +11,9 @@
 
 pub mod event;
 pub mod loss;
-// pub mod policy;
+pub mod policy;
 pub mod record;
-// pub mod slot;
+pub mod slot;
 
 /// Version of everything in this crate. It is part of the pin path
 /// (`/sys/fs/bpf/sumun/v<ABI>`), so agents of different versions never share maps.

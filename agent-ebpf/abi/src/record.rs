@@ -19,7 +19,7 @@ pub const RINGS: u32 = 2;
 pub const LEVELS: u32 = 4;
 
 /// The largest record: what a scratch buffer holds and a decoder accepts.
-pub const RECORD_MAX: usize = 32 * 1024;
+pub const RECORD_MAX: usize = 26 * 1024;
 
 /// Bytes of one path, like the kernel's `PATH_MAX`, without a final NUL.
 pub const PATH_MAX: usize = 4096;

@@ -1,1 +1,6 @@
-//! (filled below)
+//! The agent: from kernel records to the collector. Folders are the stages in order:
+//! `kernel` → `receive` → `enrich` → `detect` → `spool` → `forward`; `pipeline` drives the
+//! first five on one thread.
+
+pub mod enrich;
+pub mod pipeline;

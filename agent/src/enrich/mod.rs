@@ -1,0 +1,3 @@
+//! Who did it: what is known of the process behind a record.
+
+pub mod process;

@@ -1,0 +1,740 @@
+//! The process tree: every program image that a record may still name, with its ancestry.
+//!
+//! Kept exact by fork, exec and exit records, bootstrapped by the task iterator
+//! after the hooks are attached (so nothing falls between the two) and, after a
+//! restart, by the images of batches still in the spool. The key is the kernel's own name of an image
+//! (pid, start time, image count), so a reused pid is another process, and a
+//! record that is read late still finds the image that made it.
+//!
+//! Memory is bounded. A process that has exited stays until the bulk ring has been
+//! read beyond its exit, and as long as a descendant names it. Chains are cut at
+//! [`DEPTH_MAX`] ancestors. Above [`Limits::bytes`] the arguments of the
+//! longest-known images are dropped first (marked truncated) and then exited images;
+//! both are counted. Living processes are never forgotten: the kernel bounds their number (`pid_max`).
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use sumun_abi::event::process::{Actor, Namespaces};
+use sumun_abi::record::{FLAW_PARTIAL, FLAW_TRUNCATED};
+use sumun_proto::identity::exec_id;
+
+/// Ancestors kept for one process; a longer chain is cut and marked as going on unseen.
+pub const DEPTH_MAX: u32 = 64;
+
+/// Flaw of arguments that were dropped to keep within the memory limit.
+const DROPPED: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL) as u32;
+
+/// The kernel's name of a program image on one boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageKey {
+    /// Thread group id, initial pid namespace.
+    pub pid: u32,
+    /// Start of the process, ns since boot.
+    pub start_ns: u64,
+    /// `self_exec_id`.
+    pub image: u64,
+}
+
+impl ImageKey {
+    /// The image an actor was.
+    #[must_use]
+    pub fn of(actor: &Actor) -> Self {
+        Self {
+            pid: actor.pid,
+            start_ns: actor.start_ns,
+            image: actor.image,
+        }
+    }
+}
+
+/// What an exec set and a fork inherits.
+#[derive(Debug, Default)]
+pub struct Program {
+    /// Path of the executable, catalogue form.
+    pub exe_path: String,
+    /// `FLAW_*` of it.
+    pub exe_flaws: u32,
+    /// Device of the executable.
+    pub exe_dev: u32,
+    /// Inode of the executable.
+    pub exe_ino: u64,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// `FLAW_*` of them.
+    pub args_flaws: u32,
+    /// Bytes they had in all.
+    pub args_total: u64,
+    /// Working directory at exec.
+    pub cwd: String,
+    /// `FLAW_*` of it.
+    pub cwd_flaws: u32,
+    /// Login user, `None` = nobody logged in.
+    pub auid: Option<u32>,
+    /// Session leader's pid, 0 = not known.
+    pub session: u32,
+    /// Capabilities: effective, permitted, inheritable.
+    pub caps: [u64; 3],
+    /// Found by the task iterator or restored, not seen at its exec.
+    pub bootstrapped: bool,
+    /// Has no user memory.
+    pub kernel_thread: bool,
+    charge: Option<Charge>,
+}
+
+/// Bytes counted for as long as their holder lives, wherever it is held.
+#[derive(Debug)]
+struct Charge {
+    total: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Charge {
+    fn new(total: &Rc<Cell<usize>>, bytes: usize) -> Self {
+        total.set(total.get() + bytes);
+        Self {
+            total: Rc::clone(total),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.total.set(self.total.get().saturating_sub(self.bytes));
+    }
+}
+
+impl Program {
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.exe_path.capacity()
+            + self.cwd.capacity()
+            + self
+                .args
+                .iter()
+                .map(|arg| size_of::<String>() + arg.capacity())
+                .sum::<usize>()
+    }
+}
+
+/// One image of one process.
+#[derive(Debug)]
+pub struct Node {
+    /// Its key.
+    pub key: ImageKey,
+    /// `proc.exec_id`.
+    pub exec_id: u64,
+    /// Parent's pid as at fork; 0 = none or not known.
+    pub parent_pid: u32,
+    /// Parent's `exec_id`; 0 = none or not known.
+    pub parent_exec_id: u64,
+    /// `None`: no record of the image was seen.
+    pub program: RefCell<Option<Rc<Program>>>,
+    /// Namespaces at fork or exec.
+    pub ns: Namespaces,
+    /// Real and effective ids when the image began: uid, gid, euid, egid.
+    pub ids: [u32; 4],
+    /// Cgroup id and hierarchy when the image began.
+    pub cgroup: (u64, u32),
+    parent: RefCell<Option<Rc<Node>>>,
+    depth: Cell<u32>,
+    alive: Cell<bool>,
+    _charge: Charge,
+}
+
+impl Node {
+    /// The parent's image, if it is known.
+    #[must_use]
+    pub fn parent(&self) -> Option<Rc<Node>> {
+        self.parent.borrow().clone()
+    }
+
+    /// The program, if it is known.
+    #[must_use]
+    pub fn program(&self) -> Option<Rc<Program>> {
+        self.program.borrow().clone()
+    }
+}
+
+/// Bounds of the tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of programs (paths and arguments) and nodes.
+    pub bytes: usize,
+}
+
+/// Counters of the tree, for status and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeStats {
+    /// Images known.
+    pub images: usize,
+    /// Estimated bytes.
+    pub bytes: usize,
+    /// Images whose arguments were dropped for memory.
+    pub args_dropped: u64,
+    /// Exited images forgotten early for memory.
+    pub evicted: u64,
+    /// Records that named an image of which nothing was known.
+    pub unknown: u64,
+}
+
+/// All images that a record may still name.
+#[derive(Debug)]
+pub struct Tree {
+    limits: Limits,
+    images: HashMap<ImageKey, Rc<Node>>,
+    /// Current image of each living process.
+    current: HashMap<(u32, u64), u64>,
+    /// Exited or replaced images, oldest first, with the cycle in which that was read.
+    gone: VecDeque<(u64, ImageKey)>,
+    /// Programs in the order they came, for dropping arguments; dead ones are skipped.
+    programs: VecDeque<(std::rc::Weak<Program>, ImageKey)>,
+    cycle: u64,
+    bytes: Rc<Cell<usize>>,
+    stats: TreeStats,
+}
+
+/// What an exec record or the task iterator tells of an image.
+#[derive(Debug)]
+pub struct Began {
+    /// The process.
+    pub actor: Actor,
+    /// Its program.
+    pub program: Program,
+    /// Its namespaces.
+    pub ns: Namespaces,
+    /// Its real parent when the record was made; pid 0 = none.
+    pub parent: ImageKey,
+}
+
+impl Tree {
+    /// An empty tree.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            images: HashMap::new(),
+            current: HashMap::new(),
+            gone: VecDeque::new(),
+            programs: VecDeque::new(),
+            cycle: 0,
+            bytes: Rc::new(Cell::new(0)),
+            stats: TreeStats::default(),
+        }
+    }
+
+    /// A process was created: the child has its parent's program.
+    pub fn fork(&mut self, child: &Actor, parent: ImageKey, ns: Namespaces) -> Rc<Node> {
+        let key = ImageKey::of(child);
+        if let Some(known) = self.images.get(&key) {
+            return Rc::clone(known);
+        }
+        let parent_node = self.find_or_stub(parent);
+        let program = parent_node.as_ref().and_then(|node| node.program());
+        self.insert(key, parent_node, parent, program, child, ns)
+    }
+
+    /// An image began by exec, or was found running. The image before it, if there was one, is gone.
+    pub fn began(&mut self, began: Began) -> Rc<Node> {
+        let key = ImageKey::of(&began.actor);
+        let program = self.charged(began.program, key);
+        if let Some(known) = self.images.get(&key).cloned() {
+            // The task iterator may come after the exec record: the record knows more.
+            if known.program.borrow().is_none() {
+                *known.program.borrow_mut() = Some(program);
+            }
+            return known;
+        }
+        let before = self
+            .current
+            .get(&(key.pid, key.start_ns))
+            .and_then(|image| {
+                self.images
+                    .get(&ImageKey {
+                        image: *image,
+                        ..key
+                    })
+                    .cloned()
+            });
+        // The parent as at fork, not as it is now: a parent that has exited left the
+        // process to another, which is no ancestor of what it did.
+        let (parent, parent_key) = match &before {
+            Some(before) => (
+                before.parent(),
+                ImageKey {
+                    pid: before.parent_pid,
+                    start_ns: 0,
+                    image: 0,
+                },
+            ),
+            None => (self.find_or_stub(began.parent), began.parent),
+        };
+        let parent_exec_id = before.as_ref().map(|before| before.parent_exec_id);
+        let node = self.insert_with(
+            key,
+            parent,
+            parent_key.pid,
+            parent_exec_id.unwrap_or_else(|| parent_exec_id_of(parent_key)),
+            Some(program),
+            &began.actor,
+            began.ns,
+        );
+        if let Some(before) = before {
+            self.retire(&before);
+        }
+        node
+    }
+
+    /// The process has exited.
+    pub fn exit(&mut self, actor: &Actor) -> Rc<Node> {
+        let node = self.find(actor);
+        self.current.remove(&(actor.pid, actor.start_ns));
+        self.retire(&node);
+        node
+    }
+
+    /// The image that a record names. What is not known is made up from the record
+    /// alone: an image without a program.
+    pub fn find(&mut self, actor: &Actor) -> Rc<Node> {
+        let key = ImageKey::of(actor);
+        if let Some(node) = self.images.get(&key) {
+            return Rc::clone(node);
+        }
+        self.stats.unknown += 1;
+        // Another image of the same process tells at least the parent.
+        let sibling = self
+            .current
+            .get(&(key.pid, key.start_ns))
+            .and_then(|image| {
+                self.images
+                    .get(&ImageKey {
+                        image: *image,
+                        ..key
+                    })
+                    .cloned()
+            });
+        let (parent, pid, parent_exec_id) = match &sibling {
+            Some(sibling) => (sibling.parent(), sibling.parent_pid, sibling.parent_exec_id),
+            None => (None, 0, 0),
+        };
+        let newer = sibling
+            .as_ref()
+            .is_none_or(|sibling| sibling.key.image < key.image);
+        let node = self.insert_with(
+            key,
+            parent,
+            pid,
+            parent_exec_id,
+            None,
+            actor,
+            Namespaces::default(),
+        );
+        if newer {
+            if let Some(sibling) = sibling {
+                self.retire(&sibling);
+            }
+        } else if let Some(sibling) = sibling {
+            self.current
+                .insert((key.pid, key.start_ns), sibling.key.image);
+            self.retire(&node);
+        }
+        node
+    }
+
+    /// Ends a cycle of reading. `bulk_emptied`: the bulk ring was read up to where
+    /// it stood before this cycle's life records, so nothing older can come.
+    pub fn end_cycle(&mut self, bulk_emptied: bool) {
+        if bulk_emptied {
+            while let Some((cycle, key)) = self.gone.front().copied() {
+                if cycle >= self.cycle {
+                    break;
+                }
+                self.gone.pop_front();
+                self.forget(key);
+            }
+        }
+        self.cycle += 1;
+        self.shrink();
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> TreeStats {
+        TreeStats {
+            images: self.images.len(),
+            bytes: self.bytes.get(),
+            ..self.stats
+        }
+    }
+
+    /// Restores an image from a batch of before a restart; only what is not known yet.
+    /// The image counts as gone until the task iterator or a record names it.
+    pub fn restore(
+        &mut self,
+        actor: &Actor,
+        parent: Option<&Rc<Node>>,
+        parent_pid: u32,
+        parent_exec_id: u64,
+        program: Option<Program>,
+        ns: Namespaces,
+    ) -> Rc<Node> {
+        let key = ImageKey::of(actor);
+        if let Some(known) = self.images.get(&key) {
+            return Rc::clone(known);
+        }
+        let program = program.map(|program| self.charged(program, key));
+        self.insert_with(
+            key,
+            parent.cloned(),
+            parent_pid,
+            parent_exec_id,
+            program,
+            actor,
+            ns,
+        )
+    }
+
+    /// After restoring and bootstrapping: what the task iterator did not find is gone.
+    pub fn retire_all_but(&mut self, alive: &std::collections::HashSet<ImageKey>) {
+        let dead: Vec<_> = self
+            .images
+            .values()
+            .filter(|node| !alive.contains(&node.key))
+            .cloned()
+            .collect();
+        for node in dead {
+            if self.current.get(&(node.key.pid, node.key.start_ns)) == Some(&node.key.image) {
+                self.current.remove(&(node.key.pid, node.key.start_ns));
+            }
+            self.retire(&node);
+        }
+    }
+
+    fn find_or_stub(&mut self, key: ImageKey) -> Option<Rc<Node>> {
+        if key.pid == 0 {
+            return None;
+        }
+        if let Some(node) = self.images.get(&key) {
+            return Some(Rc::clone(node));
+        }
+        // Only known by name: what is made here can be filled by a later bootstrap.
+        None
+    }
+
+    fn insert(
+        &mut self,
+        key: ImageKey,
+        parent: Option<Rc<Node>>,
+        parent_key: ImageKey,
+        program: Option<Rc<Program>>,
+        actor: &Actor,
+        ns: Namespaces,
+    ) -> Rc<Node> {
+        let id = parent_exec_id_of(parent_key);
+        self.insert_with(key, parent, parent_key.pid, id, program, actor, ns)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the one place where a node is made"
+    )]
+    fn insert_with(
+        &mut self,
+        key: ImageKey,
+        parent: Option<Rc<Node>>,
+        parent_pid: u32,
+        parent_exec_id: u64,
+        program: Option<Rc<Program>>,
+        actor: &Actor,
+        ns: Namespaces,
+    ) -> Rc<Node> {
+        let depth = parent.as_ref().map_or(0, |parent| parent.depth.get() + 1);
+        let node = Rc::new(Node {
+            key,
+            exec_id: exec_id(key.pid, key.start_ns, key.image),
+            parent_pid,
+            parent_exec_id,
+            program: RefCell::new(program),
+            ns,
+            ids: [actor.uid, actor.gid, actor.euid, actor.egid],
+            cgroup: (actor.cgroup_id, actor.cgroup_hierarchy),
+            parent: RefCell::new(parent),
+            depth: Cell::new(depth),
+            alive: Cell::new(true),
+            _charge: Charge::new(&self.bytes, NODE_BYTES),
+        });
+        if depth >= DEPTH_MAX {
+            cut(&node);
+        }
+        self.images.insert(key, Rc::clone(&node));
+        self.current.insert((key.pid, key.start_ns), key.image);
+        node
+    }
+
+    fn retire(&mut self, node: &Rc<Node>) {
+        if node.alive.replace(false) {
+            self.gone.push_back((self.cycle, node.key));
+        }
+    }
+
+    fn forget(&mut self, key: ImageKey) {
+        self.images.remove(&key);
+    }
+
+    fn charged(&mut self, mut program: Program, key: ImageKey) -> Rc<Program> {
+        program.charge = Some(Charge::new(&self.bytes, program.bytes()));
+        let program = Rc::new(program);
+        self.programs.push_back((Rc::downgrade(&program), key));
+        program
+    }
+
+    /// Brings the tree under its limit: arguments first, then what has exited.
+    fn shrink(&mut self) {
+        // Programs nobody holds any more would make the queue grow for ever.
+        while self
+            .programs
+            .front()
+            .is_some_and(|(program, _)| program.strong_count() == 0)
+        {
+            self.programs.pop_front();
+        }
+        if self.programs.len() > 2 * self.images.len() + 1024 {
+            self.programs
+                .retain(|(program, _)| program.strong_count() > 0);
+        }
+        while self.bytes.get() > self.limits.bytes {
+            if let Some((program, key)) = self.programs.pop_front() {
+                self.drop_args(&program, key);
+            } else if let Some((_, key)) = self.gone.pop_front() {
+                self.stats.evicted += 1;
+                self.forget(key);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn drop_args(&mut self, program: &std::rc::Weak<Program>, key: ImageKey) {
+        let Some(program) = program.upgrade() else {
+            return;
+        };
+        if program.args.is_empty() {
+            return;
+        }
+        let Some(node) = self.images.get(&key) else {
+            return;
+        };
+        let mut slim = Program {
+            exe_path: program.exe_path.clone(),
+            exe_flaws: program.exe_flaws,
+            exe_dev: program.exe_dev,
+            exe_ino: program.exe_ino,
+            args: Vec::new(),
+            args_flaws: program.args_flaws | DROPPED,
+            args_total: program.args_total,
+            cwd: program.cwd.clone(),
+            cwd_flaws: program.cwd_flaws,
+            auid: program.auid,
+            session: program.session,
+            caps: program.caps,
+            bootstrapped: program.bootstrapped,
+            kernel_thread: program.kernel_thread,
+            charge: None,
+        };
+        slim.charge = Some(Charge::new(&self.bytes, slim.bytes()));
+        // Forked children that share it keep the old one until they exec or exit.
+        *node.program.borrow_mut() = Some(Rc::new(slim));
+        self.stats.args_dropped += 1;
+    }
+}
+
+/// Estimated bytes of a node with its places in the maps.
+const NODE_BYTES: usize = size_of::<Node>() + 2 * size_of::<usize>() + 96;
+
+fn parent_exec_id_of(parent: ImageKey) -> u64 {
+    if parent.pid == 0 {
+        0
+    } else {
+        exec_id(parent.pid, parent.start_ns, parent.image)
+    }
+}
+
+/// Cuts the chain above a node at half the bound, so that cutting is rare; the
+/// node at the cut keeps its parent's pid, which says that the chain goes on.
+fn cut(node: &Rc<Node>) {
+    let mut at = Rc::clone(node);
+    let keep = DEPTH_MAX / 2;
+    at.depth.set(keep);
+    for depth in (0..keep).rev() {
+        let Some(next) = at.parent() else { return };
+        // Depths are bounds for this chain only; a smaller one elsewhere stays right.
+        next.depth.set(next.depth.get().min(depth));
+        at = next;
+    }
+    if !at.alive.get() {
+        at.parent.borrow_mut().take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actor(pid: u32, start_ns: u64, image: u64) -> Actor {
+        Actor {
+            pid,
+            tid: pid,
+            start_ns,
+            image,
+            ..Actor::default()
+        }
+    }
+
+    fn program(path: &str) -> Program {
+        Program {
+            exe_path: path.into(),
+            args: vec![path.into(), "x".repeat(1000)],
+            ..Program::default()
+        }
+    }
+
+    fn exec(tree: &mut Tree, who: Actor, parent: ImageKey, path: &str) -> Rc<Node> {
+        tree.began(Began {
+            actor: who,
+            program: program(path),
+            ns: Namespaces::default(),
+            parent,
+        })
+    }
+
+    fn path(node: &Node) -> String {
+        node.program()
+            .map(|program| program.exe_path.clone())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn a_child_keeps_its_ancestry_when_parents_exec_and_exit() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let init = actor(1, 10, 1);
+        exec(
+            &mut tree,
+            init,
+            ImageKey {
+                pid: 0,
+                start_ns: 0,
+                image: 0,
+            },
+            "/sbin/init",
+        );
+        let shell = actor(2, 20, 1);
+        tree.fork(&shell, ImageKey::of(&init), Namespaces::default());
+        let bash = actor(2, 20, 2);
+        exec(&mut tree, bash, ImageKey::of(&init), "/bin/bash");
+        let child = actor(3, 30, 2);
+        tree.fork(&child, ImageKey::of(&bash), Namespaces::default());
+        tree.exit(&bash);
+        for _ in 0..3 {
+            tree.end_cycle(true);
+        }
+        // The real parent is init by now; the parent at fork stays.
+        let ls = actor(3, 30, 3);
+        let node = exec(&mut tree, ls, ImageKey::of(&init), "/bin/ls");
+        assert_eq!(path(&node), "/bin/ls");
+        let parent = node.parent().expect("the parent at fork");
+        assert_eq!((path(&parent).as_str(), parent.key.pid), ("/bin/bash", 2));
+        assert_eq!(path(&parent.parent().expect("grandparent")), "/sbin/init");
+        assert_eq!(node.parent_exec_id, exec_id(2, 20, 2));
+    }
+
+    #[test]
+    fn a_late_record_finds_the_image_that_made_it() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let none = ImageKey {
+            pid: 0,
+            start_ns: 0,
+            image: 0,
+        };
+        let first = actor(5, 50, 1);
+        exec(&mut tree, first, none, "/bin/one");
+        let second = actor(5, 50, 2);
+        exec(&mut tree, second, none, "/bin/two");
+        assert_eq!(path(&tree.find(&first)), "/bin/one");
+        tree.exit(&second);
+        assert_eq!(path(&tree.find(&second)), "/bin/two");
+        tree.end_cycle(false);
+        tree.end_cycle(false);
+        assert_eq!(
+            path(&tree.find(&second)),
+            "/bin/two",
+            "bulk was not read beyond the exit"
+        );
+        tree.end_cycle(true);
+        tree.end_cycle(true);
+        assert_eq!(tree.stats().images, 0);
+        let reused = actor(5, 99, 1);
+        assert_eq!(
+            path(&tree.find(&reused)),
+            "",
+            "a reused pid is another process"
+        );
+    }
+
+    #[test]
+    fn a_chain_of_forks_and_exits_is_bounded() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let mut parent = actor(1, 1, 1);
+        exec(
+            &mut tree,
+            parent,
+            ImageKey {
+                pid: 0,
+                start_ns: 0,
+                image: 0,
+            },
+            "/bin/chain",
+        );
+        for pid in 2..10_000 {
+            let child = actor(pid, u64::from(pid), 1);
+            tree.fork(&child, ImageKey::of(&parent), Namespaces::default());
+            tree.exit(&parent);
+            tree.end_cycle(true);
+            parent = child;
+        }
+        let mut depth = 0;
+        let mut node = tree.find(&parent);
+        while let Some(next) = node.parent() {
+            depth += 1;
+            node = next;
+        }
+        assert!((DEPTH_MAX / 2..=DEPTH_MAX).contains(&depth), "{depth}");
+        assert_ne!(node.parent_pid, 0, "the cut says that the chain goes on");
+        assert!(tree.stats().images <= 3);
+    }
+
+    #[test]
+    fn a_storm_stays_within_its_bytes() {
+        let mut tree = Tree::new(Limits { bytes: 256 * 1024 });
+        let none = ImageKey {
+            pid: 0,
+            start_ns: 0,
+            image: 0,
+        };
+        for pid in 1..20_000 {
+            let who = actor(pid, u64::from(pid), 1);
+            exec(&mut tree, who, none, "/bin/storm");
+            tree.exit(&who);
+            if pid % 64 == 0 {
+                tree.end_cycle(false);
+            }
+            assert!(
+                tree.stats().bytes < 256 * 1024 + 64 * 2048,
+                "{:?}",
+                tree.stats()
+            );
+        }
+        assert!(tree.stats().args_dropped > 0 && tree.stats().evicted > 0);
+    }
+}

@@ -1,0 +1,331 @@
+//! A batch under construction: events, and the images and rules they share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use sumun_abi::event::process::Actor;
+use sumun_proto::v1::{
+    Alert, Batch, ClockStep, Event, Gap, Image, Lane, Namespaces, RuleRef, Scope,
+};
+use sumun_proto::{BATCH_MAX, FORMAT};
+
+use crate::enrich::process::{ImageKey, Node};
+
+/// A batch is closed when its estimated size passes this; the largest single
+/// event (an exec with escaped arguments and its ancestry) still fits above it.
+pub const CLOSE_BYTES: usize = BATCH_MAX / 4;
+
+/// One ring, CPU and nesting level.
+pub type StreamId = (u8, u32, u8);
+
+/// What is the same for all batches of a run.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Sixteen bytes of the boot id.
+    pub boot_id: [u8; 16],
+    /// Generation of the pinned maps.
+    pub pin_generation: u64,
+}
+
+/// An image in the batch: who, with which credentials, and how much of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Entry {
+    key: ImageKey,
+    ids: [u32; 4],
+    cgroup: (u64, u32),
+    part: Part,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    /// As an ancestor: pid, id and executable.
+    Ancestor,
+    /// With everything known.
+    Whole,
+    /// Nothing is known but its name.
+    Unseen,
+}
+
+/// A batch of one lane that is being filled.
+pub struct BatchBuilder {
+    batch: Batch,
+    entries: HashMap<Entry, u32>,
+    rules: HashMap<usize, u32>,
+    bytes: usize,
+    highest: BTreeMap<StreamId, u64>,
+    times: Option<(u64, u64)>,
+}
+
+/// A batch that is complete, with what the spool keeps beside it.
+pub struct Closed {
+    /// The message.
+    pub batch: Batch,
+    /// Highest sequence number of each kernel stream in it.
+    pub highest: BTreeMap<StreamId, u64>,
+    /// First and last time of its rows, boot ns.
+    pub times: (u64, u64),
+}
+
+impl BatchBuilder {
+    /// An empty batch.
+    #[must_use]
+    pub fn new(lane: Lane, origin: &Origin, wall_offset_ns: i64) -> Self {
+        Self {
+            batch: Batch {
+                format: FORMAT,
+                lane: lane.into(),
+                boot_id: origin.boot_id.to_vec(),
+                pin_generation: origin.pin_generation,
+                wall_offset_ns,
+                ..Batch::default()
+            },
+            entries: HashMap::new(),
+            rules: HashMap::new(),
+            bytes: 64,
+            highest: BTreeMap::new(),
+            times: None,
+        }
+    }
+
+    /// The message so far.
+    #[must_use]
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Big enough to be closed.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.bytes >= CLOSE_BYTES
+    }
+
+    /// Nothing in it that has to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let batch = &self.batch;
+        batch.events.is_empty()
+            && batch.alerts.is_empty()
+            && batch.gaps.is_empty()
+            && batch.scopes.is_empty()
+            && batch.clock_steps.is_empty()
+    }
+
+    /// Index (from one) of an image with the credentials of this event.
+    pub fn image(&mut self, node: &Rc<Node>, actor: &Actor) -> u32 {
+        let program = node.program();
+        let part = if program.is_some() {
+            Part::Whole
+        } else {
+            Part::Unseen
+        };
+        let entry = Entry {
+            key: node.key,
+            ids: [actor.uid, actor.gid, actor.euid, actor.egid],
+            cgroup: (actor.cgroup_id, actor.cgroup_hierarchy),
+            part,
+        };
+        if let Some(index) = self.entries.get(&entry) {
+            return *index;
+        }
+        let parent = node.parent().map_or(0, |parent| self.ancestor(&parent));
+        let mut image = base(node, parent);
+        let [uid, gid, euid, egid] = entry.ids;
+        (image.uid, image.gid, image.euid, image.egid) = (uid, gid, euid, egid);
+        image.cgroup_id = actor.cgroup_id;
+        image.cgroup_hierarchy = hierarchy(actor.cgroup_hierarchy);
+        image.ns = namespaces(node);
+        if let Some(program) = program {
+            image.seen = true;
+            image.exe_path.clone_from(&program.exe_path);
+            image.exe_flaws = program.exe_flaws;
+            image.exe_dev = program.exe_dev;
+            image.exe_ino = program.exe_ino;
+            image.args.clone_from(&program.args);
+            image.args_flaws = program.args_flaws;
+            image.args_total = program.args_total;
+            image.cwd.clone_from(&program.cwd);
+            image.cwd_flaws = program.cwd_flaws;
+            image.auid = program.auid;
+            image.session = program.session;
+            [
+                image.cap_effective,
+                image.cap_permitted,
+                image.cap_inheritable,
+            ] = program.caps;
+            image.bootstrapped = program.bootstrapped;
+            image.kernel_thread = program.kernel_thread;
+        }
+        self.push_image(entry, image)
+    }
+
+    /// Adds an event, and the origin it came from.
+    pub fn event(&mut self, event: Event, stream: StreamId, seq: u64) {
+        self.bytes += 64 + text_bytes(&event);
+        self.reached(stream, seq);
+        self.span(event.boot_ns);
+        self.batch.events.push(event);
+    }
+
+    /// Takes the last event out again: no rule wanted it.
+    pub fn withdraw(&mut self) -> Option<Event> {
+        let event = self.batch.events.pop();
+        if let Some(event) = &event {
+            self.bytes = self.bytes.saturating_sub(64 + text_bytes(event));
+        }
+        event
+    }
+
+    /// Marks the last event with a rule that matched it.
+    pub fn matched(&mut self, rule: u32) {
+        if let Some(event) = self.batch.events.last_mut() {
+            event.rules.push(rule);
+        }
+    }
+
+    /// Adds an alert, and the origin of its event.
+    pub fn alert(&mut self, alert: Alert, stream: StreamId, seq: u64) {
+        if let Some(event) = &alert.event {
+            self.bytes += 96 + text_bytes(event);
+            self.span(event.boot_ns);
+        }
+        self.reached(stream, seq);
+        self.batch.alerts.push(alert);
+    }
+
+    /// Index (from one) of a rule of the engine.
+    pub fn rule(&mut self, engine_index: usize, describe: impl FnOnce() -> RuleRef) -> u32 {
+        if let Some(index) = self.rules.get(&engine_index) {
+            return *index;
+        }
+        self.batch.rules.push(describe());
+        self.bytes += 128;
+        let index = index_of(self.batch.rules.len());
+        self.rules.insert(engine_index, index);
+        index
+    }
+
+    /// Adds a gap at this place of the lane.
+    pub fn gap(&mut self, gap: Gap) {
+        self.bytes += 64 + gap.detail.len();
+        self.span(gap.to_boot_ns);
+        self.batch.gaps.push(gap);
+    }
+
+    /// Adds a scope.
+    pub fn scope(&mut self, scope: Scope) {
+        self.bytes += 64
+            + scope
+                .rules
+                .iter()
+                .map(|rule| 32 + rule.predicate.len())
+                .sum::<usize>();
+        self.span(scope.from_boot_ns);
+        self.batch.scopes.push(scope);
+    }
+
+    /// Adds a step of the wall clock.
+    pub fn clock_step(&mut self, step: ClockStep) {
+        self.span(step.at_boot_ns);
+        self.batch.clock_steps.push(step);
+    }
+
+    /// The record with this number has been dealt with, stored or not.
+    pub fn reached(&mut self, stream: StreamId, seq: u64) {
+        let highest = self.highest.entry(stream).or_default();
+        *highest = (*highest).max(seq);
+    }
+
+    /// Ends the batch.
+    #[must_use]
+    pub fn close(self) -> Closed {
+        Closed {
+            batch: self.batch,
+            highest: self.highest,
+            times: self.times.unwrap_or_default(),
+        }
+    }
+
+    fn ancestor(&mut self, node: &Rc<Node>) -> u32 {
+        let entry = Entry {
+            key: node.key,
+            ids: node.ids,
+            cgroup: (0, 0),
+            part: Part::Ancestor,
+        };
+        if let Some(index) = self.entries.get(&entry) {
+            return *index;
+        }
+        // Chains are bounded (`enrich::process::DEPTH_MAX`), so is this recursion.
+        let parent = node.parent().map_or(0, |parent| self.ancestor(&parent));
+        let mut image = base(node, parent);
+        if let Some(program) = node.program() {
+            image.seen = true;
+            image.exe_path.clone_from(&program.exe_path);
+            image.exe_flaws = program.exe_flaws;
+        }
+        [image.uid, image.gid, image.euid, image.egid] = node.ids;
+        self.push_image(entry, image)
+    }
+
+    fn push_image(&mut self, entry: Entry, image: Image) -> u32 {
+        self.bytes += 96
+            + image.exe_path.len()
+            + image.cwd.len()
+            + image.args.iter().map(|arg| arg.len() + 4).sum::<usize>();
+        self.batch.images.push(image);
+        let index = index_of(self.batch.images.len());
+        self.entries.insert(entry, index);
+        index
+    }
+
+    fn span(&mut self, boot_ns: u64) {
+        let (first, last) = self.times.unwrap_or((boot_ns, boot_ns));
+        self.times = Some((first.min(boot_ns), last.max(boot_ns)));
+    }
+}
+
+fn base(node: &Node, parent: u32) -> Image {
+    Image {
+        exec_id: node.exec_id,
+        pid: node.key.pid,
+        start_ns: node.key.start_ns,
+        parent,
+        parent_pid: node.parent_pid,
+        parent_exec_id: node.parent_exec_id,
+        ..Image::default()
+    }
+}
+
+fn namespaces(node: &Node) -> Option<Namespaces> {
+    let ns = &node.ns;
+    (ns.mnt != 0).then(|| Namespaces {
+        mnt: ns.mnt,
+        pid: ns.pid,
+        net: ns.net,
+        user: ns.user,
+        uts: ns.uts,
+        ipc: ns.ipc,
+        cgroup: ns.cgroup,
+        pid_inside: ns.pid_inside,
+    })
+}
+
+/// Hierarchies by the number that kernel records give them.
+const HIERARCHIES: [&str; 3] = ["unified", "pids", "memory"];
+
+fn hierarchy(index: u32) -> String {
+    HIERARCHIES
+        .get(index as usize)
+        .map_or_else(String::new, |name| (*name).into())
+}
+
+fn text_bytes(event: &Event) -> usize {
+    event.file.as_ref().map_or(0, |file| {
+        file.path.as_ref().map_or(0, String::len) + file.new_path.as_ref().map_or(0, String::len)
+    })
+}
+
+/// Indices count from one; a batch is closed long before they could not fit.
+fn index_of(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

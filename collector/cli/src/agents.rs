@@ -1,0 +1,230 @@
+//! `agents list` and `agents show`.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+use sumun_proto::v1::{Agent, AgentsRequest};
+
+use crate::args::{Output, ShowAgent};
+use crate::failure::Failure;
+use crate::moment::{millis, rfc3339};
+use crate::output::{Cells, Printer, Shown, Tone};
+use crate::remote::Remote;
+use crate::rows::{at, integer, safe, text};
+
+/// Lists all agents.
+pub(crate) async fn list(mut remote: Remote, output: Output) -> Result<(), Failure> {
+    let agents = fetch(&mut remote, String::new()).await?;
+    let mut printer = Printer::new(
+        output,
+        &[
+            "NAME",
+            "STATE",
+            "REASON",
+            "LAST SEEN",
+            "SPOOLED",
+            "VERSION",
+            "KERNEL",
+            "ID",
+        ],
+        cells,
+    );
+    for agent in &agents {
+        printer.row(&row(agent).to_string())?;
+    }
+    printer.finish()
+}
+
+/// Shows one agent.
+pub(crate) async fn show(
+    mut remote: Remote,
+    args: ShowAgent,
+    output: Output,
+) -> Result<(), Failure> {
+    let agents = fetch(&mut remote, args.host.clone()).await?;
+    if agents.is_empty() {
+        return Err(Failure::message_only(format!(
+            "no agent has the id or name {:?}; `sumunctl agents list` shows them",
+            args.host
+        )));
+    }
+    if output != Output::Table {
+        let mut printer = Printer::new(output, &[], cells);
+        for agent in &agents {
+            printer.row(&row(agent).to_string())?;
+        }
+        return printer.finish();
+    }
+    let mut out = std::io::stdout().lock();
+    for agent in &agents {
+        out.write_all(page(&row(agent)).as_bytes())?;
+    }
+    Ok(out.flush()?)
+}
+
+async fn fetch(remote: &mut Remote, host: String) -> Result<Vec<Agent>, Failure> {
+    let reply = remote.query.agents(AgentsRequest { host }).await?;
+    Ok(reply.into_inner().agents)
+}
+
+/// An agent as JSON; the keys are part of the documented output.
+fn row(agent: &Agent) -> Value {
+    json!({
+        "id": agent.id,
+        "name": agent.name,
+        "state": agent.state,
+        "reason": agent.reason,
+        "version": agent.version,
+        "kernel": agent.kernel,
+        "enrolled": rfc3339(agent.enrolled_ns),
+        "last_seen": rfc3339(agent.last_seen_ns),
+        "certificate_expires": rfc3339(agent.certificate_expires_ns),
+        "lanes": agent.lanes.iter().map(|lane| json!({
+            "lane": lane.lane,
+            "through": rfc3339(lane.through_ns),
+            "spooled_batches": lane.spooled_batches,
+            "spooled_bytes": lane.spooled_bytes,
+            "spooled_events": lane.spooled_events,
+        })).collect::<Vec<_>>(),
+        "losses": agent.losses.iter().map(|loss| json!({
+            "ring": loss.ring,
+            "cpu": loss.cpu,
+            "level": loss.level,
+            "reason": loss.reason,
+            "count": loss.count,
+        })).collect::<Vec<_>>(),
+        "doors": agent.doors.iter().map(|door| json!({
+            "kind": sumun_proto::catalogue::kind_name(door.kind()),
+            "rung": door.rung,
+            "reason": door.reason,
+        })).collect::<Vec<_>>(),
+        "trouble": agent.trouble,
+    })
+}
+
+fn list_of<'a>(row: &'a Value, name: &str) -> &'a [Value] {
+    at(row, name)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+fn cells(row: &Value) -> Cells {
+    let state = text(row, "state");
+    let tone = if state == "online" {
+        Tone::Good
+    } else {
+        Tone::Bad
+    };
+    let spooled: i128 = list_of(row, "lanes")
+        .iter()
+        .filter_map(|lane| integer(lane, "spooled_events"))
+        .sum();
+    let trouble = text(row, "trouble");
+    let reason = if trouble.is_empty() {
+        text(row, "reason").to_owned()
+    } else {
+        format!("{} {trouble}", text(row, "reason"))
+            .trim()
+            .to_owned()
+    };
+    vec![
+        Shown::new(text(row, "name")),
+        Shown::toned(state, tone),
+        Shown::new(reason),
+        Shown::new(millis(text(row, "last_seen"))),
+        Shown::new(spooled.to_string()),
+        Shown::new(text(row, "version")),
+        Shown::new(text(row, "kernel")),
+        Shown::new(text(row, "id")),
+    ]
+}
+
+fn page(row: &Value) -> String {
+    let mut page = String::new();
+    for key in [
+        "name",
+        "id",
+        "state",
+        "reason",
+        "trouble",
+        "version",
+        "kernel",
+        "enrolled",
+        "last_seen",
+        "certificate_expires",
+    ] {
+        let value = text(row, key);
+        if !value.is_empty() {
+            page.push_str(&format!("{key:<20} {}\n", safe(value)));
+        }
+    }
+    page.push_str("\nlanes\n");
+    for lane in list_of(row, "lanes") {
+        page.push_str(&format!(
+            "  {:<6} complete to {}, spooled {} events in {} batches, {} bytes\n",
+            safe(text(lane, "lane")),
+            at(lane, "through").and_then(Value::as_str).unwrap_or("?"),
+            integer(lane, "spooled_events").unwrap_or(0),
+            integer(lane, "spooled_batches").unwrap_or(0),
+            integer(lane, "spooled_bytes").unwrap_or(0),
+        ));
+    }
+    page.push_str("\nhooks\n");
+    for door in list_of(row, "doors") {
+        page.push_str(&format!(
+            "  {:<12} {:<12} {}\n",
+            text(door, "kind"),
+            safe(text(door, "rung")),
+            safe(text(door, "reason"))
+        ));
+    }
+    let losses = list_of(row, "losses");
+    if !losses.is_empty() {
+        page.push_str("\nlost in the kernel since it was attached\n");
+        for loss in losses {
+            page.push_str(&format!(
+                "  ring {} cpu {} level {}: {} {}\n",
+                integer(loss, "ring").unwrap_or(0),
+                integer(loss, "cpu").unwrap_or(0),
+                integer(loss, "level").unwrap_or(0),
+                integer(loss, "count").unwrap_or(0),
+                safe(text(loss, "reason"))
+            ));
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sumun_proto::v1::{AgentLane, Door, Kind};
+
+    #[test]
+    fn an_agent_is_stable_json() {
+        let agent = Agent {
+            id: "u".into(),
+            name: "web1".into(),
+            state: "online".into(),
+            last_seen_ns: 1_000_000_000,
+            lanes: vec![AgentLane {
+                lane: "life".into(),
+                through_ns: 0,
+                spooled_events: 3,
+                ..AgentLane::default()
+            }],
+            doors: vec![Door {
+                kind: Kind::Exec.into(),
+                rung: "tracepoint".into(),
+                reason: "no bpf in the LSM list".into(),
+            }],
+            ..Agent::default()
+        };
+        let row = row(&agent);
+        assert_eq!(
+            row.to_string(),
+            r#"{"id":"u","name":"web1","state":"online","reason":"","version":"","kernel":"","enrolled":null,"last_seen":"1970-01-01T00:00:01Z","certificate_expires":null,"lanes":[{"lane":"life","through":null,"spooled_batches":0,"spooled_bytes":0,"spooled_events":3}],"losses":[],"doors":[{"kind":"exec","rung":"tracepoint","reason":"no bpf in the LSM list"}],"trouble":""}"#
+        );
+        assert!(page(&row).contains("exec         tracepoint   no bpf in the LSM list"));
+    }
+}

@@ -1,0 +1,137 @@
+//! `alerts show`.
+
+use std::io::Write as _;
+
+use serde_json::Value;
+use sumun_proto::v1::{SearchRequest, Table};
+
+use crate::args::{Output, ShowAlert};
+use crate::failure::Failure;
+use crate::moment;
+use crate::output::report;
+use crate::remote::Remote;
+use crate::rows::{integer, safe, text, what};
+use crate::search::each_row;
+
+/// Prints every alert of one kernel record with all its fields.
+pub(crate) async fn alert(
+    mut remote: Remote,
+    args: ShowAlert,
+    output: Output,
+) -> Result<(), Failure> {
+    let request = SearchRequest {
+        table: Table::Alerts.into(),
+        r#where: args.id.predicate(),
+        since_ns: args.since.resolve(moment::now()),
+        until_ns: None,
+        limit: 0,
+    };
+    let replies = remote.query.search(request).await?.into_inner();
+    let mut rows: Vec<Value> = Vec::new();
+    let completeness = each_row(replies, |row| {
+        let row = serde_json::from_str(row).map_err(|error| {
+            Failure::failed(error.into(), "the collector sent a row that is not JSON")
+        })?;
+        rows.push(row);
+        Ok(())
+    })
+    .await?;
+    if rows.is_empty() {
+        report(&completeness, output, false)?;
+        return Err(Failure::message_only(format!(
+            "no alert has the id {}; look further back with --since",
+            args.id
+        )));
+    }
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Json => writeln!(out, "{}", Value::Array(rows))?,
+        Output::Jsonl => {
+            for row in &rows {
+                writeln!(out, "{row}")?;
+            }
+        }
+        Output::Table => {
+            for (index, row) in rows.iter().enumerate() {
+                if index > 0 {
+                    writeln!(out)?;
+                }
+                out.write_all(page(row).as_bytes())?;
+            }
+        }
+    }
+    out.flush()?;
+    report(&completeness, output, false)
+}
+
+/// An alert on a screen: what, by whom, under whom, then every field.
+fn page(row: &Value) -> String {
+    let mut page = format!(
+        "{} {}/{}: {}\n{}\n",
+        safe(text(row, "rule.severity")),
+        safe(text(row, "policy.name")),
+        safe(text(row, "rule.id")),
+        safe(text(row, "rule.title")),
+        what(row),
+    );
+    if let Some(Value::Array(ancestors)) = crate::rows::at(row, "proc.ancestors")
+        && !ancestors.is_empty()
+    {
+        page.push_str("\nancestors, nearest first\n");
+        for ancestor in ancestors {
+            let pid = integer(ancestor, "pid").map_or_else(String::new, |pid| pid.to_string());
+            page.push_str(&format!(
+                "  {pid:>8}  {}\n",
+                safe(text(ancestor, "exe.path"))
+            ));
+        }
+    }
+    page.push_str("\nfields\n");
+    let mut fields = Vec::new();
+    flatten(row, String::new(), &mut fields);
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in fields {
+        page.push_str(&format!("  {name:width$}  {}\n", safe(&value)));
+    }
+    page
+}
+
+fn flatten(value: &Value, name: String, fields: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(members) => {
+            for (key, member) in members {
+                let name = if name.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{name}.{key}")
+                };
+                flatten(member, name, fields);
+            }
+        }
+        Value::Null => {}
+        Value::String(text) => fields.push((name, text.clone())),
+        // Shown above as a list.
+        Value::Array(_) if name == "proc.ancestors" => {}
+        other => fields.push((name, other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_page_names_rule_ancestors_and_fields() {
+        let row = json!({
+            "kind": "exec",
+            "rule": {"id": "shell", "severity": "high", "title": "A shell"},
+            "policy": {"name": "web"},
+            "proc": {"args": ["sh"], "ancestors": [{"pid": 7, "exe": {"path": "/usr/sbin/nginx"}}]},
+        });
+        let page = page(&row);
+        assert!(page.starts_with("high web/shell: A shell\nsh\n"), "{page}");
+        assert!(page.contains("         7  /usr/sbin/nginx\n"), "{page}");
+        assert!(page.contains("  rule.severity  high\n"), "{page}");
+    }
+}

@@ -11,6 +11,7 @@
 
 pub mod event;
 pub mod loss;
+pub mod plain;
 pub mod policy;
 pub mod record;
 pub mod slot;

@@ -1,0 +1,37 @@
+//! Reading the fixed parts out of bytes.
+
+use crate::event::{file, network, process};
+use crate::record::Header;
+
+/// A type for which every pattern of bytes is a value and that has no hidden padding.
+///
+/// # Safety
+/// Only for `#[repr(C)]` structures of integers, arrays of integers and such structures, whose
+/// padding is explicit.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: integers and structures of integers, padding explicit, sizes asserted where defined.
+unsafe impl Plain for Header {}
+// SAFETY: as above.
+unsafe impl Plain for process::Fork {}
+// SAFETY: as above.
+unsafe impl Plain for process::Exec {}
+// SAFETY: as above.
+unsafe impl Plain for process::Exit {}
+// SAFETY: as above.
+unsafe impl Plain for file::Open {}
+// SAFETY: as above.
+unsafe impl Plain for file::Names {}
+// SAFETY: as above.
+unsafe impl Plain for network::Connection {}
+
+/// The value at the start of the bytes; `None` when there are too few. Any alignment will do.
+#[must_use]
+pub fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: the length was checked, the read is unaligned, and every pattern of bytes is a
+    // value of a `Plain` type.
+    Some(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast::<T>()) })
+}

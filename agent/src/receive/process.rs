@@ -1,0 +1,105 @@
+//! Fork, exec, exit and the task iterator: into the process tree and events.
+
+use std::rc::Rc;
+
+use sumun_abi::event::process::{Actor, Exec, Exit, Fork};
+use sumun_abi::record::{FLAW_DELETED, FLAW_RACY, Span};
+use sumun_proto::text;
+use sumun_proto::v1::{self, Event, Kind};
+
+use super::record::Record;
+use crate::enrich::process::{Began, ImageKey, Node, Program, Tree};
+
+/// A fork: the event's process is the child.
+pub fn fork(tree: &mut Tree, fork: &Fork) -> (Event, Rc<Node>, Actor) {
+    let parent = ImageKey {
+        pid: fork.parent_pid,
+        start_ns: fork.parent_start_ns,
+        image: fork.parent_image,
+    };
+    // With CLONE_PARENT the caller is not the parent; the child still is what the caller ran.
+    let caller = ImageKey::of(&fork.actor);
+    let parent = if fork.parent_pid == 0 { caller } else { parent };
+    let node = tree.fork(&fork.child, parent, fork.ns);
+    (event(Kind::Fork, &fork.child), node, fork.child)
+}
+
+/// An exec: the event's process is the new image.
+pub fn exec(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> (Event, Rc<Node>, Actor) {
+    let node = tree.began(began(record, exec, false));
+    (event(Kind::Exec, &exec.actor), node, exec.actor)
+}
+
+/// A process found running: no event, only a place in the tree.
+pub fn task(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> Rc<Node> {
+    tree.began(began(record, exec, true))
+}
+
+/// The end of a process.
+pub fn exit(tree: &mut Tree, exit: &Exit) -> (Event, Rc<Node>, Actor) {
+    let node = tree.exit(&exit.actor);
+    let mut event = event(Kind::Exit, &exit.actor);
+    event.exit = Some(v1::Exit { code: exit.code });
+    (event, node, exit.actor)
+}
+
+fn event(kind: Kind, actor: &Actor) -> Event {
+    Event { kind: kind.into(), tid: actor.tid, ..Event::default() }
+}
+
+fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
+    let flaws = |span: Span| u32::from(span.flaws);
+    let kernel_thread = bootstrapped && exec.exe.len == 0 && exec.args_total == 0 && exec.exe_ino == 0;
+    let deleted = if exec.exe_ino != 0 && exec.exe_nlink == 0 { u32::from(FLAW_DELETED) } else { 0 };
+    // A running process may have rewritten its arguments before the iterator came.
+    let racy = if bootstrapped { u32::from(FLAW_RACY) } else { 0 };
+    Began {
+        actor: exec.actor,
+        program: Program {
+            exe_path: text::from_bytes(record.text(exec.exe)),
+            exe_flaws: flaws(exec.exe) | deleted,
+            exe_dev: exec.exe_dev,
+            exe_ino: exec.exe_ino,
+            args: split(record.text(exec.args)),
+            args_flaws: flaws(exec.args) | racy,
+            args_total: exec.args_total,
+            cwd: text::from_bytes(record.text(exec.cwd)),
+            cwd_flaws: flaws(exec.cwd),
+            auid: (exec.auid != u32::MAX).then_some(exec.auid),
+            session: exec.session,
+            caps: [exec.cap_effective, exec.cap_permitted, exec.cap_inheritable],
+            bootstrapped,
+            kernel_thread,
+            ..Program::default()
+        },
+        ns: exec.ns,
+        parent: ImageKey {
+            pid: exec.parent_pid,
+            start_ns: exec.parent_start_ns,
+            image: exec.parent_image,
+        },
+    }
+}
+
+/// Arguments end with NUL; one that was cut off is kept as the last.
+fn split(arguments: &[u8]) -> Vec<String> {
+    if arguments.is_empty() {
+        return Vec::new();
+    }
+    let body = arguments.strip_suffix(&[0]).unwrap_or(arguments);
+    body.split(|byte| *byte == 0).map(text::from_bytes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_split_at_nul_and_empty_ones_kept() {
+        assert_eq!(split(b"a\0\0b\0"), ["a", "", "b"]);
+        assert_eq!(split(b"a\0b"), ["a", "b"]);
+        assert_eq!(split(b"\0"), [""]);
+        assert_eq!(split(b"\xff\\\0"), ["\\xff\\\\"]);
+        assert!(split(b"").is_empty());
+    }
+}

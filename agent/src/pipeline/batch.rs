@@ -10,13 +10,11 @@ use sumun_proto::v1::{
 use sumun_proto::{BATCH_MAX, FORMAT};
 
 use crate::enrich::process::{ImageKey, Node};
+use crate::kernel::StreamId;
 
 /// A batch is closed when its estimated size passes this; the largest single
 /// event (an exec with escaped arguments and its ancestry) still fits above it.
 pub const CLOSE_BYTES: usize = BATCH_MAX / 4;
-
-/// One ring, CPU and nesting level.
-pub type StreamId = (u8, u32, u8);
 
 /// What is the same for all batches of a run.
 #[derive(Clone, Debug)]
@@ -25,6 +23,8 @@ pub struct Origin {
     pub boot_id: [u8; 16],
     /// Generation of the pinned maps.
     pub pin_generation: u64,
+    /// Name of the cgroup hierarchy that records name, when it is not the unified one.
+    pub cgroup_controller: String,
 }
 
 /// An image in the batch: who, with which credentials, and how much of it.
@@ -49,6 +49,7 @@ enum Part {
 /// A batch of one lane that is being filled.
 pub struct BatchBuilder {
     batch: Batch,
+    cgroup_controller: String,
     entries: HashMap<Entry, u32>,
     rules: HashMap<usize, u32>,
     bytes: usize,
@@ -79,6 +80,7 @@ impl BatchBuilder {
                 wall_offset_ns,
                 ..Batch::default()
             },
+            cgroup_controller: origin.cgroup_controller.clone(),
             entries: HashMap::new(),
             rules: HashMap::new(),
             bytes: 64,
@@ -132,7 +134,10 @@ impl BatchBuilder {
         let [uid, gid, euid, egid] = entry.ids;
         (image.uid, image.gid, image.euid, image.egid) = (uid, gid, euid, egid);
         image.cgroup_id = actor.cgroup_id;
-        image.cgroup_hierarchy = hierarchy(actor.cgroup_hierarchy);
+        image.cgroup_hierarchy = match actor.cgroup_hierarchy {
+            0 => "unified".into(),
+            _ => self.cgroup_controller.clone(),
+        };
         image.ns = namespaces(node);
         if let Some(program) = program {
             image.seen = true;
@@ -308,15 +313,6 @@ fn namespaces(node: &Node) -> Option<Namespaces> {
         cgroup: ns.cgroup,
         pid_inside: ns.pid_inside,
     })
-}
-
-/// Hierarchies by the number that kernel records give them.
-const HIERARCHIES: [&str; 3] = ["unified", "pids", "memory"];
-
-fn hierarchy(index: u32) -> String {
-    HIERARCHIES
-        .get(index as usize)
-        .map_or_else(String::new, |name| (*name).into())
 }
 
 fn text_bytes(event: &Event) -> usize {

@@ -11,7 +11,8 @@
 //! through 8   wall time up to which the agent had read everything, ns
 //! boot   16   boot id
 //! count   4   number of streams
-//! streams     count x 8: last sequence number dealt with; index as in `Consumed`
+//! streams     count x 8: last sequence number dealt with, by ring, level and CPU; a
+//!             level beyond the last holds the count of losses without a number
 //! ```
 //!
 //! all little-endian. It is written after the spool and before the ring is advanced, with
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use sumun_abi::record::{LEVELS, RINGS};
 
-use super::batch::StreamId;
+use crate::kernel::StreamId;
 
 const MAGIC: [u8; 4] = *b"SCN1";
 const HEADER: usize = 52;
@@ -97,7 +98,7 @@ impl Consumed {
                 path: path.clone(),
                 source,
             })?;
-        let count = (RINGS * LEVELS * cpus) as usize;
+        let count = (RINGS * (LEVELS + 1) * cpus) as usize;
         let mut consumed = Self {
             file,
             path,
@@ -158,10 +159,11 @@ impl Consumed {
             })
     }
 
-    fn index(&self, (ring, cpu, level): StreamId) -> Option<usize> {
+    fn index(&self, stream: StreamId) -> Option<usize> {
+        let StreamId { ring, cpu, level } = stream;
         let (ring, level) = (u32::from(ring), u32::from(level));
-        (ring < RINGS && level < LEVELS && cpu < self.cpus)
-            .then(|| ((ring * LEVELS + level) * self.cpus + cpu) as usize)
+        (ring < RINGS && level <= LEVELS && cpu < self.cpus)
+            .then(|| ((ring * (LEVELS + 1) + level) * self.cpus + cpu) as usize)
     }
 
     fn load(&mut self) -> Option<Before> {
@@ -218,24 +220,28 @@ fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
 mod tests {
     use super::*;
 
+    fn stream(ring: u8, cpu: u32, level: u8) -> StreamId {
+        StreamId { ring, cpu, level }
+    }
+
     #[test]
     fn a_restart_finds_the_numbers_and_a_torn_slot_the_ones_before() {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut consumed, before) = Consumed::open(dir.path(), 2, 7, [1; 16]).expect("open");
         assert_eq!(before, None);
-        consumed.set((1, 1, 3), 41);
+        consumed.set(stream(1, 1, 3), 41);
         consumed.write(100).expect("write");
-        consumed.set((1, 1, 3), 42);
+        consumed.set(stream(1, 1, 3), 42);
         consumed.write(200).expect("write");
         drop(consumed);
         let (again, before) = Consumed::open(dir.path(), 2, 7, [1; 16]).expect("open");
-        assert_eq!(again.get((1, 1, 3)), 42);
+        assert_eq!(again.get(stream(1, 1, 3)), 42);
         assert_eq!(before.expect("before").through_wall_ns, 200);
         // Turn 2 lies in the first slot.
         again.file.write_all_at(&[0xff; 8], 30).expect("tear");
         drop(again);
         let (torn, before) = Consumed::open(dir.path(), 2, 7, [1; 16]).expect("open");
-        assert_eq!(torn.get((1, 1, 3)), 41);
+        assert_eq!(torn.get(stream(1, 1, 3)), 41);
         assert_eq!(before.expect("before").through_wall_ns, 100);
     }
 
@@ -243,10 +249,10 @@ mod tests {
     fn numbers_of_other_pins_do_not_count() {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut consumed, _) = Consumed::open(dir.path(), 1, 7, [1; 16]).expect("open");
-        consumed.set((0, 0, 0), 9);
+        consumed.set(stream(0, 0, 0), 9);
         consumed.write(5).expect("write");
         let (fresh, before) = Consumed::open(dir.path(), 1, 8, [1; 16]).expect("open");
-        assert_eq!(fresh.get((0, 0, 0)), 0);
+        assert_eq!(fresh.get(stream(0, 0, 0)), 0);
         assert_eq!(before.expect("before").pin_generation, 7);
     }
 
@@ -254,7 +260,7 @@ mod tests {
     fn streams_out_of_range_are_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut consumed, _) = Consumed::open(dir.path(), 1, 7, [1; 16]).expect("open");
-        consumed.set((9, 9, 9), 5);
-        assert_eq!(consumed.get((9, 9, 9)), 0);
+        consumed.set(stream(9, 9, 9), 5);
+        assert_eq!(consumed.get(stream(9, 9, 9)), 0);
     }
 }

@@ -11,7 +11,7 @@ pub mod view;
 /// The gRPC package `sumun.v1`, generated from `proto/sumun/v1`.
 #[expect(
     missing_docs,
-    clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated; the .proto files carry the documentation"
 )]
 pub mod v1 {

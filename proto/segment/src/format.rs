@@ -12,6 +12,8 @@ pub const SEGMENT_OVERHEAD: u64 = SEGMENT_HEADER as u64;
 pub(crate) const RECORD_HEADER: usize = 24;
 pub(crate) const SEGMENT_HEADER: usize = 32;
 pub(crate) const VERSION: u32 = 1;
+/// No sequence is higher; so arithmetic on a forged one cannot overflow.
+pub(crate) const SEQ_MAX: Seq = Seq::MAX / 2;
 const MAGIC: [u8; 8] = *b"SUMUNLOG";
 
 /// What every checksum of a log's records starts from.
@@ -117,7 +119,7 @@ impl RecordHeader {
             payload_crc: u32_at(bytes, 16),
         };
         // The cheap tests first: a search tries every byte of a damaged area.
-        if u64::from(header.len) > MAX_PAYLOAD || header.seq == 0 {
+        if u64::from(header.len) > MAX_PAYLOAD || header.seq == 0 || header.seq > SEQ_MAX {
             return None;
         }
         let crc = crc32c::crc32c_append(log.seed(), &bytes[..20]);

@@ -66,7 +66,8 @@
 //! interrupted write: the file is cut there, so what remains is a prefix of
 //! what was appended. If a later good record says (`behind`) that the damaged
 //! one had been durable when it was written, this is damage, not an
-//! interruption: the lost sequences are reported and all later records stay.
+//! interruption: the lost sequences are reported, all later records stay, and
+//! the log goes on in a new segment.
 //! Earlier segments are not read at open; damage in them is reported as
 //! [`Entry::Lost`] by whoever reads over it, and later records still come.
 //! A segment whose header is damaged is still read, with the id that the other

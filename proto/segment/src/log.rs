@@ -166,6 +166,20 @@ impl Log {
         Ok(removed)
     }
 
+    /// Removes the closed segment that starts with `first`, wherever it stands;
+    /// `false` if there is none. Readers report its records lost, unless it was
+    /// the oldest: who drops from the middle keeps account of it.
+    ///
+    /// # Errors
+    /// The segment is still there.
+    pub fn drop_segment(&self, first: Seq) -> Result<bool> {
+        let dropped = self.shared.remove(first)?.is_some();
+        if dropped {
+            self.shared.retake_reserve();
+        }
+        Ok(dropped)
+    }
+
     /// Reads from the record `from` on (or the oldest there is) everything
     /// that is written, durable or not, and goes on as more is appended.
     #[must_use]

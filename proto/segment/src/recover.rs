@@ -115,7 +115,9 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered> {
     // What a killed program had written is in the page cache at best.
     file.sync_all().map_err(|e| Error::io("sync", &path, e))?;
     segment::sync_dir(dir)?;
-    if !last_header_good {
+    // A damaged segment takes no more records: in a closed one damage stays a
+    // hole, whatever else is damaged later.
+    if !last_header_good || !recovery.lost.is_empty() {
         // An empty segment gives its name to the new one.
         if next == first {
             segments.pop_back();

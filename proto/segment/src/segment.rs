@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Seq;
 use crate::error::{Error, Result};
-use crate::format::{LogId, SEGMENT_HEADER, SegmentHeader, VERSION};
+use crate::format::{LogId, SEGMENT_HEADER, SEQ_MAX, SegmentHeader, VERSION};
 
 const SUFFIX: &str = ".seg";
 
@@ -53,7 +53,10 @@ fn first_of(name: &str) -> Option<Seq> {
     if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    digits.parse().ok().filter(|first| *first > 0)
+    digits
+        .parse()
+        .ok()
+        .filter(|first| (1..=SEQ_MAX).contains(first))
 }
 
 /// Makes a segment that holds `records` (encoded) and gives it its name once
@@ -141,6 +144,7 @@ mod tests {
             "12.seg",
             "+0000000000000000012.seg",
             "99999999999999999999.seg",
+            "18446744073709551615.seg",
             "00000000000000000012.damaged",
             "lock",
         ] {

@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     writer: Mutex<Writer>,
     /// Held over every sync, so that its error is seen by who must act on it.
     syncing: Mutex<()>,
+    /// Held over a removal; taken before `state`, with no other lock held.
+    removing: Mutex<()>,
     state: Mutex<State>,
     /// Makes the next sync of data fail as a broken disk would.
     #[cfg(test)]
@@ -120,6 +122,7 @@ impl Shared {
                 headers: Vec::new(),
             }),
             syncing: Mutex::new(()),
+            removing: Mutex::new(()),
             state: Mutex::new(State {
                 segments: recovered.segments,
                 active: recovered.active,
@@ -438,22 +441,37 @@ impl Shared {
     /// Removes the oldest segment if all of it is `seq` or lower and it is not
     /// the active one. Returns its bytes.
     pub(crate) fn remove_oldest(&self, seq: Seq) -> Result<Option<u64>> {
-        let removed = {
-            let mut state = self.state();
-            match state.segments.get(1) {
-                Some(second) if second.first - 1 <= seq => state.segments.pop_front(),
-                _ => None,
+        let oldest = {
+            let state = self.state();
+            match (state.segments.front(), state.segments.get(1)) {
+                (Some(oldest), Some(second)) if second.first - 1 <= seq => oldest.first,
+                _ => return Ok(None),
             }
         };
-        let Some(segment) = removed else {
-            return Ok(None);
+        self.remove(oldest)
+    }
+
+    /// Removes a closed segment by its first sequence. Returns its bytes.
+    pub(crate) fn remove(&self, first: Seq) -> Result<Option<u64>> {
+        // So that a segment that could not be removed goes back to its place.
+        let _removing = lock(&self.removing);
+        let (index, segment) = {
+            let mut state = self.state();
+            let closed = state.segments.len() - 1;
+            let Some(index) = (0..closed).find(|i| state.segments[*i].first == first) else {
+                return Ok(None);
+            };
+            match state.segments.remove(index) {
+                Some(segment) => (index, segment),
+                None => return Ok(None),
+            }
         };
-        let path = self.path_of(segment.first);
+        let path = self.path_of(first);
         match fs::remove_file(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                self.state().segments.push_front(segment);
+                self.state().segments.insert(index, segment);
                 return Err(Error::io("remove", &path, error));
             }
         }

@@ -1,0 +1,232 @@
+//! Tables and their columns, from the catalogue.
+
+use std::sync::{Arc, LazyLock};
+
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use sumun_proto::v1::Kind;
+use sumun_proto::{FIELDS, FieldId, FieldInfo, FieldType};
+
+/// A table of the lake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// fork, exec, exit
+    Process,
+    /// open, close_write, rename, unlink
+    File,
+    /// connect, accept
+    Network,
+    /// Alerts of rules, each with its event.
+    Alert,
+    /// What is missing.
+    Gap,
+}
+
+/// Fields that can be unknown, in the order of their bits in `_unknown`. Bits
+/// are appended, never reassigned: files keep them. A list's bit says that it is
+/// incomplete.
+pub const UNKNOWABLE: &[FieldId] = &[
+    FieldId::ProcExePath,
+    FieldId::ProcExeName,
+    FieldId::ProcArgs,
+    FieldId::ProcCwd,
+    FieldId::ProcParentExePath,
+    FieldId::ProcParentExeName,
+    FieldId::ProcAncestors,
+    FieldId::FilePath,
+    FieldId::FileName,
+    FieldId::FileNewPath,
+    FieldId::FileTrunc,
+    FieldId::NetSrcIp,
+    FieldId::NetSrcPort,
+    FieldId::NetSrcPrivate,
+    FieldId::NetDstIp,
+    FieldId::NetDstPort,
+    FieldId::NetDstPrivate,
+];
+
+/// Column of the bits of [`UNKNOWABLE`]; NULL when none is set.
+pub const UNKNOWN_COLUMN: &str = "_unknown";
+/// Column that says of each ancestor what is unknown: 0 nothing, 1 its path, 2
+/// path and name; NULL when nothing is.
+pub const ANCESTORS_UNKNOWN_COLUMN: &str = "_ancestors_unknown";
+
+/// Bit of a field in `_unknown`.
+#[must_use]
+pub fn unknown_bit(id: FieldId) -> Option<i64> {
+    let position = UNKNOWABLE.iter().position(|field| *field == id)?;
+    Some(1 << position)
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 5] = [
+        Family::Process,
+        Family::File,
+        Family::Network,
+        Family::Alert,
+        Family::Gap,
+    ];
+
+    /// The tables of events.
+    pub const EVENTS: [Family; 3] = [Family::Process, Family::File, Family::Network];
+
+    /// Name, as in the catalogue and in paths.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Process => "process",
+            Family::File => "file",
+            Family::Network => "network",
+            Family::Alert => "alert",
+            Family::Gap => "gap",
+        }
+    }
+
+    /// The family of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Family::ALL.into_iter().find(|family| family.name() == name)
+    }
+
+    /// The table that holds events of a kind.
+    #[must_use]
+    pub fn of_kind(kind: Kind) -> Option<Self> {
+        Family::by_name(sumun_proto::catalogue::family(kind))
+    }
+
+    /// Fields of the table in column order.
+    pub fn fields(self) -> impl Iterator<Item = &'static FieldInfo> {
+        FIELDS
+            .iter()
+            .filter(move |field| field.families.contains(&self.name()))
+    }
+
+    /// Whether the table has the field.
+    #[must_use]
+    pub fn has(self, id: FieldId) -> bool {
+        id.info().families.contains(&self.name())
+    }
+
+    /// Columns of the table.
+    #[must_use]
+    pub fn schema(self) -> SchemaRef {
+        Arc::clone(&SCHEMAS[self as usize])
+    }
+
+    /// Columns with what each is made from.
+    pub(crate) fn columns(self) -> &'static [Column] {
+        &COLUMNS[self as usize]
+    }
+
+    /// Index of a column that the table is known to have.
+    pub(crate) fn index(self, column: &str) -> Option<usize> {
+        SCHEMAS[self as usize].index_of(column).ok()
+    }
+}
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Column {
+    /// The field of the same name.
+    Field(FieldId),
+    AncestorsPid,
+    AncestorsExecId,
+    AncestorsExePath,
+    AncestorsUnknown,
+    Unknown,
+}
+
+impl Column {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Column::Field(id) => id.info().column,
+            Column::AncestorsPid => "proc_ancestors_pid",
+            Column::AncestorsExecId => "proc_ancestors_exec_id",
+            Column::AncestorsExePath => "proc_ancestors_exe_path",
+            Column::AncestorsUnknown => ANCESTORS_UNKNOWN_COLUMN,
+            Column::Unknown => UNKNOWN_COLUMN,
+        }
+    }
+
+    fn data_type(self) -> DataType {
+        match self {
+            Column::Field(id) => match id.info().ty {
+                FieldType::Str => DataType::Utf8,
+                FieldType::Int => DataType::Int64,
+                FieldType::Bool => DataType::Boolean,
+                FieldType::Time => time_type(),
+                FieldType::StrList | FieldType::ImageList => list_of(DataType::Utf8),
+            },
+            Column::AncestorsPid | Column::AncestorsExecId | Column::AncestorsUnknown => {
+                list_of(DataType::Int64)
+            }
+            Column::AncestorsExePath => list_of(DataType::Utf8),
+            Column::Unknown => DataType::Int64,
+        }
+    }
+}
+
+/// Nanoseconds, UTC.
+pub(crate) fn time_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Nanosecond, Some("UTC".into()))
+}
+
+fn list_of(item: DataType) -> DataType {
+    DataType::List(Arc::new(Field::new_list_field(item, true)))
+}
+
+static COLUMNS: LazyLock<[Vec<Column>; 5]> = LazyLock::new(|| {
+    Family::ALL.map(|family| {
+        let mut columns = Vec::new();
+        for field in family.fields() {
+            if field.ty == FieldType::ImageList {
+                columns.extend([
+                    Column::AncestorsPid,
+                    Column::AncestorsExecId,
+                    Column::AncestorsExePath,
+                ]);
+            } else {
+                columns.push(Column::Field(field.id));
+            }
+        }
+        if family != Family::Gap {
+            columns.extend([Column::Unknown, Column::AncestorsUnknown]);
+        }
+        columns
+    })
+});
+
+static SCHEMAS: LazyLock<[SchemaRef; 5]> = LazyLock::new(|| {
+    Family::ALL.map(|family| {
+        let fields: Vec<_> = family
+            .columns()
+            .iter()
+            .map(|column| Field::new(column.name(), column.data_type(), true))
+            .collect();
+        Arc::new(Schema::new(fields))
+    })
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_has_its_column_and_no_name_clashes() {
+        for family in Family::ALL {
+            let schema = family.schema();
+            for field in family.fields() {
+                if field.ty != FieldType::ImageList {
+                    assert!(schema.index_of(field.column).is_ok(), "{}", field.name);
+                }
+            }
+            let mut names: Vec<_> = schema.fields().iter().map(|field| field.name()).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), schema.fields().len());
+            assert_eq!(Family::by_name(family.name()), Some(family));
+        }
+        assert_eq!(Family::of_kind(Kind::Exec), Some(Family::Process));
+        assert_eq!(Family::of_kind(Kind::Unspecified), None);
+    }
+}

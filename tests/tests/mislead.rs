@@ -1,0 +1,134 @@
+//! Nobody is misled: names rewritten and descriptors swapped under the call.
+//!
+//! Every try is reported with the object that the call really got, or marked
+//! as lost, racy or the caller's word; none is wrong and unmarked, none missing. A run
+//! in which no race was won has shown nothing, and fails.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use sumun_tests::check;
+use sumun_tests::clock::unix_ns;
+use sumun_tests::generator;
+use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::oracle::{self, Try};
+
+const TRIES: &str = "100000";
+/// Two spinning threads and the programs under test share the processors: as
+/// fast as both could would be a test of the ring's size.
+const RATE: &str = "10000";
+const LIMIT: Duration = Duration::from_secs(180);
+
+fn mislead(mode: &str, kind: &str) {
+    let Some(turn) = Turn::take(&format!("mislead {mode}")) else {
+        return;
+    };
+    let scratch = tempfile::Builder::new()
+        .prefix("sumun-test.")
+        .tempdir()
+        .expect("a temporary directory");
+    let sub = |name: &str| {
+        let path = scratch.path().join(name);
+        fs::create_dir(&path).expect("a directory");
+        path.to_str().expect("temporary names are UTF-8").to_owned()
+    };
+    let (dir, decoy) = (sub("watched"), sub("decoy"));
+    let policy = format!(
+        r#"
+[policy]
+name = "mislead"
+version = 1
+
+[[rule]]
+id = "watched"
+on = ["{kind}"]
+when = 'file.path.startsWith("{dir}/")'
+effect = "record"
+"#
+    );
+    let collector = Collector::start().expect("a collector");
+    let _agent = Agent::start(turn, &collector, &[("mislead", &policy)]).expect("an agent");
+    let oracle = scratch.path().join("oracle");
+    let since = unix_ns();
+    let said = generator::run(
+        "mislead",
+        &[
+            "--mode",
+            mode,
+            "--dir",
+            &dir,
+            "--decoy",
+            &decoy,
+            "--tries",
+            TRIES,
+            "--rate",
+            RATE,
+            "--oracle",
+            oracle.to_str().expect("UTF-8"),
+        ],
+    );
+    let until = unix_ns();
+    if let Err(error) = &said
+        && mode == "open32"
+        && !thirty_two_bit(scratch.path())
+    {
+        println!("SKIPPED mislead open32: this kernel has no 32-bit calls ({error})");
+        return;
+    }
+    said.expect("the generator");
+    let done: Vec<Try> = oracle::read(&oracle).expect("the oracle");
+    let ctl = collector.ctl();
+    let watched = format!(r#"kind == "{kind}" && file.path.startsWith("{dir}/")"#);
+    ctl.complete_events(since, until, &watched, LIMIT)
+        .expect("a complete answer");
+    // Everything of the kind: an object that was swapped for another has the other's path.
+    let answer = ctl
+        .events(since, Some(until), &format!(r#"kind == "{kind}""#))
+        .expect("an answer");
+    let verdict = check::tries(&done, &answer.rows);
+    println!("{mode}: {verdict}");
+    assert!(verdict.won > 0, "{mode}: no race was won: not exercised");
+    verdict.problems.none(&format!("{mode}: {verdict}"));
+}
+
+/// True when the kernel takes 32-bit calls.
+fn thirty_two_bit(dir: &Path) -> bool {
+    let path = std::ffi::CString::new(dir.to_str().expect("UTF-8")).expect("no NUL");
+    let name = sumun_tests::raw::Name::new(&path).expect("memory");
+    let fd = name.open32(0, 0);
+    if let Ok(fd) = fd {
+        sumun_tests::raw::close(fd);
+    }
+    fd.is_ok()
+}
+
+#[test]
+fn a_name_rewritten_during_open() {
+    mislead("open", "open");
+}
+
+#[test]
+fn a_name_rewritten_during_openat2() {
+    mislead("openat2", "open");
+}
+
+#[test]
+fn a_name_rewritten_during_a_32_bit_open() {
+    mislead("open32", "open");
+}
+
+#[test]
+fn a_name_rewritten_during_rename() {
+    mislead("rename", "rename");
+}
+
+#[test]
+fn a_name_rewritten_during_unlink() {
+    mislead("unlink", "unlink");
+}
+
+#[test]
+fn a_descriptor_swapped_during_open() {
+    mislead("swap", "open");
+}

@@ -18,12 +18,12 @@ sumun_cargo_fits() {
     [ "${version:-0}" -ge "$SUMUN_RUST_MINOR" ] 2>/dev/null
 }
 
-# The first cargo on the PATH (rustup's, where there is one) if it is new
-# enough, else Debian's cargo-web.
-if ! sumun_cargo_fits cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then
+# rustup's cargo if there is one that is new enough, on the PATH or not, so that
+# every shell builds with the same compiler; else the first on the PATH; else
+# Debian's cargo-web.
+if sumun_cargo_fits "$HOME/.cargo/bin/cargo"; then
     PATH=$HOME/.cargo/bin:$PATH
-fi
-if ! sumun_cargo_fits cargo && sumun_cargo_fits /usr/bin/cargo; then
+elif ! sumun_cargo_fits cargo && sumun_cargo_fits /usr/bin/cargo; then
     PATH=/usr/bin:$PATH
 fi
 case :$PATH: in

@@ -11,11 +11,21 @@
 /// one process has executed 2^20 times).
 #[must_use]
 pub fn exec_id(pid: u32, start_ns: u64, image: u64) -> u64 {
-    const LOW: u64 = (1 << 20) - 1;
-    // Fibonacci hashing: one multiplication spreads neighbouring pids and times.
-    let spread = (start_ns ^ (u64::from(pid) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44;
-    let low = spread.wrapping_add(image) & LOW;
+    let low = spread(pid, start_ns).wrapping_add(image) & LOW;
     ((start_ns >> 14) << 20 & (i64::MAX as u64)) | low
+}
+
+/// The kernel's image count behind an id, modulo 2^20: what [`exec_id`] was given.
+#[must_use]
+pub fn image(pid: u32, start_ns: u64, exec_id: u64) -> u64 {
+    exec_id.wrapping_sub(spread(pid, start_ns)) & LOW
+}
+
+const LOW: u64 = (1 << 20) - 1;
+
+/// Fibonacci hashing: one multiplication spreads neighbouring pids and times.
+fn spread(pid: u32, start_ns: u64) -> u64 {
+    (start_ns ^ (u64::from(pid) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44
 }
 
 #[cfg(test)]
@@ -31,6 +41,13 @@ mod tests {
         unique.dedup();
         assert_eq!(unique.len(), ids.len());
         assert!(ids.iter().all(|id| i64::try_from(*id).is_ok()));
+    }
+
+    #[test]
+    fn the_image_count_comes_back() {
+        for (pid, start, count) in [(1, 0, 0), (4_194_303, u64::MAX >> 9, 77), (5, 123_456_789, LOW)] {
+            assert_eq!(image(pid, start, exec_id(pid, start, count)), count);
+        }
     }
 
     #[test]

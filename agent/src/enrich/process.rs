@@ -24,7 +24,7 @@ use sumun_proto::identity::exec_id;
 pub const DEPTH_MAX: u32 = 64;
 
 /// Flaw of arguments that were dropped to keep within the memory limit.
-const DROPPED: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL) as u32;
+pub(crate) const DROPPED: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL) as u32;
 
 /// The kernel's name of a program image on one boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use sumun_proto::v1::{
 };
 use sumun_proto::{BATCH_MAX, FORMAT};
 
-use crate::enrich::process::{ImageKey, Node};
+use crate::enrich::process::{DROPPED, ImageKey, Node};
 use crate::kernel::StreamId;
 
 /// A batch is closed when its estimated size passes this; the largest single
@@ -51,7 +51,7 @@ pub struct BatchBuilder {
     batch: Batch,
     cgroup_controller: String,
     entries: HashMap<Entry, u32>,
-    rules: HashMap<usize, u32>,
+    rules: HashMap<(u32, usize), u32>,
     bytes: usize,
     highest: BTreeMap<StreamId, u64>,
     times: Option<(u64, u64)>,
@@ -197,15 +197,15 @@ impl BatchBuilder {
         self.batch.alerts.push(alert);
     }
 
-    /// Index (from one) of a rule of the engine.
-    pub fn rule(&mut self, engine_index: usize, describe: impl FnOnce() -> RuleRef) -> u32 {
-        if let Some(index) = self.rules.get(&engine_index) {
+    /// Index (from one) of a rule of a generation of policies.
+    pub fn rule(&mut self, rule: (u32, usize), describe: impl FnOnce() -> RuleRef) -> u32 {
+        if let Some(index) = self.rules.get(&rule) {
             return *index;
         }
         self.batch.rules.push(describe());
         self.bytes += 128;
         let index = index_of(self.batch.rules.len());
-        self.rules.insert(engine_index, index);
+        self.rules.insert(rule, index);
         index
     }
 
@@ -267,6 +267,7 @@ impl BatchBuilder {
             image.seen = true;
             image.exe_path.clone_from(&program.exe_path);
             image.exe_flaws = program.exe_flaws;
+            image.args_flaws = DROPPED;
         }
         [image.uid, image.gid, image.euid, image.egid] = node.ids;
         self.push_image(entry, image)

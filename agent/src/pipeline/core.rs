@@ -1,0 +1,254 @@
+//! What happens to a record between the ring and the spool.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use sumun_abi::event::process::Actor;
+use sumun_abi::record::{Header, RING_LIFE};
+use sumun_proto::v1::{self, Event, Gap, Kind, Lane};
+
+use super::clock::Clock;
+use super::consumed::Consumed;
+use super::lanes::LaneWriter;
+use super::streams::{Seen, Streams};
+use crate::detect::Detector;
+use crate::enrich::process::{ImageKey, Node, Tree};
+use crate::kernel::StreamId;
+use crate::receive::record::{Body, Malformed, Record};
+use crate::receive::{file, network, process};
+
+/// Counters of the pipeline since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records read from the life ring.
+    pub life: u64,
+    /// Records read from the bulk ring.
+    pub bulk: u64,
+    /// Bulk records that no rule wanted.
+    pub unwanted: u64,
+    /// Events written to a lane.
+    pub events: u64,
+    /// Alerts written.
+    pub alerts: u64,
+    /// Records that could not be read.
+    pub undecodable: u64,
+    /// Gaps found between kernel and agent.
+    pub gaps: u64,
+}
+
+/// Everything that a record passes through, on the reading thread.
+pub struct Core {
+    /// Processes.
+    pub tree: Tree,
+    /// Sequences.
+    pub streams: Streams,
+    /// Stored read positions.
+    pub consumed: Consumed,
+    /// Wall clock.
+    pub clock: Clock,
+    /// Rules.
+    pub detector: Detector,
+    /// Lane of process life.
+    pub life: LaneWriter,
+    /// Lane of file and network events.
+    pub bulk: LaneWriter,
+    /// Lane of alerts.
+    pub alert: LaneWriter,
+    /// Counters.
+    pub counts: Counts,
+    /// Process records were lost: the tree has to be repaired by the task iterator.
+    pub repair: bool,
+}
+
+impl Core {
+    /// A record of one of the rings.
+    pub fn record(&mut self, bytes: &[u8]) {
+        let record = match Record::parse(bytes) {
+            Ok(record) => record,
+            Err(malformed) => return self.undecodable(bytes, malformed),
+        };
+        let header = record.header;
+        let life = header.ring == RING_LIFE;
+        if life {
+            self.counts.life += 1;
+        } else {
+            self.counts.bulk += 1;
+        }
+        let seen = self.take(&header);
+        let tree = &mut self.tree;
+        let (event, node, actor) = match &record.body {
+            // Process records come to the tree also when they were dealt with before a restart.
+            Body::Fork(fork) => process::fork(tree, fork),
+            Body::Exec(exec) => process::exec(tree, &record, exec),
+            Body::Exit(exit) => process::exit(tree, exit),
+            Body::Task(task) => {
+                process::task(tree, &record, task);
+                return;
+            }
+            Body::Open(open) => {
+                (file::open(Kind::Open, &record, open), tree.find(&open.actor), open.actor)
+            }
+            Body::CloseWrite(open) => {
+                (file::open(Kind::CloseWrite, &record, open), tree.find(&open.actor), open.actor)
+            }
+            Body::Rename(names) => {
+                (file::names(Kind::Rename, &record, names), tree.find(&names.actor), names.actor)
+            }
+            Body::Unlink(names) => {
+                (file::names(Kind::Unlink, &record, names), tree.find(&names.actor), names.actor)
+            }
+            Body::Connect(made) => {
+                (network::connection(Kind::Connect, made), tree.find(&made.actor), made.actor)
+            }
+            Body::Accept(made) => {
+                (network::connection(Kind::Accept, made), tree.find(&made.actor), made.actor)
+            }
+        };
+        if seen == Seen::New {
+            self.emit(life, event, &node, &actor, &header);
+        }
+    }
+
+    /// A process of the task iterator.
+    pub fn task(&mut self, bytes: &[u8], alive: &mut HashSet<ImageKey>) {
+        match Record::parse(bytes) {
+            Ok(record) => {
+                if let Body::Task(task) = &record.body {
+                    alive.insert(process::task(&mut self.tree, &record, task).key);
+                }
+            }
+            Err(malformed) => {
+                self.counts.undecodable += 1;
+                tracing::warn!(%malformed, "a record of the task iterator cannot be read");
+            }
+        }
+    }
+
+    /// Adds a gap to the lane of its ring.
+    pub fn gap(&mut self, stream: StreamId, gap: Gap) {
+        self.counts.gaps += 1;
+        tracing::warn!(
+            ring = stream.ring, cpu = stream.cpu, reason = %gap.reason, count = ?gap.count,
+            "records were lost between kernel and agent"
+        );
+        if stream.ring == RING_LIFE {
+            self.repair = true;
+            self.life.gap(gap);
+        } else {
+            self.bulk.gap(gap);
+        }
+    }
+
+    fn take(&mut self, header: &Header) -> Seen {
+        let (seen, gap) = self.streams.take(header, &self.consumed);
+        if let Some(gap) = gap {
+            self.gap(stream_of(header), gap);
+        }
+        seen
+    }
+
+    fn emit(&mut self, life: bool, mut event: Event, node: &Rc<Node>, actor: &Actor, header: &Header) {
+        let stream = stream_of(header);
+        event.boot_ns = header.boot_ns;
+        event.origin = Some(v1::Origin {
+            ring: header.ring.into(),
+            cpu: header.cpu,
+            level: header.level.into(),
+            seq: header.seq,
+        });
+        let lane = if life { &mut self.life } else { &mut self.bulk };
+        let held = lane.holds(stream, header.seq);
+        let batch = lane.open();
+        event.image = batch.image(node, actor);
+        batch.event(event, stream, header.seq);
+        let found = self.detector.judge(header.generation, batch.batch());
+        for hit in &found {
+            let rule = batch.rule(hit.rule, || self.detector.describe(hit.rule));
+            batch.matched(rule);
+        }
+        // Process life is stored whether or not a rule asks for it.
+        if held || !life && found.is_empty() {
+            let event = batch.withdraw();
+            if !held {
+                self.counts.unwanted += 1;
+            }
+            if found.is_empty() {
+                return;
+            }
+            self.alerts(event, &found, node, actor, header);
+            return;
+        }
+        self.counts.events += 1;
+        if found.iter().any(|hit| hit.alert) {
+            let event = batch.batch().events.last().cloned();
+            self.alerts(event, &found, node, actor, header);
+        }
+    }
+
+    fn alerts(
+        &mut self,
+        event: Option<Event>,
+        found: &[crate::detect::Hit],
+        node: &Rc<Node>,
+        actor: &Actor,
+        header: &Header,
+    ) {
+        let stream = stream_of(header);
+        let Some(event) = event else { return };
+        if self.alert.holds(stream, header.seq) {
+            return;
+        }
+        for hit in found.iter().filter(|hit| hit.alert) {
+            let batch = self.alert.open();
+            let rule = batch.rule(hit.rule, || self.detector.describe(hit.rule));
+            let image = batch.image(node, actor);
+            let event = Event { image, rules: Vec::new(), ..event.clone() };
+            let alert = v1::Alert { rule, undecided: hit.undecided, event: Some(event) };
+            batch.alert(alert, stream, header.seq);
+            self.counts.alerts += 1;
+        }
+    }
+
+    /// A record that cannot be read has a number all the same, if its header can.
+    fn undecodable(&mut self, bytes: &[u8], malformed: Malformed) {
+        self.counts.undecodable += 1;
+        tracing::warn!(%malformed, "a kernel record cannot be read");
+        let Some(header) = sumun_abi::plain::read::<Header>(bytes) else { return };
+        let stream = stream_of(&header);
+        if u32::from(header.ring) >= sumun_abi::record::RINGS
+            || u32::from(header.level) >= sumun_abi::record::LEVELS
+            || self.take(&header) == Seen::Before
+        {
+            return;
+        }
+        let gap = Gap {
+            reason: "undecodable".into(),
+            count: Some(1),
+            from_boot_ns: header.boot_ns,
+            to_boot_ns: header.boot_ns,
+            stream: Some(v1::Origin {
+                ring: header.ring.into(),
+                cpu: header.cpu,
+                level: header.level.into(),
+                seq: 0,
+            }),
+            first_seq: header.seq,
+            last_seq: header.seq,
+            detail: malformed.to_string(),
+        };
+        self.gap(stream, gap);
+    }
+
+    /// The lane of a number, for those who go through all.
+    pub fn lanes(&mut self) -> [(Lane, &mut LaneWriter); 3] {
+        [
+            (Lane::Life, &mut self.life),
+            (Lane::Bulk, &mut self.bulk),
+            (Lane::Alert, &mut self.alert),
+        ]
+    }
+}
+
+fn stream_of(header: &Header) -> StreamId {
+    StreamId { ring: header.ring, cpu: header.cpu, level: header.level }
+}

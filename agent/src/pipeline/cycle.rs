@@ -1,0 +1,419 @@
+//! The cycle of reading, and what happens around it: start, reload, stop.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sumun_abi::loss::Stream;
+use sumun_proto::Host;
+use sumun_proto::v1::{Gap, Lane, Scope};
+
+use super::batch::Origin;
+use super::clock::{Clock, boot_ns};
+use super::consumed::{Before, Consumed};
+use super::core::Core;
+use super::lanes::LaneWriter;
+use super::policies::{self, Loaded};
+use super::streams::Streams;
+use crate::detect::Detector;
+use crate::enrich::process::{Limits, Tree};
+use crate::forward::Progress;
+use crate::kernel::{Kernel, StreamId};
+use crate::spool::Spool;
+use crate::status::Status;
+
+/// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
+const CYCLE_BYTES: u64 = 2 * 1024 * 1024;
+/// A cycle that read more than this is followed by the next at once.
+const BUSY_BYTES: u64 = 256 * 1024;
+/// Pause after a cycle that read something.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Pause after a cycle that read nothing.
+const IDLE_PAUSE: Duration = Duration::from_millis(15);
+/// Pause after a cycle whose spool writes failed.
+const TROUBLE_PAUSE: Duration = Duration::from_millis(500);
+/// At least this between two watermarks.
+const WATERMARK_EVERY: Duration = Duration::from_millis(40);
+/// At least this between two repairs of the process tree.
+const REPAIR_EVERY: Duration = Duration::from_secs(5);
+/// At most one line of log in this time about the same trouble.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// How others steer the pipeline.
+#[derive(Debug, Default)]
+pub struct Control {
+    /// Set to end after a last cycle.
+    pub stop: AtomicBool,
+    /// Set to read the policies again.
+    pub reload: AtomicBool,
+}
+
+/// What the pipeline is made of.
+pub struct Setup {
+    /// The loaded kernel side, not yet attached.
+    pub kernel: Kernel,
+    /// The lanes on disk.
+    pub spool: Arc<Spool>,
+    /// Where watermarks and figures go.
+    pub progress: Arc<Progress>,
+    /// What `sumun-agent status` shows.
+    pub status: Arc<Status>,
+    /// State directory.
+    pub state: PathBuf,
+    /// Directory of policies.
+    pub policies: PathBuf,
+    /// The host.
+    pub host: Host,
+    /// Sixteen bytes of the boot id.
+    pub boot_id: [u8; 16],
+    /// Bounds of the process tree.
+    pub tree: Limits,
+}
+
+/// The reading thread's state.
+pub struct Pipeline {
+    kernel: Kernel,
+    spool: Arc<Spool>,
+    progress: Arc<Progress>,
+    status: Arc<Status>,
+    policies: PathBuf,
+    core: Core,
+    loaded: Loaded,
+    generation: u32,
+    scopes: Vec<Scope>,
+    last_watermark: Option<Instant>,
+    last_repair: Option<Instant>,
+    last_complaint: Option<Instant>,
+    through_boot_ns: u64,
+}
+
+/// A moment at which no program was under way, and what had been given out by then.
+struct Quiet {
+    boot_ns: u64,
+    streams: Vec<(StreamId, Stream)>,
+}
+
+impl Pipeline {
+    /// Loads the policies, attaches, and fills the process tree.
+    ///
+    /// # Errors
+    /// When the kernel side cannot be attached or the state directory not be written.
+    pub fn start(setup: Setup) -> anyhow::Result<Self> {
+        let Setup { mut kernel, spool, progress, status, state, policies, host, boot_id, tree } =
+            setup;
+        let clock = Clock::new()?;
+        let pin_generation = kernel.pin_generation();
+        let cpus = kernel.cpus()?;
+        let (consumed, before) = Consumed::open(&state, cpus, pin_generation, boot_id)?;
+        let reused = kernel.reused();
+        let origin = Origin {
+            boot_id,
+            pin_generation,
+            cgroup_controller: kernel.cgroup_controller().to_owned(),
+        };
+        let lane = |lane: Lane| {
+            LaneWriter::new(lane, origin.clone(), clock.offset_ns(), held(&spool, lane, pin_generation))
+        };
+        let (life, bulk, alert) = (lane(Lane::Life), lane(Lane::Bulk), lane(Lane::Alert));
+        let known = before.as_ref().is_some_and(|before| before.pin_generation == pin_generation);
+        let since = if reused { 0 } else { boot_ns()? };
+        let mut core = Core {
+            tree: Tree::new(tree),
+            streams: Streams::new(reused && !known, since),
+            consumed,
+            clock,
+            detector: Detector::new(host),
+            life,
+            bulk,
+            alert,
+            counts: super::Counts::default(),
+            repair: false,
+        };
+        restore(&mut core.tree, &spool, boot_id);
+        let loaded = policies::load(&policies)?;
+        let mut pipeline = Self {
+            kernel,
+            spool,
+            progress,
+            status,
+            policies,
+            core,
+            loaded: Loaded::default(),
+            generation: 0,
+            scopes: Vec::new(),
+            last_watermark: None,
+            last_repair: None,
+            last_complaint: None,
+            through_boot_ns: 0,
+        };
+        pipeline.generation = pipeline.kernel.filter_generation();
+        // The filter first: what is attached is judged by it from the first record on.
+        pipeline.apply(loaded, true)?;
+        pipeline.kernel.attach()?;
+        let attached_ns = boot_ns()?;
+        pipeline.scopes = pipeline.loaded.scopes(pipeline.kernel.hooks(), pipeline.generation, attached_ns);
+        for scope in pipeline.scopes.clone() {
+            pipeline.core.life.open().scope(scope);
+        }
+        if !reused {
+            pipeline.unwatched(before.as_ref(), attached_ns);
+        }
+        pipeline.bootstrap()?;
+        pipeline.progress.set_ready(true, true);
+        pipeline.publish();
+        Ok(pipeline)
+    }
+
+    /// Reads until told to stop; then once more, and says how far it came.
+    pub fn run(mut self, control: &Control) {
+        while !control.stop.load(Ordering::Acquire) {
+            if control.reload.swap(false, Ordering::AcqRel) {
+                self.reload();
+            }
+            let pause = self.cycle();
+            self.status.alive();
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
+        }
+        // Until the rings are empty, but not for ever: others go on writing.
+        for _ in 0..8 {
+            self.last_watermark = None;
+            if self.cycle() >= IDLE_PAUSE {
+                break;
+            }
+        }
+        self.publish();
+    }
+
+    /// One cycle; how long to pause after it.
+    fn cycle(&mut self) -> Duration {
+        if let Some(step) = self.core.clock.refresh() {
+            tracing::warn!(step_ns = step.step_ns, "the wall clock was set");
+            self.core.life.open().clock_step(step);
+        }
+        let offset = self.core.clock.offset_ns();
+        for (_, lane) in self.core.lanes() {
+            lane.set_wall_offset(offset);
+        }
+        let quiet = self.quiet();
+        let bulk_ahead = self.kernel.bulk.backlog();
+        let mut read = drain(&mut self.kernel.life, CYCLE_BYTES, &mut self.core);
+        let life_emptied = !self.kernel.life.has_more() || read < CYCLE_BYTES;
+        let mut bulk_emptied = false;
+        if life_emptied {
+            let bulk = drain(&mut self.kernel.bulk, bulk_ahead.min(CYCLE_BYTES), &mut self.core);
+            bulk_emptied = bulk >= bulk_ahead || bulk_ahead <= CYCLE_BYTES;
+            read += bulk;
+        }
+        let mut through = 0;
+        if let Some(quiet) = quiet.filter(|_| life_emptied && bulk_emptied) {
+            let gaps =
+                self.core.streams.compare(&quiet.streams, quiet.boot_ns, &self.core.consumed);
+            for (stream, gap) in gaps {
+                self.core.gap(stream, gap);
+            }
+            self.progress.set_losses(&quiet.streams);
+            through = quiet.boot_ns;
+        }
+        if let Err(error) = self.write(through) {
+            self.fail(&error);
+            return TROUBLE_PAUSE;
+        }
+        if through != 0 {
+            self.through_boot_ns = through;
+            self.last_watermark = Some(Instant::now());
+            self.progress.reached(through, self.core.clock.offset_ns());
+            self.publish();
+        }
+        if self.last_complaint.take().is_some() {
+            tracing::info!("the spool can be written again");
+            self.progress.set_trouble("");
+        }
+        self.core.tree.end_cycle(bulk_emptied);
+        if bulk_emptied {
+            self.core.detector.retire(self.generation);
+        }
+        self.repair();
+        match read {
+            0 => IDLE_PAUSE,
+            1..BUSY_BYTES => PAUSE,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Spool, then read positions, then rings.
+    fn write(&mut self, through: u64) -> anyhow::Result<()> {
+        let spool = &self.spool;
+        for (_, lane) in self.core.lanes() {
+            lane.write(spool, through)?;
+        }
+        let through = through.max(self.through_boot_ns);
+        let wall = self.core.clock.offset_ns().wrapping_add(through.cast_signed());
+        self.core.streams.store(&mut self.core.consumed);
+        self.core.consumed.write(wall)?;
+        let (life, bulk) = (self.kernel.life.position(), self.kernel.bulk.position());
+        self.kernel.life.commit(life);
+        self.kernel.bulk.commit(bulk);
+        Ok(())
+    }
+
+    /// Nothing of this cycle counts: it will be read again.
+    fn fail(&mut self, error: &anyhow::Error) {
+        for (_, lane) in self.core.lanes() {
+            lane.discard();
+        }
+        self.core.streams.rewind(&self.core.consumed);
+        self.kernel.life.rewind();
+        self.kernel.bulk.rewind();
+        self.progress.set_trouble(&format!("{error:#}"));
+        if self.last_complaint.is_none_or(|last| last.elapsed() > COMPLAIN_EVERY) {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the spool cannot be written; reading has stopped, the kernel counts what is lost"
+            );
+            self.last_complaint = Some(Instant::now());
+        }
+    }
+
+    /// A moment at which nothing is under way, if there is one soon. Sequences are
+    /// read before the check, so whatever has a number by then has ended by the check.
+    fn quiet(&self) -> Option<Quiet> {
+        if self.last_watermark.is_some_and(|last| last.elapsed() < WATERMARK_EVERY) {
+            return None;
+        }
+        let boot_ns = boot_ns().ok()?;
+        let streams = self.kernel.streams().ok()?;
+        for _ in 0..50 {
+            if !self.kernel.in_flight().ok()? {
+                return Some(Quiet { boot_ns, streams });
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// Reads the policies again; a bad file leaves the rules that were loaded from it.
+    fn reload(&mut self) {
+        let loaded = match policies::load(&self.policies) {
+            Ok(loaded) => loaded.keeping(&self.loaded),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "policies cannot be read; the loaded ones stay");
+                return;
+            }
+        };
+        match self.apply(loaded, false) {
+            Ok(()) => tracing::info!(hash = %self.loaded.hash(), rules = self.loaded.rules(), "policies are loaded"),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "the kernel does not take the new filter; the loaded policies stay"
+            ),
+        }
+        self.publish();
+    }
+
+    /// Swaps filter and rules; the scopes that change are recorded at the swap.
+    fn apply(&mut self, loaded: Loaded, first: bool) -> anyhow::Result<()> {
+        let generation = self.generation.wrapping_add(1);
+        // Known before the kernel can stamp a record with it.
+        self.core.detector.load(generation, loaded.engine());
+        let before_ns = boot_ns()?;
+        if let Err(error) = self.kernel.set_filter(loaded.plan(), generation) {
+            self.core.detector.unload(generation);
+            return Err(error.into());
+        }
+        let after_ns = boot_ns()?;
+        self.generation = generation;
+        self.loaded = loaded;
+        if first {
+            return Ok(());
+        }
+        let scopes = self.loaded.scopes(self.kernel.hooks(), generation, after_ns);
+        for scope in policies::changes(&self.scopes, &scopes, before_ns) {
+            self.core.life.open().scope(scope);
+        }
+        self.scopes = scopes;
+        Ok(())
+    }
+
+    /// Nobody looked between the last agent and now: the pins were not there.
+    fn unwatched(&mut self, before: Option<&Before>, attached_ns: u64) {
+        let Some(before) = before.filter(|before| before.through_wall_ns != 0) else { return };
+        let from = before.through_wall_ns.wrapping_sub(self.core.clock.offset_ns());
+        for (lane, writer) in self.core.lanes() {
+            if lane == Lane::Alert {
+                continue;
+            }
+            writer.gap(Gap {
+                reason: "unwatched".into(),
+                count: None,
+                from_boot_ns: from.cast_unsigned(),
+                to_boot_ns: attached_ns,
+                detail: "the kernel side was not attached".into(),
+                ..Gap::default()
+            });
+        }
+    }
+
+    fn bootstrap(&mut self) -> anyhow::Result<()> {
+        let mut alive = HashSet::new();
+        let core = &mut self.core;
+        self.kernel.bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
+        self.core.tree.retire_all_but(&alive);
+        Ok(())
+    }
+
+    /// Process records were lost: asks the kernel for what runs now.
+    fn repair(&mut self) {
+        let due = self.last_repair.is_none_or(|last| last.elapsed() > REPAIR_EVERY);
+        if !self.core.repair || !due {
+            return;
+        }
+        self.last_repair = Some(Instant::now());
+        self.core.repair = false;
+        let mut alive = HashSet::new();
+        let core = &mut self.core;
+        if let Err(error) = self.kernel.bootstrap_tasks(|bytes| core.task(bytes, &mut alive)) {
+            tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
+        }
+    }
+
+    fn publish(&self) {
+        self.status.pipeline(self.core.counts, self.core.tree.stats(), &self.loaded, self.kernel.hooks());
+    }
+}
+
+fn drain(ring: &mut crate::kernel::Ring, max_bytes: u64, core: &mut Core) -> u64 {
+    let before = ring.position();
+    if max_bytes == 0 {
+        return 0;
+    }
+    let mut records = ring.drain(max_bytes);
+    while let Some(bytes) = records.next() {
+        core.record(bytes);
+    }
+    ring.position() - before
+}
+
+fn held(spool: &Spool, lane: Lane, pin_generation: u64) -> HashMap<StreamId, u64> {
+    spool
+        .highest(lane)
+        .into_iter()
+        .filter(|(pin, _, _)| *pin == pin_generation)
+        .map(|(_, stream, seq)| (stream, seq))
+        .collect()
+}
+
+/// Images of batches that are still in the spool: the ancestry of processes whose
+/// parents have exited, which the task iterator cannot tell.
+fn restore(tree: &mut Tree, spool: &Spool, boot_id: [u8; 16]) {
+    spool.retained_life(|body| {
+        if let Ok(batch) = <sumun_proto::v1::Batch as prost::Message>::decode(body)
+            && batch.boot_id == boot_id
+        {
+            crate::enrich::restore::images(tree, &batch);
+        }
+    });
+}

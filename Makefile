@@ -8,6 +8,8 @@ SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# The steps depend on the order they are named in; cargo is parallel by itself.
+.NOTPARALLEL:
 
 export SUMUN_CACHE ?= $(HOME)/.cache/sumun
 export CARGO_TARGET_DIR ?= $(SUMUN_CACHE)/target
@@ -46,19 +48,16 @@ lint: setup
 	@deploy/setup/lint
 
 # In this order: a formatting slip is told before anything long has run.
-test: lint
-	@$(MAKE) --no-print-directory setup-test build
-	tests/vm/selftest
+test: lint setup-test build
+	@tests/vm/selftest
 	$(cargo) test --release --workspace
 
-test-faults: build
-	@$(MAKE) --no-print-directory setup-test
-	export SUMUN_FAULTS=long
+test-faults: setup-test build
+	@export SUMUN_FAULTS=long
 	$(cargo) test --release --workspace --test '*fault*' -- --nocapture --test-threads=1
 
-bench: build
-	@$(MAKE) --no-print-directory setup-test
-	tests/bench/run
+bench: setup-test build
+	@tests/bench/run
 
 clean:
 	@for path in target agent-ebpf/target "$(SUMUN_CACHE)"/{target,tools,kernels,venv,apt}; do

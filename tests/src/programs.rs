@@ -1,16 +1,29 @@
-//! Where the programs under test are.
+//! Where the programs are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The folder of the built programs: `SUMUN_PROGRAMS`, or the one the running test was built into.
+/// Path of a program under test or of a generator: in the folder that `SUMUN_BIN`
+/// names, else beside the running test.
 ///
 /// # Panics
-/// The test's own path is not known.
+/// It was not built: `make build` does that.
 #[must_use]
-pub fn folder() -> PathBuf {
-    if let Some(folder) = std::env::var_os("SUMUN_PROGRAMS") {
-        return PathBuf::from(folder);
+pub fn path(name: &str) -> PathBuf {
+    let given = std::env::var_os("SUMUN_BIN").map(|folder| Path::new(&folder).join(name));
+    if let Some(path) = given.filter(|path| path.exists()) {
+        return path;
     }
+    let path = beside().join(name);
+    assert!(
+        path.exists(),
+        "{} is not there: run 'make build' first",
+        path.display()
+    );
+    path
+}
+
+/// The folder of the built programs.
+fn beside() -> PathBuf {
     let own = std::env::current_exe().expect("a running program has a path");
     let folder = own.parent().expect("a program lies in a folder");
     // Tests are built into `deps`, programs beside it.
@@ -19,21 +32,6 @@ pub fn folder() -> PathBuf {
     } else {
         folder.to_owned()
     }
-}
-
-/// Path of a program.
-///
-/// # Panics
-/// It was not built: `make build` does that.
-#[must_use]
-pub fn path(name: &str) -> PathBuf {
-    let path = folder().join(name);
-    assert!(
-        path.exists(),
-        "{} is not there: run 'make build' first",
-        path.display()
-    );
-    path
 }
 
 /// True for the long forms of the tests (`make test-faults`).

@@ -33,6 +33,11 @@ use std::fmt;
 use ipnet::IpNet;
 use sumun_proto::{FieldId, FieldType};
 
+use crate::check::{Lists, check};
+use crate::limits;
+use crate::parse::with_parsed;
+use crate::problem::Problem;
+
 /// A boolean expression.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Expr {
@@ -46,7 +51,7 @@ pub enum Expr {
     Not(Box<Expr>),
     /// A boolean field.
     Bool(Operand),
-    /// `has(field)`: the operand is a `Field` or an `Ancestor`.
+    /// `has(field)`: the operand is a `Field`, here also of a list of text, or an `Ancestor`.
     Has(Operand),
     /// A comparison of two operands of one type. `left` is never a literal;
     /// order is defined on integers, times and text (by code point).
@@ -218,6 +223,37 @@ impl Predicate {
         Self {
             expr: Expr::Const(true),
         }
+    }
+
+    /// Parses and checks what a person wrote, at most [`limits::TEXT_MAX`] bytes.
+    ///
+    /// # Errors
+    /// Every fault with its place; never an empty list.
+    pub fn parse(text: &str, lists: &Lists) -> Result<Self, Vec<Problem>> {
+        Self::within(text, lists, limits::TEXT_MAX)
+    }
+
+    /// Parses a canonical text, as scope records hold it, at most
+    /// [`limits::CANONICAL_MAX`] bytes.
+    ///
+    /// # Errors
+    /// As [`Predicate::parse`].
+    pub fn parse_canonical(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::within(text, &Lists::new(), limits::CANONICAL_MAX)
+    }
+
+    fn within(text: &str, lists: &Lists, length_max: usize) -> Result<Self, Vec<Problem>> {
+        let expr = with_parsed(text, length_max, |parsed| check(parsed, lists))?;
+        let predicate = Self::new(expr);
+        let length = predicate.to_string().len();
+        if length > limits::CANONICAL_MAX {
+            let message = format!(
+                "the predicate has {length} bytes with its lists filled in, at most {} are taken: split the rule",
+                limits::CANONICAL_MAX
+            );
+            return Err(vec![Problem::at(text, 0, message)]);
+        }
+        Ok(predicate)
     }
 
     /// Wraps an expression that keeps the invariants written at [`Expr`].

@@ -2,8 +2,30 @@
 //! and the plan for the kernel's pre-filter.
 #![forbid(unsafe_code)]
 
+mod check;
+mod clause;
+mod covers;
+pub mod file;
 pub mod ir;
+pub mod limits;
+mod literal;
+mod matcher;
+mod narrow;
+mod outcome;
+mod parse;
 pub mod plan;
+pub mod problem;
+mod read;
+mod source;
 pub mod time;
 
+pub use check::{Lists, UNFOLD_MAX};
+pub use covers::covers;
+pub use file::{CheckedPolicy, Effect, FileCheck, Mode, Rule, check_file, check_files};
 pub use ir::Predicate;
+pub use literal::regex;
+pub use matcher::Matcher;
+pub use narrow::on_kind;
+pub use outcome::Verdict;
+pub use plan::{Plan, scopes};
+pub use problem::Problem;

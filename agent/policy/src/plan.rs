@@ -8,10 +8,16 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use sumun_proto::v1::Kind;
+use sumun_proto::catalogue::{KINDS, kind_name};
+use sumun_proto::v1::{Kind, Scope, ScopeRule, scope::Mode};
 
-/// Most clauses of one kind; a plan that would need more is widened.
-pub const CLAUSES_MAX: usize = 64;
+use crate::file::CheckedPolicy;
+use crate::narrow::{narrow, reduce};
+
+/// Most clauses of one kind; a plan that would need more is widened. The
+/// kernel side has 64 for the two kinds of files that are filtered, and 64 for
+/// the two of connections.
+pub const CLAUSES_MAX: usize = 32;
 
 /// The plan of all kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +50,8 @@ pub struct Clause {
     pub exe_names: Option<Vec<Vec<u8>>>,
     /// Path of the executable.
     pub exe_paths: Option<Vec<Vec<u8>>>,
-    /// One of these bits (`sumun_abi::event::file`: `ACCESS_*`, `OPEN_*`) is set.
+    /// One of these bits (of `sumun_abi::policy::ACCESS_BITS`) is set. With `OPEN_TRUNCATE`,
+    /// `OPEN_TRUNCATE_UNKNOWN` is one that could not be judged.
     pub access_any: Option<u32>,
     /// Source ports, in disjoint ranges.
     pub src_ports: Option<Vec<Ports>>,
@@ -73,7 +80,44 @@ impl Ports {
     }
 }
 
+/// True for fork, exec and exit: always sent and stored, whatever the rules say.
+#[must_use]
+pub fn is_life(kind: Kind) -> bool {
+    matches!(kind, Kind::Fork | Kind::Exec | Kind::Exit)
+}
+
+/// True for kinds whose name is the caller's word on the rung without
+/// decision points: a filter could be misled, so none is used.
+#[must_use]
+pub fn is_unfiltered(kind: Kind) -> bool {
+    matches!(kind, Kind::Rename | Kind::Unlink)
+}
+
 impl Plan {
+    /// The plan for all rules of all policies, and a sentence for each kind
+    /// that had to be widened because it needs more than [`CLAUSES_MAX`] clauses.
+    #[must_use]
+    pub fn build(policies: &[CheckedPolicy]) -> (Self, Vec<String>) {
+        let mut warnings = Vec::new();
+        let kinds = KINDS
+            .iter()
+            .map(|(name, kind)| {
+                let (plan, widened) = KindPlan::build(policies, *kind);
+                if widened {
+                    let what = match plan {
+                        KindPlan::All => "every record is sent",
+                        _ => "one looser filter is used",
+                    };
+                    warnings.push(format!(
+                        "the rules on {name} need more than {CLAUSES_MAX} kernel clauses: {what}; use `in` and lists instead of many rules"
+                    ));
+                }
+                (*kind, plan)
+            })
+            .collect();
+        (Self { kinds }, warnings)
+    }
+
     /// The plan of a kind.
     #[must_use]
     pub fn kind(&self, kind: Kind) -> &KindPlan {
@@ -82,6 +126,79 @@ impl Plan {
             .find(|(known, _)| *known == kind)
             .map_or(&KindPlan::None, |(_, plan)| plan)
     }
+}
+
+impl KindPlan {
+    fn build(policies: &[CheckedPolicy], kind: Kind) -> (Self, bool) {
+        if is_life(kind) {
+            return (KindPlan::All, false);
+        }
+        let mut clauses = Vec::new();
+        let mut widened = false;
+        let rules = policies
+            .iter()
+            .flat_map(|policy| &policy.rules)
+            .filter(|rule| rule.kinds.contains(&kind));
+        for rule in rules {
+            if is_unfiltered(kind) {
+                return (KindPlan::All, false);
+            }
+            let narrowed = narrow(&rule.predicate, kind);
+            widened |= narrowed.widened;
+            clauses.extend(narrowed.clauses);
+        }
+        let (clauses, reduced) = reduce(clauses);
+        widened |= reduced;
+        let plan = if clauses.is_empty() {
+            KindPlan::None
+        } else if clauses.iter().any(Clause::is_everything) {
+            KindPlan::All
+        } else {
+            KindPlan::Clauses(clauses)
+        };
+        (plan, widened)
+    }
+}
+
+/// What is stored of each kind under these policies, one row a kind. The time,
+/// the hash of the policies and the generation are left for the agent to fill in.
+///
+/// Fork, exec and exit are always stored. Of the others, an event is stored if a
+/// rule matches or cannot decide, so a kind is `filtered` by its rules' predicates
+/// also where every record is sent to user space.
+#[must_use]
+pub fn scopes(policies: &[CheckedPolicy]) -> Vec<Scope> {
+    KINDS
+        .iter()
+        .map(|(_, kind)| {
+            let rules: Vec<ScopeRule> = policies
+                .iter()
+                .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)))
+                .filter(|(_, rule)| rule.kinds.contains(kind))
+                .map(|(policy, rule)| ScopeRule {
+                    policy: policy.name.clone(),
+                    rule: rule.id.clone(),
+                    predicate: rule.predicate.to_string(),
+                })
+                .collect();
+            let everything = rules.iter().any(|rule| rule.predicate == "true");
+            let (mode, reason, rules) = if is_life(*kind) || everything {
+                (Mode::All, String::new(), Vec::new())
+            } else if rules.is_empty() {
+                let reason = format!("no rule asks for {}", kind_name(*kind));
+                (Mode::None, reason, rules)
+            } else {
+                (Mode::Filtered, String::new(), rules)
+            };
+            Scope {
+                kind: (*kind).into(),
+                mode: mode.into(),
+                rules,
+                reason,
+                ..Scope::default()
+            }
+        })
+        .collect()
 }
 
 impl Clause {

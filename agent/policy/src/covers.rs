@@ -1,0 +1,159 @@
+//! Does a query ask only for what a recorded rule let through?
+
+use crate::ir::{Compare, Expr, Operand, Predicate, Set, TextTest};
+
+/// True when every event that `query` can match is one that `recorded` can match,
+/// as far as that can be read off the text: each conjunct of `recorded` is
+/// equalled or narrowed (longer prefix, subset of an `in`, smaller range or
+/// network) by a conjunct of `query`. False means only "not seen".
+#[must_use]
+pub fn covers(query: &Predicate, recorded: &Predicate) -> bool {
+    implies(query.conjuncts(), recorded.expr())
+}
+
+/// True when `wanted` holds wherever all of `given` hold.
+fn implies(given: &[Expr], wanted: &Expr) -> bool {
+    if given.iter().any(|one| narrows(one, wanted)) {
+        return true;
+    }
+    match wanted {
+        Expr::Const(true) => return true,
+        Expr::And(parts) if parts.iter().all(|part| implies(given, part)) => return true,
+        Expr::Or(parts) if parts.iter().any(|part| implies(given, part)) => return true,
+        _ => {}
+    }
+    // One of the alternatives holds: each has to imply what is wanted.
+    given.iter().any(|one| match one {
+        Expr::Or(alternatives) => alternatives.iter().all(|alternative| match alternative {
+            Expr::And(parts) => implies(parts, wanted),
+            other => implies(std::slice::from_ref(other), wanted),
+        }),
+        _ => false,
+    })
+}
+
+/// True when `wanted` holds wherever `given` holds: two conditions, not joined ones.
+fn narrows(given: &Expr, wanted: &Expr) -> bool {
+    if given == wanted {
+        return true;
+    }
+    match wanted {
+        Expr::Text { test, value, text } => values(given, value, |known| match known {
+            Known::Text(known) => test_holds(*test, known, text),
+            Known::Part(known_test, part) => match (known_test, test) {
+                (TextTest::Prefix, TextTest::Prefix) => part.starts_with(text.as_str()),
+                (TextTest::Suffix, TextTest::Suffix) => part.ends_with(text.as_str()),
+                (_, TextTest::Contains) => part.contains(text.as_str()),
+                _ => false,
+            },
+            Known::Number(_) | Known::Bound(..) => false,
+        }),
+        Expr::In { value, set } => values(given, value, |known| match (known, set) {
+            (Known::Text(text), Set::Str(items)) => items.iter().any(|item| item == text),
+            (Known::Number(number), Set::Int(items)) => items.contains(&number),
+            _ => false,
+        }),
+        Expr::Compare { op, left, right } => values(given, left, |known| match (known, right) {
+            (Known::Text(text), Operand::Str(literal)) => op.holds(text, literal.as_str()),
+            (Known::Number(number), Operand::Int(literal) | Operand::Time(literal)) => {
+                op.holds(&number, literal)
+            }
+            (Known::Bound(known, bound), Operand::Int(literal) | Operand::Time(literal)) => {
+                bound_holds(known, bound, *op, *literal)
+            }
+            _ => false,
+        }),
+        Expr::InNet { field, net } => match given {
+            Expr::InNet {
+                field: given,
+                net: inner,
+            } => given == field && net.contains(inner),
+            other => values(other, &Operand::Field(*field), |known| match known {
+                Known::Text(text) => text.parse().is_ok_and(|address| {
+                    let address: std::net::IpAddr = address;
+                    net.contains(&address)
+                }),
+                _ => false,
+            }),
+        },
+        Expr::Has(operand) => reads(given, operand),
+        _ => false,
+    }
+}
+
+/// What a condition says of one value.
+enum Known<'a> {
+    /// It is this text.
+    Text(&'a str),
+    /// A part of it is this text.
+    Part(TextTest, &'a str),
+    /// It is this number.
+    Number(i64),
+    /// It lies on this side of a number.
+    Bound(Compare, i64),
+}
+
+/// True when `given` is about `value` and each possibility it leaves passes `test`.
+fn values(given: &Expr, value: &Operand, test: impl Fn(Known<'_>) -> bool) -> bool {
+    match given {
+        Expr::Compare { op, left, right } if left == value => match (op, right) {
+            (Compare::Eq, Operand::Str(text)) => test(Known::Text(text)),
+            (Compare::Eq, Operand::Int(number) | Operand::Time(number)) => {
+                test(Known::Number(*number))
+            }
+            (op, Operand::Int(number) | Operand::Time(number)) => test(Known::Bound(*op, *number)),
+            _ => false,
+        },
+        Expr::In {
+            value: given,
+            set: Set::Str(items),
+        } => given == value && items.iter().all(|item| test(Known::Text(item))),
+        Expr::In {
+            value: given,
+            set: Set::Int(items),
+        } => given == value && items.iter().all(|item| test(Known::Number(*item))),
+        Expr::Text {
+            test: part,
+            value: given,
+            text,
+        } => given == value && test(Known::Part(*part, text)),
+        _ => false,
+    }
+}
+
+fn test_holds(test: TextTest, text: &str, part: &str) -> bool {
+    match test {
+        TextTest::Prefix => text.starts_with(part),
+        TextTest::Suffix => text.ends_with(part),
+        TextTest::Contains => text.contains(part),
+    }
+}
+
+/// True when every number with `known bound` has `op literal`.
+fn bound_holds(known: Compare, bound: i64, op: Compare, literal: i64) -> bool {
+    use Compare::{Ge, Gt, Le, Lt, Ne};
+    match (known, op) {
+        (Gt, Gt) | (Ge, Ge) | (Gt, Ge) => bound >= literal,
+        (Ge, Gt) => bound > literal,
+        (Lt, Lt) | (Le, Le) | (Lt, Le) => bound <= literal,
+        (Le, Lt) => bound < literal,
+        (Gt, Ne) => bound >= literal,
+        (Ge, Ne) => bound > literal,
+        (Lt, Ne) => bound <= literal,
+        (Le, Ne) => bound < literal,
+        _ => false,
+    }
+}
+
+/// True when the condition can only be true if the field is there.
+fn reads(given: &Expr, field: &Operand) -> bool {
+    match given {
+        Expr::Bool(operand)
+        | Expr::In { value: operand, .. }
+        | Expr::Text { value: operand, .. }
+        | Expr::Matches { value: operand, .. } => operand == field,
+        Expr::Compare { left, right, .. } => left == field || right == field,
+        Expr::InNet { field: id, .. } => *field == Operand::Field(*id),
+        _ => false,
+    }
+}

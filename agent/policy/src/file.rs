@@ -1,0 +1,182 @@
+//! Policy files: from TOML to a checked policy.
+//!
+//! Every fault of a file is found in one run and has its place in the file,
+//! predicates included. A file with a fault gives no policy at all; what becomes of
+//! the other files is not its business.
+
+use std::fmt;
+
+use sumun_proto::v1::{Kind, RuleRef, Severity};
+
+use crate::check::Lists;
+use crate::ir::Predicate;
+use crate::problem::Problem;
+use crate::read;
+
+/// Largest policy file, in bytes.
+pub const FILE_MAX: usize = 1024 * 1024;
+/// Most rules in a file.
+pub const RULES_MAX: usize = 1000;
+/// Most items in a list.
+pub const LIST_MAX: usize = 10_000;
+
+/// What a rule does when it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// The event is stored.
+    Record,
+    /// The event is stored and an alert raised.
+    Alert,
+}
+
+/// Whether effects that stop something are applied. With `record` and `alert`
+/// alone there is nothing to stop, and both modes do the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// They are reported only.
+    Observe,
+    /// They are applied.
+    Enforce,
+}
+
+/// A policy without faults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedPolicy {
+    /// File it came from, as given to [`check_file`].
+    pub path: String,
+    /// The text of that file, for the hash of what is loaded.
+    pub source: String,
+    /// Its name; unique among the loaded ones.
+    pub name: String,
+    /// Its version, from 1.
+    pub version: u32,
+    /// Observe or enforce.
+    pub mode: Mode,
+    /// Its lists.
+    pub lists: Lists,
+    /// Its rules, in the order of the file.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Unique within the policy.
+    pub id: String,
+    /// For people; may be empty.
+    pub title: String,
+    /// Kinds it is asked on: one or more, in the order of the file.
+    pub kinds: Vec<Kind>,
+    /// What has to hold; everything if the rule has no `when`.
+    pub predicate: Predicate,
+    /// What it does.
+    pub effect: Effect,
+    /// How bad it is.
+    pub severity: Severity,
+    /// MITRE ATT&CK techniques.
+    pub attack: Vec<String>,
+}
+
+/// What came of one file.
+#[derive(Clone, Debug)]
+pub struct FileCheck {
+    /// The file, as given.
+    pub path: String,
+    /// The policy, exactly if there are no errors.
+    pub policy: Option<CheckedPolicy>,
+    /// What has to be changed.
+    pub errors: Vec<Problem>,
+    /// What costs more than one may think.
+    pub warnings: Vec<Problem>,
+}
+
+impl CheckedPolicy {
+    /// What events and alerts say of a rule.
+    #[must_use]
+    pub fn rule_ref(&self, rule: &Rule) -> RuleRef {
+        RuleRef {
+            policy: self.name.clone(),
+            policy_version: self.version,
+            rule: rule.id.clone(),
+            title: rule.title.clone(),
+            severity: rule.severity.into(),
+            attack: rule.attack.clone(),
+        }
+    }
+}
+
+/// One line for each error and warning: `path:line:column: error: what`.
+impl fmt::Display for FileCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors = self.errors.iter().map(|problem| ("error", problem));
+        let warnings = self.warnings.iter().map(|problem| ("warning", problem));
+        for (index, (weight, problem)) in errors.chain(warnings).enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            let Problem {
+                line,
+                column,
+                message,
+                ..
+            } = problem;
+            write!(f, "{}:{line}:{column}: {weight}: {message}", self.path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks the text of one file.
+#[must_use]
+pub fn check_file(path: &str, text: &str) -> FileCheck {
+    let mut check = FileCheck {
+        path: path.to_owned(),
+        policy: None,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    if text.len() > FILE_MAX {
+        let message = format!(
+            "the file has {} bytes, at most {FILE_MAX} are taken",
+            text.len()
+        );
+        check.errors.push(Problem::at(text, 0, message));
+        return check;
+    }
+    let read = read::policy(path, text);
+    check.errors = read.errors;
+    check.errors.sort_by_key(|problem| problem.offset);
+    check.warnings = read.warnings;
+    if check.errors.is_empty() {
+        check.policy = read.policy;
+    }
+    check
+}
+
+/// Checks files that are loaded together: (path, text). Besides what
+/// [`check_file`] finds, the second policy of a name is an error.
+#[must_use]
+pub fn check_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<FileCheck> {
+    let mut checks: Vec<FileCheck> = Vec::new();
+    for (path, text) in files {
+        let mut check = check_file(path, text);
+        if let Some(policy) = &check.policy
+            && let Some(earlier) = checks.iter().find(|earlier| {
+                earlier
+                    .policy
+                    .as_ref()
+                    .is_some_and(|known| known.name == policy.name)
+            })
+        {
+            let message = format!(
+                "the policy name {:?} is already used by {}: give this one another",
+                policy.name, earlier.path
+            );
+            let offset = text.find("name").unwrap_or(0);
+            check.errors.push(Problem::at(text, offset, message));
+            check.policy = None;
+        }
+        checks.push(check);
+    }
+    checks
+}

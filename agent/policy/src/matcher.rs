@@ -1,0 +1,293 @@
+//! The in-process matcher: a checked predicate, ready to judge events.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use ipnet::IpNet;
+use regex_automata::meta::Regex;
+use sumun_proto::v1::Image;
+use sumun_proto::view::ancestor_value;
+use sumun_proto::{FieldId, Value, View};
+
+use crate::ir::{Compare, Expr, Operand, Predicate, Quantifier, Set, TextTest};
+use crate::literal;
+use crate::outcome::{Outcomes, Verdict};
+
+/// A compiled predicate. It is immutable and can be shared by threads.
+#[derive(Debug)]
+pub struct Matcher {
+    root: Node,
+}
+
+/// [`Expr`] with sets hashed and regular expressions compiled.
+#[derive(Debug)]
+enum Node {
+    Const(bool),
+    And(Box<[Node]>),
+    Or(Box<[Node]>),
+    Not(Box<Node>),
+    Bool(Operand),
+    Has(Operand),
+    Compare(Compare, Operand, Operand),
+    InTexts(Operand, HashSet<Box<str>>),
+    InNumbers(Operand, HashSet<i64>),
+    Text(TextTest, Operand, Box<str>),
+    Matches(Operand, Box<Regex>),
+    InNet(FieldId, IpNet),
+    ListHas(FieldId, Operand),
+    Each(Quantifier, FieldId, Box<Node>),
+}
+
+/// The item that `Element` and `Ancestor` read.
+enum Item<'a> {
+    None,
+    Text(Cow<'a, str>),
+    Image(&'a Image),
+    /// The last item of a list that was cut.
+    Cut,
+}
+
+impl Matcher {
+    /// Compiles a predicate.
+    #[must_use]
+    pub fn compile(predicate: &Predicate) -> Self {
+        Self {
+            root: Node::compile(predicate.expr()),
+        }
+    }
+
+    /// Judges an event.
+    #[must_use]
+    pub fn matches(&self, view: &View<'_>) -> Verdict {
+        self.root.judge(view, &Item::None).verdict()
+    }
+}
+
+impl Node {
+    fn compile(expr: &Expr) -> Self {
+        let all = |parts: &[Expr]| parts.iter().map(Self::compile).collect();
+        match expr {
+            Expr::Const(value) => Node::Const(*value),
+            Expr::And(parts) => Node::And(all(parts)),
+            Expr::Or(parts) => Node::Or(all(parts)),
+            Expr::Not(inner) => Node::Not(Box::new(Self::compile(inner))),
+            Expr::Bool(operand) => Node::Bool(operand.clone()),
+            Expr::Has(operand) => Node::Has(operand.clone()),
+            Expr::Compare { op, left, right } => Node::Compare(*op, left.clone(), right.clone()),
+            Expr::In {
+                value,
+                set: Set::Str(items),
+            } => Node::InTexts(
+                value.clone(),
+                items.iter().map(|item| item.as_str().into()).collect(),
+            ),
+            Expr::In {
+                value,
+                set: Set::Int(items),
+            } => Node::InNumbers(value.clone(), items.iter().copied().collect()),
+            Expr::Text { test, value, text } => {
+                Node::Text(*test, value.clone(), text.as_str().into())
+            }
+            Expr::Matches { value, pattern } => match literal::regex(pattern) {
+                Ok(regex) => Node::Matches(value.clone(), Box::new(regex)),
+                // The checker compiled the same pattern with the same limits.
+                Err(_) => Node::Const(false),
+            },
+            Expr::InNet { field, net } => Node::InNet(*field, *net),
+            Expr::ListHas { list, value } => Node::ListHas(*list, value.clone()),
+            Expr::Each {
+                quantifier,
+                list,
+                body,
+            } => Node::Each(*quantifier, *list, Box::new(Self::compile(body))),
+        }
+    }
+
+    fn judge(&self, view: &View<'_>, item: &Item<'_>) -> Outcomes {
+        match self {
+            Node::Const(value) => Outcomes::of(*value),
+            Node::And(parts) => {
+                let mut whole = Outcomes::TRUE;
+                for part in parts {
+                    whole = whole.and(part.judge(view, item));
+                    if whole == Outcomes::FALSE {
+                        break;
+                    }
+                }
+                whole
+            }
+            Node::Or(parts) => {
+                let mut whole = Outcomes::FALSE;
+                for part in parts {
+                    whole = whole.or(part.judge(view, item));
+                    if whole == Outcomes::TRUE {
+                        break;
+                    }
+                }
+                whole
+            }
+            Node::Not(inner) => inner.judge(view, item).not(),
+            Node::Bool(operand) => match read(operand, view, item) {
+                Value::Bool(value) => Outcomes::of(value),
+                other => missing(&other),
+            },
+            Node::Has(operand) => match read(operand, view, item) {
+                Value::Absent => Outcomes::FALSE,
+                Value::Unknown => Outcomes::UNKNOWN,
+                _ => Outcomes::TRUE,
+            },
+            Node::Compare(op, left, right) => {
+                compare(*op, &read(left, view, item), &read(right, view, item))
+            }
+            Node::InTexts(operand, items) => match read(operand, view, item) {
+                Value::Str(text) => Outcomes::of(items.contains(&*text)),
+                other => missing(&other),
+            },
+            Node::InNumbers(operand, items) => match read(operand, view, item) {
+                Value::Int(number) => Outcomes::of(items.contains(&number)),
+                other => missing(&other),
+            },
+            Node::Text(test, operand, literal) => match read(operand, view, item) {
+                Value::Str(text) => Outcomes::of(match test {
+                    TextTest::Prefix => text.starts_with(&**literal),
+                    TextTest::Suffix => text.ends_with(&**literal),
+                    TextTest::Contains => text.contains(&**literal),
+                }),
+                other => missing(&other),
+            },
+            Node::Matches(operand, regex) => match read(operand, view, item) {
+                Value::Str(text) => Outcomes::of(regex.is_match(&*text)),
+                other => missing(&other),
+            },
+            Node::InNet(field, net) => match view.ip(*field) {
+                Some(address) => Outcomes::of(net.contains(&address)),
+                None => missing(&view.get(*field)),
+            },
+            Node::ListHas(list, operand) => match read(operand, view, item) {
+                Value::Str(wanted) => over(view, *list, Quantifier::Exists, |item| match item {
+                    Item::Text(text) => Outcomes::of(*text == wanted),
+                    _ => Outcomes::UNKNOWN,
+                }),
+                other => missing(&other),
+            },
+            Node::Each(quantifier, list, body) => {
+                over(view, *list, *quantifier, |item| body.judge(view, item))
+            }
+        }
+    }
+}
+
+/// Joins the outcomes of the items of a list.
+fn over<'a>(
+    view: &View<'a>,
+    list: FieldId,
+    quantifier: Quantifier,
+    judge: impl Fn(&Item<'a>) -> Outcomes,
+) -> Outcomes {
+    let (mut whole, settled) = match quantifier {
+        Quantifier::Exists => (Outcomes::FALSE, Outcomes::TRUE),
+        Quantifier::All => (Outcomes::TRUE, Outcomes::FALSE),
+    };
+    let join = |whole: Outcomes, one: Outcomes| match quantifier {
+        Quantifier::Exists => whole.or(one),
+        Quantifier::All => whole.and(one),
+    };
+    let complete = if list == FieldId::ProcAncestors {
+        for image in view.ancestors() {
+            whole = join(whole, judge(&Item::Image(image)));
+            if whole == settled {
+                return whole;
+            }
+        }
+        view.ancestors_complete()
+    } else {
+        let items = match view.get(list) {
+            Value::List(items) => items,
+            other => return missing(&other),
+        };
+        let sure = if items.complete {
+            usize::MAX
+        } else {
+            items.len().saturating_sub(1)
+        };
+        for (index, text) in items.iter().enumerate() {
+            let item = if index < sure {
+                Item::Text(text)
+            } else {
+                Item::Cut
+            };
+            whole = join(whole, judge(&item));
+            if whole == settled {
+                return whole;
+            }
+        }
+        items.complete
+    };
+    if complete {
+        whole
+    } else {
+        join(whole, Outcomes::UNKNOWN)
+    }
+}
+
+/// The outcome of testing a value that cannot be tested.
+fn missing(value: &Value<'_>) -> Outcomes {
+    match value {
+        Value::Unknown => Outcomes::UNKNOWN,
+        _ => Outcomes::ERROR,
+    }
+}
+
+fn compare(op: Compare, left: &Value<'_>, right: &Value<'_>) -> Outcomes {
+    match (left, right) {
+        (Value::Str(left), Value::Str(right)) => Outcomes::of(op.holds(&**left, &**right)),
+        (Value::Int(left), Value::Int(right)) | (Value::Time(left), Value::Time(right)) => {
+            Outcomes::of(op.holds(left, right))
+        }
+        (Value::Bool(left), Value::Bool(right)) => Outcomes::of(op.holds(left, right)),
+        // Reading either absent side is an error, whatever the other one would be.
+        (Value::Absent, _) | (_, Value::Absent) => Outcomes::ERROR,
+        (Value::Unknown, _) | (_, Value::Unknown) => Outcomes::UNKNOWN,
+        _ => Outcomes::ERROR,
+    }
+}
+
+fn read<'a>(operand: &'a Operand, view: &View<'a>, item: &'a Item<'_>) -> Value<'a> {
+    match operand {
+        Operand::Str(text) => Value::Str(Cow::Borrowed(text)),
+        Operand::Int(number) => Value::Int(*number),
+        Operand::Bool(value) => Value::Bool(*value),
+        Operand::Time(ns) => Value::Time(*ns),
+        Operand::Field(field) => view.get(*field),
+        Operand::Index { list, index } => match view.get(*list) {
+            Value::List(items) => {
+                let index = *index as usize;
+                if !items.complete && index + 1 >= items.len() {
+                    return Value::Unknown;
+                }
+                items.get(index).map_or(Value::Absent, Value::Str)
+            }
+            other => other,
+        },
+        Operand::Length(inner) => match read(inner, view, item) {
+            Value::Str(text) => Value::Int(i64::try_from(text.chars().count()).unwrap_or(i64::MAX)),
+            other => other,
+        },
+        Operand::Count(list) => match view.get(*list) {
+            Value::List(items) if items.complete => {
+                Value::Int(i64::try_from(items.len()).unwrap_or(i64::MAX))
+            }
+            Value::List(_) => Value::Unknown,
+            other => other,
+        },
+        Operand::Element => match item {
+            Item::Text(text) => Value::Str(Cow::Borrowed(&**text)),
+            Item::Cut => Value::Unknown,
+            Item::None | Item::Image(_) => Value::Absent,
+        },
+        Operand::Ancestor(field) => match item {
+            Item::Image(image) => ancestor_value(image, *field),
+            _ => Value::Absent,
+        },
+    }
+}

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use sumun_abi::event::process::Actor;
 use sumun_abi::record::{Header, RING_LIFE};
+use sumun_engine::Hit;
 use sumun_proto::v1::{self, Event, Gap, Kind, Lane};
 
 use super::clock::Clock;
@@ -161,9 +162,11 @@ impl Core {
         let batch = lane.open();
         event.image = batch.image(node, actor);
         batch.event(event, stream, header.seq);
-        let found = self.detector.judge(header.generation, batch.batch());
+        let generation = header.generation;
+        let found = self.detector.judge(generation, batch.batch()).to_vec();
         for hit in &found {
-            let rule = batch.rule(hit.rule, || self.detector.describe(hit.rule));
+            let rule = batch
+                .rule((generation, hit.rule), || self.detector.describe(generation, hit.rule));
             batch.matched(rule);
         }
         // Process life is stored whether or not a rule asks for it.
@@ -188,19 +191,20 @@ impl Core {
     fn alerts(
         &mut self,
         event: Option<Event>,
-        found: &[crate::detect::Hit],
+        found: &[Hit],
         node: &Rc<Node>,
         actor: &Actor,
         header: &Header,
     ) {
-        let stream = stream_of(header);
+        let (stream, generation) = (stream_of(header), header.generation);
         let Some(event) = event else { return };
         if self.alert.holds(stream, header.seq) {
             return;
         }
         for hit in found.iter().filter(|hit| hit.alert) {
             let batch = self.alert.open();
-            let rule = batch.rule(hit.rule, || self.detector.describe(hit.rule));
+            let rule = batch
+                .rule((generation, hit.rule), || self.detector.describe(generation, hit.rule));
             let image = batch.image(node, actor);
             let event = Event { image, rules: Vec::new(), ..event.clone() };
             let alert = v1::Alert { rule, undecided: hit.undecided, event: Some(event) };

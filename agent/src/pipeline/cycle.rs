@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sumun_abi::loss::Stream;
+use sumun_abi::loss::{Stream, reason};
 use sumun_proto::Host;
-use sumun_proto::v1::{Gap, Lane, Scope};
+use sumun_proto::catalogue::KINDS;
+use sumun_proto::v1::{Door, Gap, Lane, Loss, Scope};
 
 use super::batch::Origin;
 use super::clock::{Clock, boot_ns};
@@ -19,10 +20,9 @@ use super::policies::{self, Loaded};
 use super::streams::Streams;
 use crate::detect::Detector;
 use crate::enrich::process::{Limits, Tree};
-use crate::forward::Progress;
-use crate::kernel::{Kernel, StreamId};
+use crate::kernel::{HookStatus, Kernel, StreamId};
 use crate::spool::Spool;
-use crate::status::Status;
+use crate::status::{LANES, Status, lane_index};
 
 /// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
 const CYCLE_BYTES: u64 = 2 * 1024 * 1024;
@@ -41,6 +41,9 @@ const REPAIR_EVERY: Duration = Duration::from_secs(5);
 /// At most one line of log in this time about the same trouble.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
+/// Who complains in the status.
+const SPOOL: &str = "spool";
+
 /// How others steer the pipeline.
 #[derive(Debug, Default)]
 pub struct Control {
@@ -56,9 +59,7 @@ pub struct Setup {
     pub kernel: Kernel,
     /// The lanes on disk.
     pub spool: Arc<Spool>,
-    /// Where watermarks and figures go.
-    pub progress: Arc<Progress>,
-    /// What `sumun-agent status` shows.
+    /// Where watermarks, figures and troubles go.
     pub status: Arc<Status>,
     /// State directory.
     pub state: PathBuf,
@@ -76,13 +77,14 @@ pub struct Setup {
 pub struct Pipeline {
     kernel: Kernel,
     spool: Arc<Spool>,
-    progress: Arc<Progress>,
     status: Arc<Status>,
     policies: PathBuf,
     core: Core,
     loaded: Loaded,
     generation: u32,
     scopes: Vec<Scope>,
+    /// Last batch of each lane of `LANES`: epoch and number.
+    written: [(u64, u64); 3],
     last_watermark: Option<Instant>,
     last_repair: Option<Instant>,
     last_complaint: Option<Instant>,
@@ -101,7 +103,7 @@ impl Pipeline {
     /// # Errors
     /// When the kernel side cannot be attached or the state directory not be written.
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { mut kernel, spool, progress, status, state, policies, host, boot_id, tree } =
+        let Setup { mut kernel, spool, status, state, policies, host, boot_id, tree } =
             setup;
         let clock = Clock::new()?;
         let pin_generation = kernel.pin_generation();
@@ -132,17 +134,18 @@ impl Pipeline {
             repair: false,
         };
         restore(&mut core.tree, &spool, boot_id);
+        let spool_epoch = spool.epoch();
         let loaded = policies::load(&policies)?;
         let mut pipeline = Self {
             kernel,
             spool,
-            progress,
             status,
             policies,
             core,
             loaded: Loaded::default(),
             generation: 0,
             scopes: Vec::new(),
+            written: [(spool_epoch, 0); 3],
             last_watermark: None,
             last_repair: None,
             last_complaint: None,
@@ -161,7 +164,10 @@ impl Pipeline {
             pipeline.unwatched(before.as_ref(), attached_ns);
         }
         pipeline.bootstrap()?;
-        pipeline.progress.set_ready(true, true);
+        let progress = &pipeline.status.progress;
+        progress.set_attached(true);
+        progress.set_bootstrapped(true);
+        progress.set_wall_offset_ns(pipeline.core.clock.offset_ns());
         pipeline.publish();
         Ok(pipeline)
     }
@@ -173,7 +179,7 @@ impl Pipeline {
                 self.reload();
             }
             let pause = self.cycle();
-            self.status.alive();
+            self.status.progress.turned();
             if !pause.is_zero() {
                 std::thread::sleep(pause);
             }
@@ -215,7 +221,7 @@ impl Pipeline {
             for (stream, gap) in gaps {
                 self.core.gap(stream, gap);
             }
-            self.progress.set_losses(&quiet.streams);
+            self.status.progress.set_losses(losses(&quiet.streams));
             through = quiet.boot_ns;
         }
         if let Err(error) = self.write(through) {
@@ -225,12 +231,11 @@ impl Pipeline {
         if through != 0 {
             self.through_boot_ns = through;
             self.last_watermark = Some(Instant::now());
-            self.progress.reached(through, self.core.clock.offset_ns());
-            self.publish();
+            self.reached(through);
         }
-        if self.last_complaint.take().is_some() {
+        if self.status.trouble(SPOOL, None) {
             tracing::info!("the spool can be written again");
-            self.progress.set_trouble("");
+            self.last_complaint = None;
         }
         self.core.tree.end_cycle(bulk_emptied);
         if bulk_emptied {
@@ -247,8 +252,12 @@ impl Pipeline {
     /// Spool, then read positions, then rings.
     fn write(&mut self, through: u64) -> anyhow::Result<()> {
         let spool = &self.spool;
-        for (_, lane) in self.core.lanes() {
-            lane.write(spool, through)?;
+        for (lane, writer) in self.core.lanes() {
+            if let Some(written) = writer.write(spool, through)?
+                && let Some(index) = lane_index(lane)
+            {
+                self.written[index] = (written.epoch, written.number);
+            }
         }
         let through = through.max(self.through_boot_ns);
         let wall = self.core.clock.offset_ns().wrapping_add(through.cast_signed());
@@ -268,7 +277,7 @@ impl Pipeline {
         self.core.streams.rewind(&self.core.consumed);
         self.kernel.life.rewind();
         self.kernel.bulk.rewind();
-        self.progress.set_trouble(&format!("{error:#}"));
+        self.status.trouble(SPOOL, Some(format!("{error:#}")));
         if self.last_complaint.is_none_or(|last| last.elapsed() > COMPLAIN_EVERY) {
             tracing::error!(
                 error = format!("{error:#}"),
@@ -380,10 +389,77 @@ impl Pipeline {
         }
     }
 
+    /// Everything up to a time is in the lanes.
+    fn reached(&mut self, through_boot_ns: u64) {
+        let progress = &self.status.progress;
+        progress.set_wall_offset_ns(self.core.clock.offset_ns());
+        for (index, lane) in LANES.iter().enumerate() {
+            let (epoch, number) = self.written[index];
+            progress.written(*lane, epoch, number, through_boot_ns);
+        }
+        let (counters, counts) = (&self.status.counters, &self.core.counts);
+        let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
+        set(&counters.records, counts.life + counts.bulk);
+        set(&counters.undecodable, counts.undecodable);
+        set(&counters.events, counts.events);
+        set(&counters.alerts, counts.alerts);
+        set(&counters.gaps, counts.gaps);
+    }
+
+    /// What changes with policies and hooks.
     fn publish(&self) {
-        self.status.pipeline(self.core.counts, self.core.tree.stats(), &self.loaded, self.kernel.hooks());
+        self.status.update(|parts| {
+            parts.doors = doors(self.kernel.hooks());
+            parts.policies = self.loaded.listed();
+            parts.policy_hash = self.loaded.hash().to_owned();
+            parts.policy_errors = self.loaded.errors();
+        });
     }
 }
+
+/// How each kind is seen.
+fn doors(hooks: &[HookStatus]) -> Vec<Door> {
+    let of_kind = |kind: &str| hooks.iter().filter(move |hook| hook.kinds.contains(&kind));
+    KINDS
+        .iter()
+        .map(|(name, kind)| {
+            let refused: Vec<_> = of_kind(name)
+                .filter(|hook| !hook.available)
+                .map(|hook| format!("{}: {}", hook.hook, hook.reason.as_deref().unwrap_or_default()))
+                .collect();
+            let seen = refused.is_empty() && of_kind(name).next().is_some();
+            Door {
+                kind: (*kind).into(),
+                rung: if seen { "tracepoint" } else { "none" }.into(),
+                reason: refused.join("; "),
+            }
+        })
+        .collect()
+}
+
+fn losses(streams: &[(StreamId, Stream)]) -> Vec<Loss> {
+    let named = |(stream, state): &(StreamId, Stream)| {
+        let stream = *stream;
+        REASONS
+            .iter()
+            .filter_map(|(reason, name)| {
+                let count = state.lost[*reason as usize];
+                (count > 0).then(|| Loss {
+                    ring: stream.ring.into(),
+                    cpu: stream.cpu,
+                    level: stream.level.into(),
+                    reason: (*name).into(),
+                    count,
+                })
+            })
+            .collect::<Vec<_>>()
+    };
+    streams.iter().flat_map(named).collect()
+}
+
+/// Names of the kernel's reasons for a loss.
+const REASONS: [(u32, &str); 3] =
+    [(reason::RING_FULL, "ring_full"), (reason::NESTED, "nested"), (reason::TOO_LONG, "too_long")];
 
 fn drain(ring: &mut crate::kernel::Ring, max_bytes: u64, core: &mut Core) -> u64 {
     let before = ring.position();

@@ -11,7 +11,7 @@ use sumun_proto::v1::{Gap, Lane};
 
 use super::batch::{BatchBuilder, Closed, Origin};
 use crate::kernel::StreamId;
-use crate::spool::{self, Spool};
+use crate::spool::{self, Spool, Written};
 
 /// One lane in this cycle.
 pub struct LaneWriter {
@@ -83,22 +83,29 @@ impl LaneWriter {
     ///
     /// # Errors
     /// When the spool cannot take it.
-    pub fn write(&mut self, spool: &Spool, through_boot_ns: u64) -> Result<(), spool::Error> {
+    pub fn write(
+        &mut self,
+        spool: &Spool,
+        through_boot_ns: u64,
+    ) -> Result<Option<Written>, spool::Error> {
         self.roll();
         let mut closed = std::mem::take(&mut self.closed);
         if let Some(last) = closed.last_mut() {
             last.batch.through_boot_ns = through_boot_ns;
         }
+        let mut last = None;
         for part in closed {
             let events = part.batch.events.len() + part.batch.alerts.len();
             let body = part.batch.encode_to_vec();
-            spool.append(
+            let written = spool.append(
                 self.lane,
                 &spool::Item {
                     body: &body,
                     events: events as u64,
                     first_boot_ns: part.times.0,
                     last_boot_ns: part.times.1,
+                    boot_id: self.origin.boot_id,
+                    wall_offset_ns: part.batch.wall_offset_ns,
                     pin_generation: self.origin.pin_generation,
                     highest: &part.highest,
                 },
@@ -107,8 +114,9 @@ impl LaneWriter {
                 let held = self.held.entry(stream).or_default();
                 *held = (*held).max(seq);
             }
+            last = Some(written);
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Forgets what the cycle added.

@@ -1,0 +1,81 @@
+//! Drives the engine: each event is judged by the rules of the filter
+//! generation that let it through.
+
+use std::sync::Arc;
+
+use sumun_engine::{Engine, Hit};
+use sumun_proto::v1::{Batch, RuleRef};
+use sumun_proto::{Host, View};
+
+/// The rules in force, and those before them until the rings have been read
+/// beyond the swap.
+#[derive(Debug)]
+pub struct Detector {
+    host: Host,
+    /// Newest last; never more than a few, as each is retired by the cycle that empties the rings.
+    generations: Vec<(u32, Arc<Engine>)>,
+    hits: Vec<Hit>,
+}
+
+impl Detector {
+    /// No rules yet.
+    #[must_use]
+    pub fn new(host: Host) -> Self {
+        Self {
+            host,
+            generations: Vec::new(),
+            hits: Vec::new(),
+        }
+    }
+
+    /// Adds the rules of a generation.
+    pub fn load(&mut self, generation: u32, engine: Arc<Engine>) {
+        self.generations.push((generation, engine));
+    }
+
+    /// Takes the rules of a generation back: the kernel did not take its filter.
+    pub fn unload(&mut self, generation: u32) {
+        self.generations.retain(|(known, _)| *known != generation);
+    }
+
+    /// Forgets all generations but this: no record of another can come.
+    pub fn retire(&mut self, current: u32) {
+        if self.generations.len() > 1 {
+            self.generations.retain(|(known, _)| *known == current);
+        }
+    }
+
+    /// Judges the last event of a batch. A record of a generation that is not known (from before a
+    /// restart) is judged by the newest rules.
+    pub fn judge(&mut self, generation: u32, batch: &Batch) -> &[Hit] {
+        self.hits.clear();
+        if let (Some(engine), Some(event)) = (engine(&self.generations, generation), batch.events.last())
+        {
+            let view = View {
+                host: &self.host,
+                batch,
+                event,
+                alert: None,
+            };
+            engine.evaluate(&view, &mut self.hits);
+        }
+        &self.hits
+    }
+
+    /// What batches say of a rule.
+    #[must_use]
+    pub fn describe(&self, generation: u32, rule: usize) -> RuleRef {
+        engine(&self.generations, generation)
+            .and_then(|engine| engine.rules().get(rule))
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+fn engine(generations: &[(u32, Arc<Engine>)], generation: u32) -> Option<&Arc<Engine>> {
+    generations
+        .iter()
+        .find(|(known, _)| *known == generation)
+        .or(generations.last())
+        .map(|(_, engine)| engine)
+}

@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Agents(Agents),
     /// A process with its ancestors and descendants
     Tree(TreeArgs),
+    /// Policy files, offline
+    #[command(subcommand)]
+    Policy(Policy),
     /// Tokens for enrolling agents and for administrators
     #[command(subcommand)]
     Tokens(Tokens),
@@ -90,6 +93,12 @@ pub(crate) enum Agents {
     List,
     /// Show one agent: hooks, lanes, losses
     Show(ShowAgent),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Check policy files: exit status 1 when one of them would be refused
+    Check(CheckArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +173,13 @@ pub(crate) struct TreeArgs {
 
     #[command(flatten)]
     pub(crate) range: Range,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// Policy files
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, clap::Args)]

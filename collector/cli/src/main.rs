@@ -10,6 +10,7 @@ mod context;
 mod failure;
 mod moment;
 mod output;
+mod policy;
 mod remote;
 mod rows;
 mod search;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Alerts, Args, Command, Tokens};
+use crate::args::{Alerts, Args, Command, Policy, Tokens};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -45,6 +46,10 @@ fn run(args: Args) -> Result<(), Failure> {
         output,
         command,
     } = args;
+    // What is done offline needs neither a context nor a runtime.
+    if let Command::Policy(Policy::Check(check)) = &command {
+        return policy::check(check, output);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,6 +70,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Command::Agents(args::Agents::List) => agents::list(remote, output).await,
             Command::Agents(args::Agents::Show(show)) => agents::show(remote, show, output).await,
             Command::Tree(query) => tree::print(remote, query, output).await,
+            Command::Policy(Policy::Check(_)) => Ok(()),
             Command::Tokens(Tokens::Create(create)) => tokens::create(remote, create, output).await,
         }
     })

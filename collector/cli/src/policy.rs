@@ -1,0 +1,117 @@
+//! `policy check`: what an agent would say about policy files, offline.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+use sumun_policy::problem::Problem;
+use sumun_policy::{FileCheck, check_files};
+
+use crate::args::{CheckArgs, Output};
+use crate::failure::Failure;
+
+/// Checks the files as if they were loaded together; fails when one is refused.
+pub(crate) fn check(args: &CheckArgs, output: Output) -> Result<(), Failure> {
+    let mut texts = Vec::new();
+    for path in &args.files {
+        // A file that is not UTF-8 is a file with a fault, like any other that cannot be read.
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::failed(
+                error.into(),
+                format!("cannot read the policy {}", path.display()),
+            )
+        })?;
+        texts.push((path.display().to_string(), text));
+    }
+    let checks = check_files(
+        texts
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str())),
+    );
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Table => {
+            for check in &checks {
+                out.write_all(page(check).as_bytes())?;
+            }
+        }
+        Output::Json => writeln!(out, "{}", Value::Array(checks.iter().map(row).collect()))?,
+        Output::Jsonl => {
+            for check in &checks {
+                writeln!(out, "{}", row(check))?;
+            }
+        }
+    }
+    out.flush()?;
+    if checks.iter().any(|check| check.policy.is_none()) {
+        return Err(Failure::Said);
+    }
+    Ok(())
+}
+
+fn page(check: &FileCheck) -> String {
+    let mut page = check.to_string();
+    if !page.is_empty() {
+        page.push('\n');
+    }
+    if let Some(policy) = &check.policy {
+        page.push_str(&format!(
+            "{}: policy {} version {}, {} rules\n",
+            check.path,
+            policy.name,
+            policy.version,
+            policy.rules.len()
+        ));
+    }
+    page
+}
+
+/// A checked file as JSON; the keys are part of the documented output.
+fn row(check: &FileCheck) -> Value {
+    let problems = |problems: &[Problem]| -> Vec<Value> {
+        problems
+            .iter()
+            .map(|problem| {
+                json!({
+                    "line": problem.line,
+                    "column": problem.column,
+                    "message": problem.message,
+                })
+            })
+            .collect()
+    };
+    json!({
+        "file": check.path,
+        "ok": check.policy.is_some(),
+        "policy": check.policy.as_ref().map(|policy| json!({
+            "name": policy.name,
+            "version": policy.version,
+            "rules": policy.rules.iter().map(|rule| &rule.id).collect::<Vec<_>>(),
+        })),
+        "errors": problems(&check.errors),
+        "warnings": problems(&check.warnings),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_and_a_bad_file() {
+        let good = "[policy]\nname = \"web\"\nversion = 1\n[[rule]]\nid = \"a\"\n\
+            title = \"t\"\non = [\"exec\"]\nwhen = 'proc.exe.name == \"sh\"'\n";
+        let bad = good.replace("when", "wehn");
+        let checks = check_files([("good.toml", good), ("bad.toml", bad.as_str())]);
+        assert_eq!(
+            page(&checks[0]),
+            "good.toml: policy web version 1, 1 rules\n"
+        );
+        assert_eq!(row(&checks[0])["policy"]["rules"][0], "a");
+        assert!(
+            page(&checks[1]).starts_with("bad.toml:"),
+            "{}",
+            page(&checks[1])
+        );
+        assert_eq!(row(&checks[1])["ok"], false);
+    }
+}

@@ -419,15 +419,16 @@ impl Pipeline {
 
 /// How each kind is seen.
 fn doors(hooks: &[HookStatus]) -> Vec<Door> {
-    let of_kind = |kind: &str| hooks.iter().filter(move |hook| hook.kinds.contains(&kind));
     KINDS
         .iter()
         .map(|(name, kind)| {
-            let refused: Vec<_> = of_kind(name)
+            let of_kind: Vec<_> = hooks.iter().filter(|hook| hook.kinds.contains(name)).collect();
+            let refused: Vec<_> = of_kind
+                .iter()
                 .filter(|hook| !hook.available)
                 .map(|hook| format!("{}: {}", hook.hook, hook.reason.as_deref().unwrap_or_default()))
                 .collect();
-            let seen = refused.is_empty() && of_kind(name).next().is_some();
+            let seen = refused.is_empty() && !of_kind.is_empty();
             Door {
                 kind: (*kind).into(),
                 rung: if seen { "tracepoint" } else { "none" }.into(),

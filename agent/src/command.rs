@@ -1,0 +1,86 @@
+//! What each command of `sumun-agent` does.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::cli::{Args, Command, Enroll, Output, Probe, Status};
+use crate::config::Config;
+use crate::forward::identity::Identity;
+use crate::kernel::{self, KernelConfig};
+use crate::pipeline::policies;
+use crate::{enroll, run, status};
+
+/// Runs a command.
+///
+/// # Errors
+/// What went wrong, for people.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Run(at) => run::run(Config::load(&at.config)?).map(|()| ExitCode::SUCCESS),
+        Command::Enroll(args) => enrol(args),
+        Command::Status(args) => show_status(args),
+        Command::CheckConfig(at) => check(&Config::load(&at.config)?),
+        Command::Probe(args) => probe(args),
+        Command::Release => release(),
+    }
+}
+
+fn enrol(args: &Enroll) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let enrolled = runtime.block_on(enroll::enroll(args, &run::host_name()))?;
+    println!(
+        "enrolled as {} of tenant {}; configuration: {}",
+        enrolled.agent_id,
+        enrolled.tenant,
+        enrolled.config.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_status(args: &Status) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config.config)?;
+    let answer = status::ask(&config.run)?;
+    match args.output {
+        Output::Json => println!("{answer}"),
+        Output::Table => print!("{}", status::status_text(&answer)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(config: &Config) -> anyhow::Result<ExitCode> {
+    Identity::load(&config.collector)?;
+    let loaded = policies::load(&config.policies)?;
+    for error in loaded.errors() {
+        eprintln!("{error}");
+    }
+    for policy in loaded.listed() {
+        println!("{}: policy {} version {}, {} rules", policy.file, policy.name, policy.version, policy.rules);
+    }
+    if !loaded.errors().is_empty() {
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("{}: the configuration is sound", config.path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn probe(args: &Probe) -> anyhow::Result<ExitCode> {
+    let report = kernel::probe();
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string(&report)?),
+        Output::Table => print!("{report}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn release() -> anyhow::Result<ExitCode> {
+    if kernel::release(&KernelConfig::default())? {
+        println!("removed the agent's programs and maps from the kernel");
+    } else {
+        println!("there was nothing to remove");
+    }
+    Ok(ExitCode::SUCCESS)
+}

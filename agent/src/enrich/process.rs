@@ -80,12 +80,12 @@ pub struct Program {
     pub bootstrapped: bool,
     /// Has no user memory.
     pub kernel_thread: bool,
-    charge: Option<Charge>,
+    pub(crate) charge: Option<Charge>,
 }
 
 /// Bytes counted for as long as their holder lives, wherever it is held.
 #[derive(Debug)]
-struct Charge {
+pub(crate) struct Charge {
     total: Rc<Cell<usize>>,
     bytes: usize,
 }

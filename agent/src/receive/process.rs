@@ -1,9 +1,10 @@
 //! Fork, exec, exit and the task iterator: into the process tree and events.
 
+use std::io::Read as _;
 use std::rc::Rc;
 
 use sumun_abi::event::process::{Actor, Exec, Exit, Fork};
-use sumun_abi::record::{FLAW_DELETED, FLAW_RACY, Span};
+use sumun_abi::record::{ARGS_MAX, FLAW_DELETED, FLAW_PARTIAL, FLAW_RACY, Span};
 use sumun_proto::text;
 use sumun_proto::v1::{self, Event, Kind};
 
@@ -32,7 +33,30 @@ pub fn exec(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> (Event, Rc<Nod
 
 /// A process found running: no event, only a place in the tree.
 pub fn task(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> Rc<Node> {
-    tree.began(began(record, exec, true))
+    let mut began = began(record, exec, true);
+    let program = &mut began.program;
+    // The iterator runs in the agent and cannot read another process's memory.
+    if program.args.is_empty() && program.args_total > 0 {
+        match cmdline(exec.actor.pid, exec.actor.start_ns) {
+            Some(args) => program.args = args,
+            None => program.args_flaws |= u32::from(FLAW_PARTIAL),
+        }
+    }
+    tree.began(began)
+}
+
+/// Arguments of a running process, up to the bound of exec records; `None` when the pid
+/// is not (or no longer) that process.
+fn cmdline(pid: u32, start_ns: u64) -> Option<Vec<String>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
+    file.take(ARGS_MAX as u64).read_to_end(&mut bytes).ok()?;
+    // Read after the arguments: a pid that was given to another process in between has another start.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    let tick_ns = 1_000_000_000 / u64::try_from(hertz).ok().filter(|hertz| *hertz > 0)?;
+    (ticks.abs_diff(start_ns / tick_ns) <= 1).then(|| split(&bytes))
 }
 
 /// The end of a process.
@@ -93,6 +117,23 @@ fn split(arguments: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_arguments_of_a_running_process_need_its_start() {
+        let own = procfs_start();
+        let args = cmdline(std::process::id(), own).expect("our own arguments");
+        let first = std::env::args().next().expect("a program name");
+        assert_eq!(args.first(), Some(&first));
+        assert_eq!(cmdline(std::process::id(), own + 60_000_000_000), None);
+    }
+
+    fn procfs_start() -> u64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
+        let fields = stat.rsplit_once(')').expect("comm").1;
+        let ticks: u64 =
+            fields.split_ascii_whitespace().nth(19).expect("start").parse().expect("a number");
+        ticks * 10_000_000
+    }
 
     #[test]
     fn arguments_are_split_at_nul_and_empty_ones_kept() {

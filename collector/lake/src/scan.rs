@@ -38,7 +38,11 @@ pub fn expression(predicate: &Predicate, family: Family) -> Result<Scan> {
     Ok(joined(parts, and).unwrap_or_else(|| lit(true)))
 }
 
-fn exact(expr: &Expr, family: Family) -> Result<Scan> {
+/// A part of a predicate, as [`expression`] makes it of the whole.
+///
+/// # Errors
+/// As [`expression`].
+pub fn exact(expr: &Expr, family: Family) -> Result<Scan> {
     Ok(match expr {
         Expr::Const(value) => lit(*value),
         Expr::And(parts) => {

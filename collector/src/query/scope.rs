@@ -1,0 +1,220 @@
+//! Was what a query asks for collected, on each host, all the time?
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sumun_lake::engine::Range;
+use sumun_policy::{Predicate, covers};
+use sumun_proto::catalogue::kind_name;
+use sumun_proto::v1::scope::Mode;
+use sumun_proto::v1::{Kind, Scope, ScopeSummary};
+
+use crate::query::completeness::brief;
+use crate::store::HostScope;
+
+/// What a kind was collected as, in a part of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stretch {
+    from: i64,
+    to: i64,
+    mode: Mode,
+    reason: String,
+}
+
+/// The scopes of one host, parsed once for each distinct predicate.
+pub(super) struct HostScopes<'a> {
+    by_kind: BTreeMap<i32, Vec<&'a HostScope>>,
+    first: Option<i64>,
+}
+
+impl<'a> HostScopes<'a> {
+    /// Of all scopes of a tenant, in the order of their times.
+    pub(super) fn of(scopes: &'a [Arc<HostScope>], host: &str) -> Self {
+        let mut by_kind: BTreeMap<i32, Vec<&HostScope>> = BTreeMap::new();
+        let mut first = None;
+        for scope in scopes.iter().filter(|scope| scope.host == host) {
+            first.get_or_insert(scope.from_ns);
+            by_kind.entry(scope.scope.kind).or_default().push(scope);
+        }
+        HostScopes { by_kind, first }
+    }
+
+    /// When anything was collected for the first time.
+    pub(super) fn first(&self) -> Option<i64> {
+        self.first
+    }
+
+    /// Where in the range the query's rows of these kinds were not all collected.
+    pub(super) fn missing(
+        &self,
+        host: &str,
+        kinds: &[Kind],
+        range: Range,
+        coverage: &mut Coverage<'_>,
+    ) -> Vec<ScopeSummary> {
+        let mut missing = Vec::new();
+        for kind in kinds {
+            let name = kind_name(*kind);
+            for stretch in self.stretches(*kind, range, coverage) {
+                let mode = match stretch.mode {
+                    Mode::Filtered => "filtered",
+                    _ => "none",
+                };
+                missing.push(ScopeSummary {
+                    host: host.to_owned(),
+                    kind: name.to_owned(),
+                    mode: mode.to_owned(),
+                    reason: stretch.reason,
+                    from_ns: stretch.from,
+                    to_ns: stretch.to,
+                });
+            }
+        }
+        missing
+    }
+
+    fn stretches(&self, kind: Kind, range: Range, coverage: &mut Coverage<'_>) -> Vec<Stretch> {
+        let name = kind_name(kind);
+        let none: &[&HostScope] = &[];
+        let scopes = self.by_kind.get(&kind.into()).map_or(none, Vec::as_slice);
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut add = |from: i64, to: i64, mode: Mode, reason: String| {
+            let (from, to) = (from.max(range.since), to.min(range.until));
+            if from >= to {
+                return;
+            }
+            // A reload that changes nothing for this query is no boundary.
+            match stretches.last_mut() {
+                Some(last) if last.to == from && last.mode == mode && last.reason == reason => {
+                    last.to = to;
+                }
+                _ => stretches.push(Stretch {
+                    from,
+                    to,
+                    mode,
+                    reason,
+                }),
+            }
+        };
+        let begins = scopes.first().map_or(i64::MAX, |scope| scope.from_ns);
+        let before = match begins {
+            i64::MAX => format!("{name}: nothing is known of what was collected"),
+            begins => format!("{name}: not collected before {}", brief(begins)),
+        };
+        add(range.since, begins, Mode::None, before);
+        for (at, scope) in scopes.iter().enumerate() {
+            let to = scopes.get(at + 1).map_or(i64::MAX, |next| next.from_ns);
+            let why = match scope.scope.reason.as_str() {
+                "" => String::new(),
+                reason => format!(" ({reason})"),
+            };
+            match scope.scope.mode() {
+                Mode::All => {}
+                Mode::Filtered if coverage.covered(&scope.scope) => {}
+                Mode::Filtered => {
+                    add(scope.from_ns, to, Mode::Filtered, format!("{name}: filtered{why}"));
+                }
+                Mode::None | Mode::Unspecified => {
+                    add(scope.from_ns, to, Mode::None, format!("{name}: not collected{why}"));
+                }
+            }
+        }
+        stretches
+    }
+}
+
+/// Whether a query stays within what a recorded rule let through.
+pub(super) struct Coverage<'a> {
+    query: &'a Predicate,
+    /// By canonical text of the rule's predicate.
+    known: BTreeMap<String, bool>,
+}
+
+impl<'a> Coverage<'a> {
+    pub(super) fn new(query: &'a Predicate) -> Self {
+        Coverage {
+            query,
+            known: BTreeMap::new(),
+        }
+    }
+
+    fn covered(&mut self, scope: &Scope) -> bool {
+        scope.rules.iter().any(|rule| {
+            if let Some(known) = self.known.get(&rule.predicate) {
+                return *known;
+            }
+            // A predicate of a newer agent may not parse here: not covered.
+            let covered = Predicate::parse_canonical(&rule.predicate)
+                .is_ok_and(|recorded| covers(self.query, &recorded));
+            self.known.insert(rule.predicate.clone(), covered);
+            covered
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sumun_policy::Lists;
+    use sumun_proto::v1::ScopeRule;
+
+    use super::*;
+
+    fn scope(from_ns: i64, kind: Kind, mode: Mode, predicate: &str) -> Arc<HostScope> {
+        let rules = match predicate {
+            "" => Vec::new(),
+            text => vec![ScopeRule {
+                predicate: text.into(),
+                ..ScopeRule::default()
+            }],
+        };
+        Arc::new(HostScope {
+            host: "h".into(),
+            from_ns,
+            scope: Scope {
+                kind: kind.into(),
+                mode: mode.into(),
+                rules,
+                ..Scope::default()
+            },
+        })
+    }
+
+    fn missing(scopes: &[Arc<HostScope>], query: &str, since: i64) -> Vec<(String, i64, i64)> {
+        let query = Predicate::parse(query, &Lists::new()).expect("a predicate");
+        let range = Range { since, until: 1000 };
+        HostScopes::of(scopes, "h")
+            .missing("h", &[Kind::Open], range, &mut Coverage::new(&query))
+            .into_iter()
+            .map(|summary| (summary.mode, summary.from_ns, summary.to_ns))
+            .collect()
+    }
+
+    #[test]
+    fn a_query_within_a_rule_is_covered_and_a_wider_one_is_not() {
+        let rule = "file.path.startsWith(\"/srv/\")";
+        let scopes = [
+            scope(100, Kind::Open, Mode::None, ""),
+            scope(200, Kind::Open, Mode::Filtered, rule),
+            // A reload of the same policy.
+            scope(300, Kind::Open, Mode::Filtered, rule),
+        ];
+        let within = "kind == \"open\" && file.path.startsWith(\"/srv/www/\")";
+        assert_eq!(missing(&scopes, within, 250), []);
+        assert_eq!(
+            missing(&scopes, within, 50),
+            [("none".into(), 50, 200)],
+            "before the first word and while nothing was collected"
+        );
+        assert_eq!(
+            missing(&scopes, "file.path.startsWith(\"/\")", 250),
+            [("filtered".into(), 250, 1000)]
+        );
+    }
+
+    #[test]
+    fn everything_covers_everything() {
+        let scopes = [scope(100, Kind::Open, Mode::All, "")];
+        assert_eq!(missing(&scopes, "true", 100), []);
+        assert_eq!(missing(&[], "true", 100), [("none".into(), 100, 1000)]);
+    }
+}

@@ -1,0 +1,67 @@
+//! What one query reads.
+
+use std::sync::Arc;
+
+use sumun_lake::{Family, LakeFile, RowSet, Source};
+use sumun_proto::v1::Scope;
+
+/// What an agent collected of a kind from a time on, until its next word on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostScope {
+    /// `host.id`
+    pub host: String,
+    /// Wall clock of the host, ns since the Unix epoch.
+    pub from_ns: i64,
+    /// What it said.
+    pub scope: Scope,
+}
+
+/// All rows and scopes of a tenant at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    files: [Arc<Vec<Arc<LakeFile>>>; 5],
+    memory: [Vec<Arc<RowSet>>; 5],
+    scopes: Vec<Arc<HostScope>>,
+}
+
+impl Snapshot {
+    pub(super) fn new(
+        files: [Arc<Vec<Arc<LakeFile>>>; 5],
+        memory: [Vec<Arc<RowSet>>; 5],
+        older: &[Arc<HostScope>],
+        newest: Vec<Arc<HostScope>>,
+    ) -> Self {
+        // Stable: of two words for the same time the later one counts.
+        let mut scopes: Vec<_> = older.iter().cloned().chain(newest).collect();
+        scopes.sort_by_key(|scope| scope.from_ns);
+        Snapshot {
+            files,
+            memory,
+            scopes,
+        }
+    }
+
+    /// One table.
+    #[must_use]
+    pub fn table(&self, family: Family) -> Source {
+        Source {
+            family,
+            files: self.files[family as usize].to_vec(),
+            memory: self.memory[family as usize].clone(),
+        }
+    }
+
+    /// What was collected when, by time.
+    #[must_use]
+    pub fn scopes(&self) -> &[Arc<HostScope>] {
+        &self.scopes
+    }
+
+    /// Number of rows of a table.
+    #[must_use]
+    pub fn rows(&self, family: Family) -> u64 {
+        let files = self.files[family as usize].iter().map(|file| file.rows);
+        let memory = self.memory[family as usize].iter().map(|set| set.len() as u64);
+        files.sum::<u64>() + memory.sum::<u64>()
+    }
+}

@@ -1,1 +1,134 @@
-fn main() {}
+//! `sumun-collector`: see `--help`.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use sd_notify::NotifyState;
+use sumun_collector::config::Config;
+use sumun_collector::{init, run};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+/// Takes what agents deliver, keeps it, answers admins
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make configuration, CA, tenant `default` and the first tokens
+    Init {
+        /// Directory for all of it
+        dir: PathBuf,
+        /// Address and port; port 0 picks a free one now and writes it down
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+        /// More names for the server certificate: host names or addresses
+        #[arg(long, num_args = 1..)]
+        name: Vec<String>,
+    },
+    /// Run until SIGTERM or SIGINT
+    Run {
+        /// The configuration that `init` wrote
+        #[arg(long, default_value = "/etc/sumun/collector.toml")]
+        config: PathBuf,
+    },
+    /// Check a configuration and say nothing if it is good
+    CheckConfig {
+        /// The configuration
+        #[arg(long, default_value = "/etc/sumun/collector.toml")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    logging();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let result = runtime.block_on(async {
+        match arguments.command {
+            Command::Init { dir, listen, name } => {
+                let made = init::init(&dir, listen, &name).await?;
+                println!(
+                    "initialised {}, listening on {}",
+                    dir.display(),
+                    made.address
+                );
+                println!(
+                    "start:  sumun-collector run --config {}",
+                    dir.join(init::CONFIG).display()
+                );
+                println!(
+                    "enrol:  {} (100 uses, 24 hours)",
+                    dir.join(init::ENROLL_TOKEN).display()
+                );
+                println!(
+                    "ask:    sumunctl --config {} agents list",
+                    dir.join(init::ADMIN).display()
+                );
+                Ok(())
+            }
+            Command::Run { config } => serve(Config::load(&config)?).await,
+            Command::CheckConfig { config } => Ok(Config::load(&config).map(|_| ())?),
+        }
+    });
+    // What is stuck in a system call must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let watchdog = tokio::spawn(watchdog());
+    let running = tokio::select! {
+        running = run::start(config) => running?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => info!("stopping: SIGTERM"),
+        _ = interrupt.recv() => info!("stopping: SIGINT"),
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    running.stop().await;
+    watchdog.abort();
+    Ok(())
+}
+
+/// Tells systemd that the runtime still turns, at half the time it allows.
+async fn watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut ticks = tokio::time::interval(limit / 2);
+    loop {
+        ticks.tick().await;
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+    }
+}
+
+/// For people on a terminal, JSON otherwise; `SUMUN_LOG` sets the level.
+fn logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SUMUN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match std::io::stderr().is_terminal() {
+        true => builder.init(),
+        false => builder.json().flatten_event(true).init(),
+    }
+}

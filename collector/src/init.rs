@@ -1,0 +1,278 @@
+//! `sumun-collector init`: everything a collector needs, in one directory.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::{Config, is_server_name};
+use crate::state::{self, now_ns};
+use crate::tenant::DEFAULT_TENANT;
+use crate::tenant::ca::{CA_CERTIFICATE, CA_KEY, Ca};
+use crate::tenant::token::{Purpose, Tokens};
+
+/// The configuration.
+pub const CONFIG: &str = "collector.toml";
+/// The first admin's context for `sumunctl`.
+pub const ADMIN: &str = "admin.toml";
+/// The first enrolment token.
+pub const ENROLL_TOKEN: &str = "enroll.token";
+
+const ENROLL_USES: u32 = 100;
+const ENROLL_VALID: Duration = Duration::from_secs(24 * 3600);
+
+/// Initialisation failed. What was written stays.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is one already.
+    #[error("{} exists: this directory is initialised; remove it or choose another one", .0.display())]
+    Exists(PathBuf),
+    /// A file or directory cannot be made.
+    #[error("failed to write {}", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// No port.
+    #[error("failed to find a free port on {address}: choose another address with --listen")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// A name that no certificate can carry.
+    #[error("`{0}` is not a host name or an address: it cannot stand in the server certificate")]
+    Name(String),
+    /// The certificate authority.
+    #[error(transparent)]
+    Ca(#[from] crate::tenant::ca::Error),
+    /// The state database.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The tenant cannot be written.
+    #[error("failed to write the tenant to the state database")]
+    Tenant(#[source] sqlx::Error),
+    /// A token.
+    #[error(transparent)]
+    Token(#[from] crate::tenant::token::Error),
+    /// The configuration just written is not accepted.
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Made {
+    /// The address that agents and admins use.
+    pub address: SocketAddr,
+}
+
+/// Makes configuration, CA, tenant and first tokens in `dir`. A port of 0 is
+/// replaced by one that is free now. `names` are added to the certificate.
+///
+/// # Errors
+/// The directory is initialised already, or something cannot be written.
+pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Made, Error> {
+    let config_path = dir.join(CONFIG);
+    for path in [
+        &config_path,
+        &dir.join("ca"),
+        &dir.join("state"),
+        &dir.join(ADMIN),
+    ] {
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::Exists(path.clone()));
+        }
+    }
+    if let Some(bad) = names.iter().find(|name| !is_server_name(name)) {
+        return Err(Error::Name(bad.clone()));
+    }
+    let listen = free(listen)?;
+    make_dir(dir)?;
+    let names = server_names(listen, names);
+    let text = config_text(listen, &names);
+    let config = Config::parse(&config_path, &text)?;
+
+    make_dir(&config.ca_dir())?;
+    let (certificate, key) = Ca::generate()?;
+    let ca_path = config.ca_dir().join(CA_CERTIFICATE);
+    write(&config.ca_dir().join(CA_KEY), key.as_bytes(), 0o600)?;
+    write(&ca_path, certificate.as_bytes(), 0o644)?;
+
+    make_dir(&config.state_dir())?;
+    // SQLite gives its other files the mode of this one.
+    write(&config.database(), b"", 0o600)?;
+    let database = state::open(&config.database()).await?;
+    sqlx::query("INSERT INTO tenant (name, created_ns) VALUES (?, ?)")
+        .bind(DEFAULT_TENANT)
+        .bind(now_ns())
+        .execute(&database)
+        .await
+        .map_err(Error::Tenant)?;
+    let tokens = Tokens::load(database.clone()).await?;
+    let first = "init";
+    let admin = tokens
+        .create(DEFAULT_TENANT, Purpose::Admin, first, 0, Duration::ZERO)
+        .await?;
+    let enroll = tokens
+        .create(
+            DEFAULT_TENANT,
+            Purpose::Enroll,
+            first,
+            ENROLL_USES,
+            ENROLL_VALID,
+        )
+        .await?;
+    drop(tokens);
+    database.close().await;
+
+    let address = reachable(listen);
+    let ca_path = std::path::absolute(&ca_path).map_err(|source| Error::Write {
+        path: ca_path.clone(),
+        source,
+    })?;
+    let context = format!(
+        "# Context for sumunctl. The token is a secret.\naddress = {}\nca = {}\ntoken = {}\n",
+        quoted(&address.to_string()),
+        quoted(&ca_path.to_string_lossy()),
+        quoted(&admin.token),
+    );
+    write(&dir.join(ADMIN), context.as_bytes(), 0o600)?;
+    write(
+        &dir.join(ENROLL_TOKEN),
+        format!("{}\n", enroll.token).as_bytes(),
+        0o600,
+    )?;
+    // Last: its presence says that everything else is there.
+    write(&config_path, text.as_bytes(), 0o600)?;
+    sync_dir(dir)?;
+    Ok(Made { address })
+}
+
+fn free(listen: SocketAddr) -> Result<SocketAddr, Error> {
+    if listen.port() != 0 {
+        return Ok(listen);
+    }
+    TcpListener::bind(listen)
+        .and_then(|listener| listener.local_addr())
+        .map_err(|source| Error::Listen {
+            address: listen,
+            source,
+        })
+}
+
+/// Where clients on this machine reach a listener on all addresses.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let mut address = listen;
+    if listen.ip().is_unspecified() {
+        address.set_ip(match listen {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+fn server_names(listen: SocketAddr, more: &[String]) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".into(), "::1".into()];
+    if !listen.ip().is_unspecified() {
+        names.push(listen.ip().to_string());
+    }
+    let host = nix::unistd::gethostname().ok();
+    names.extend(host.and_then(|host| host.into_string().ok()));
+    names.extend(more.iter().cloned());
+    let mut seen = std::collections::HashSet::new();
+    names.retain(|name| is_server_name(name) && seen.insert(name.clone()));
+    names
+}
+
+fn config_text(listen: SocketAddr, names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+    format!(
+        r#"# Sumun collector. Everything else is beside this file: ca/, state/.
+
+[server]
+listen = {listen}
+# Names of the server certificate: what agents and admins may call it.
+names = [{names}]
+# max_connections = 4096
+# drain_seconds = 10
+
+[agents]
+# certificate_seconds = 86400
+# For so long after its end a certificate can still be renewed.
+# renewal_grace_seconds = 1209600
+
+[ingest]
+# The log is written to the lake when it has this size or age.
+# segment_bytes = 33554432
+# segment_seconds = 60
+# Memory for batches that are not durable yet; then agents wait.
+# buffer_bytes = 67108864
+
+[metrics]
+# Prometheus, loopback only; the address is written to metrics.addr.
+listen = "127.0.0.1:0"
+"#,
+        listen = quoted(&listen.to_string()),
+        names = names.join(", "),
+    )
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn make_dir(path: &Path) -> Result<(), Error> {
+    // Parents are the user's own business, this directory holds secrets.
+    let made = match path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) => fs::create_dir_all(parent),
+        None => Ok(()),
+    }
+    .and_then(|()| match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    });
+    made.map_err(|source| Error::Write {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+    written.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::Exists(path.to_path_buf()),
+        _ => Error::Write {
+            path: path.to_path_buf(),
+            source,
+        },
+    })
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|source| Error::Write {
+            path: dir.to_path_buf(),
+            source,
+        })
+}

@@ -7,6 +7,7 @@
 //! there is one agent per kernel.
 
 pub mod args;
+pub mod bench;
 pub mod check;
 pub mod clock;
 pub mod ctl;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
 
+pub mod bpf;
+
 /// Bytes of a [`Name`].
 const SIZE: usize = 4096;
 

@@ -35,3 +35,10 @@ pub fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     // value of a `Plain` type.
     Some(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast::<T>()) })
 }
+
+/// The bytes of a value, as they lie in a record.
+#[must_use]
+pub fn bytes<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: a `Plain` type has no hidden padding, so all its bytes are initialised.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
+}

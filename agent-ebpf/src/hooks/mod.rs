@@ -1,0 +1,3 @@
+//! One file per event family.
+
+mod process;

@@ -1,0 +1,248 @@
+//! Fork, exec, exit, and the processes that were there before.
+//!
+//! Process life is always sent: nothing filters it.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::{
+    helpers::generated::bpf_seq_write, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use sumun_abi::{
+    event::{
+        kind,
+        process::{EXE_INTERPRETED, EXE_SECURE, Exec, Exit, Fork},
+    },
+    record::{Header, LEVELS, RECORD_MAX, RING_LIFE},
+    slot,
+};
+
+use crate::{
+    kernel::{bit, get, opaque, path::{Tail, Text}, task::Task, value},
+    maps::EXITED,
+    run::{self, Run, scratch},
+};
+
+/// A new process or thread; threads are not recorded.
+#[btf_tracepoint(function = "sched_process_fork")]
+fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    let child = Task(ctx.arg(1));
+    if child.pid() == child.tid()
+        && let Some(index) = run::active()
+        && let Some(run) = Run::begin(RING_LIFE)
+    {
+        fork(run, index, Task(ctx.arg(0)), child);
+        run.end();
+    }
+    0
+}
+
+#[inline(always)]
+fn fork(run: Run, index: u32, parent: Task, child: Task) {
+    let Some(record) = run.record::<Fork>() else {
+        return;
+    };
+    let real_parent = child.parent();
+    // SAFETY: the record is this run's.
+    unsafe {
+        parent.actor(addr_of_mut!((*record).actor));
+        child.actor(addr_of_mut!((*record).child));
+        addr_of_mut!((*record).parent_pid).write(real_parent.pid());
+        addr_of_mut!((*record).pad).write(0);
+        addr_of_mut!((*record).parent_start_ns).write(real_parent.start());
+        addr_of_mut!((*record).parent_image).write(real_parent.image());
+        child.namespaces(addr_of_mut!((*record).ns));
+    }
+    run.send(RING_LIFE, kind::FORK, generation(index), size_of::<Fork>() as u32);
+}
+
+#[inline(always)]
+fn generation(index: u32) -> u32 {
+    run::filter(index).map_or(0, |filter| filter.generation)
+}
+
+/// An exec that succeeded, before the new image runs its first instruction.
+#[btf_tracepoint(function = "sched_process_exec")]
+fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    if let Some(index) = run::active()
+        && let Some(run) = Run::begin(RING_LIFE)
+    {
+        let task = Task::current();
+        let old_tid: u32 = ctx.arg(1);
+        let binprm: u64 = ctx.arg(2);
+        let mut flags = 0;
+        if bit(binprm, slot::BPRM_SECURE) {
+            flags |= EXE_SECURE;
+        }
+        if get::<u64>(binprm, slot::BPRM_FILENAME) != get::<u64>(binprm, slot::BPRM_INTERP) {
+            flags |= EXE_INTERPRETED;
+        }
+        if let Some(len) = image(run, task, old_tid, flags, true) {
+            run.send(RING_LIFE, kind::EXEC, generation(index), len);
+        }
+        run.end();
+    }
+    0
+}
+
+/// Fills in an `Exec` for `task`; its length. Arguments can be read from the current
+/// process only.
+#[inline(always)]
+fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Option<u32> {
+    let record = run.record::<Exec>()?;
+    let mut tail = Tail::after::<Exec>(run.level);
+    let parent = task.parent();
+    let cred = task.cred();
+    let mm = task.mm();
+    let exe: u64 = get(mm, slot::MM_EXE_FILE);
+    let inode: u64 = get(exe, slot::FILE_INODE);
+    let sb: u64 = get(inode, slot::INODE_SB);
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).parent_pid).write(parent.pid());
+        addr_of_mut!((*record).old_tid).write(old_tid);
+        addr_of_mut!((*record).parent_start_ns).write(parent.start());
+        addr_of_mut!((*record).parent_image).write(parent.image());
+        task.namespaces(addr_of_mut!((*record).ns));
+        addr_of_mut!((*record).cap_effective).write(get(cred, slot::CRED_CAP_EFFECTIVE));
+        addr_of_mut!((*record).cap_permitted).write(get(cred, slot::CRED_CAP_PERMITTED));
+        addr_of_mut!((*record).cap_inheritable).write(get(cred, slot::CRED_CAP_INHERITABLE));
+        let auid = if value(slot::TASK_LOGINUID) == slot::NONE {
+            u32::MAX
+        } else {
+            get(task.0, slot::TASK_LOGINUID)
+        };
+        addr_of_mut!((*record).auid).write(auid);
+        let audit_session = if value(slot::TASK_SESSIONID) == slot::NONE {
+            u32::MAX
+        } else {
+            get(task.0, slot::TASK_SESSIONID)
+        };
+        addr_of_mut!((*record).audit_session).write(audit_session);
+        addr_of_mut!((*record).session).write(task.session());
+        addr_of_mut!((*record).exe_flags).write(flags);
+        addr_of_mut!((*record).exe_dev).write(get(sb, slot::SB_DEV));
+        addr_of_mut!((*record).exe_nlink).write(get(inode, slot::INODE_NLINK));
+        addr_of_mut!((*record).exe_ino).write(get(inode, slot::INODE_INO));
+        let exe = if exe == 0 {
+            Text::NONE
+        } else {
+            tail.path(get(exe, slot::FILE_DENTRY), get(exe, slot::FILE_MNT))
+        };
+        exe.store(addr_of_mut!((*record).exe), 0);
+        let fs = task.fs();
+        let cwd = if fs == 0 {
+            Text::NONE
+        } else {
+            tail.path(get(fs, slot::FS_PWD_DENTRY), get(fs, slot::FS_PWD_MNT))
+        };
+        cwd.store(addr_of_mut!((*record).cwd), 0);
+        let start: u64 = get(mm, slot::MM_ARG_START);
+        let end: u64 = get(mm, slot::MM_ARG_END);
+        let args = if arguments { tail.arguments(start, end) } else { Text::NONE };
+        args.store(addr_of_mut!((*record).args), 0);
+        addr_of_mut!((*record).args_total).write(end.wrapping_sub(start));
+    }
+    Some(tail.end())
+}
+
+/// A thread leaves; the last one of its process is recorded.
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    let task = Task::current();
+    if value(slot::EXIT_ARGUMENTS) == 2 {
+        // The kernel says itself whether this was the last thread.
+        if ctx.arg::<u64>(1) & 0xff == 0 {
+            return 0;
+        }
+    } else {
+        if task.live() != 0 {
+            return 0;
+        }
+        // BPF_NOEXIST: the second of two threads that both saw 0 fails here.
+        let key = [u64::from(task.pid()), task.start()];
+        if EXITED.insert(key, 0, 1).is_err() {
+            return 0;
+        }
+    }
+    if let Some(index) = run::active()
+        && let Some(run) = Run::begin(RING_LIFE)
+    {
+        if let Some(record) = run.record::<Exit>() {
+            // SAFETY: the record is this run's.
+            unsafe {
+                task.actor(addr_of_mut!((*record).actor));
+                addr_of_mut!((*record).code).write(task.exit_code());
+                addr_of_mut!((*record).pad).write(0);
+            }
+            run.send(RING_LIFE, kind::EXIT, generation(index), size_of::<Exit>() as u32);
+        }
+        run.end();
+    }
+    0
+}
+
+/// Context of a task iterator (`struct bpf_iter__task`).
+#[repr(C)]
+struct IterTask {
+    meta: *const IterMeta,
+    task: u64,
+}
+
+/// `struct bpf_iter_meta`.
+#[repr(C)]
+struct IterMeta {
+    seq: *mut core::ffi::c_void,
+}
+
+/// Writes one `TASK` record per process into the iterator's file. The kernel
+/// calls it again for the same task when its buffer was full, so any
+/// number of processes passes through one page of memory.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn tasks(ctx: *const IterTask) -> i32 {
+    // SAFETY: the kernel passes this context to programs of this type.
+    let (meta, pointer) = unsafe { ((*ctx).meta, (*ctx).task) };
+    if pointer == 0 {
+        return 0;
+    }
+    if let Some(run) = Run::begin(RING_LIFE) {
+        let task = Task(run.number(pointer));
+        if task.pid() == task.tid()
+            && let Some(len) = image(run, task, task.tid(), 0, false)
+        {
+            write(run, meta, len);
+        }
+        run.end();
+    }
+    0
+}
+
+#[inline(always)]
+fn write(run: Run, meta: *const IterMeta, len: u32) {
+    if run.level >= LEVELS {
+        return;
+    }
+    let Some(scratch) = scratch(run.level) else {
+        return;
+    };
+    let len = opaque(u64::from(len));
+    if len > RECORD_MAX as u64 {
+        return;
+    }
+    // SAFETY: the scratch is this run's, `len` is inside the record, and `seq` is the kernel's.
+    unsafe {
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        record.cast::<Header>().write(Header {
+            len: len as u32,
+            kind: kind::TASK,
+            ring: RING_LIFE,
+            level: run.level as u8,
+            cpu: 0,
+            generation: 0,
+            seq: 0,
+            boot_ns: aya_ebpf::helpers::bpf_ktime_get_boot_ns(),
+        });
+        bpf_seq_write((*meta).seq.cast(), record.cast(), len as u32);
+    }
+}

@@ -1,0 +1,148 @@
+//! Readers of kernel structures: the only place with raw kernel pointers.
+//!
+//! An address is a number here; whatever cannot be read is 0, and reading
+//! through 0 gives 0, so a chain of reads needs one check at its end.
+//! Offsets come from the read-only data that the loader filled
+//! (`sumun_abi::slot`); a field that this kernel does not have reads as 0 and the
+//! verifier prunes the read.
+
+pub(crate) mod file;
+pub(crate) mod path;
+pub(crate) mod regs;
+pub(crate) mod socket;
+pub(crate) mod task;
+
+use core::{
+    arch::asm,
+    mem::{MaybeUninit, size_of},
+    ptr,
+};
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use sumun_abi::{policy::SYSCALL_MAX, slot, slot::symbol};
+
+#[unsafe(no_mangle)]
+static OFFSETS: [u32; slot::COUNT] = [slot::NONE; slot::COUNT];
+#[unsafe(no_mangle)]
+static SYMBOLS: [u64; symbol::COUNT] = [0; symbol::COUNT];
+/// Actions by system call number, see `sumun_abi::policy::action`.
+#[unsafe(no_mangle)]
+static SYSCALLS: [u16; SYSCALL_MAX] = [0; SYSCALL_MAX];
+/// The epoch this object was loaded for.
+#[unsafe(no_mangle)]
+static EPOCH: u32 = 0;
+/// The bit of `TASK_COMPAT` that marks a 32-bit call.
+#[unsafe(no_mangle)]
+static COMPAT_MASK: u32 = 0;
+/// Index into `css_set.subsys`, or `NONE` for the unified hierarchy.
+#[unsafe(no_mangle)]
+static CGROUP_INDEX: u32 = slot::NONE;
+
+/// Value of a slot; a constant to the verifier when `index` is one to the compiler.
+#[inline(always)]
+pub(crate) fn value(index: usize) -> u32 {
+    // SAFETY: every index is a constant of the slot table, whose length this array has. Volatile:
+    // the loader writes the real values after compilation.
+    unsafe { ptr::read_volatile(ptr::addr_of!(OFFSETS).cast::<u32>().add(index)) }
+}
+
+#[inline(always)]
+pub(crate) fn address_of(index: usize) -> u64 {
+    // SAFETY: as in `value`.
+    unsafe { ptr::read_volatile(ptr::addr_of!(SYMBOLS).cast::<u64>().add(index)) }
+}
+
+#[inline(always)]
+pub(crate) fn epoch() -> u32 {
+    // SAFETY: a static; volatile as in `value`.
+    unsafe { ptr::read_volatile(ptr::addr_of!(EPOCH)) }
+}
+
+#[inline(always)]
+pub(crate) fn compat_mask() -> u32 {
+    // SAFETY: a static; volatile as in `value`.
+    unsafe { ptr::read_volatile(ptr::addr_of!(COMPAT_MASK)) }
+}
+
+#[inline(always)]
+pub(crate) fn cgroup_index() -> u32 {
+    // SAFETY: a static; volatile as in `value`.
+    unsafe { ptr::read_volatile(ptr::addr_of!(CGROUP_INDEX)) }
+}
+
+/// Actions of a system call number.
+#[inline(always)]
+pub(crate) fn actions(number: u64) -> u16 {
+    let number = opaque(number);
+    if number >= SYSCALL_MAX as u64 {
+        return 0;
+    }
+    // SAFETY: bound checked; volatile as in `value`.
+    unsafe { ptr::read_volatile(ptr::addr_of!(SYSCALLS).cast::<u16>().add(number as usize)) }
+}
+
+/// The same value, of which the compiler knows nothing: a bound that is checked
+/// after it stays in the program, where the verifier looks for it.
+#[inline(always)]
+pub(crate) fn opaque(mut value: u64) -> u64 {
+    // SAFETY: moves a register to itself. (Without any instruction the line information
+    // would name one place twice, which the kernel refuses.)
+    unsafe { asm!("{0} = {0}", inlateout(reg) value, options(pure, nomem, nostack)) };
+    value
+}
+
+/// Reads `T` at a kernel address; zero if it cannot be read.
+#[inline(always)]
+pub(crate) fn read<T: Copy + Plain>(address: u64) -> T {
+    let mut out = MaybeUninit::<T>::zeroed();
+    // SAFETY: the destination is ours; the helper never faults, whatever the address,
+    // and zeroes the destination when it fails. Every bit pattern is a `T`.
+    unsafe {
+        bpf_probe_read_kernel(
+            out.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        out.assume_init()
+    }
+}
+
+/// Types of which every bit pattern is a value.
+pub(crate) trait Plain {}
+impl Plain for u8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for i32 {}
+impl Plain for u64 {}
+impl Plain for [u8; 16] {}
+
+/// Address of a field; 0 if the kernel has none or the base is 0.
+#[inline(always)]
+pub(crate) fn field(base: u64, index: usize) -> u64 {
+    let offset = value(index);
+    if offset == slot::NONE || base == 0 {
+        return 0;
+    }
+    base + u64::from(offset)
+}
+
+/// Reads a field; zero if there is none.
+#[inline(always)]
+pub(crate) fn get<T: Copy + Plain + Default>(base: u64, index: usize) -> T {
+    let offset = value(index);
+    if offset == slot::NONE {
+        return T::default();
+    }
+    read(base.wrapping_add(u64::from(offset)))
+}
+
+/// Reads a bit field's bit.
+#[inline(always)]
+pub(crate) fn bit(base: u64, index: usize) -> bool {
+    let offset = value(index);
+    if offset == slot::NONE {
+        return false;
+    }
+    let byte: u8 = read(base.wrapping_add(u64::from(offset / 8)));
+    byte & (1 << (offset % 8)) != 0
+}

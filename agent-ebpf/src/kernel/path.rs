@@ -1,0 +1,468 @@
+//! Walks a path from the kernel's own objects: from the dentry up to the root
+//! of its mount, on from where that is mounted, to the root of the mount namespace.
+
+use core::{
+    mem::size_of,
+    ptr::{self, addr_of_mut},
+};
+
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+};
+use sumun_abi::{
+    record::{
+        ARGS_MAX, FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED,
+        FLAW_UNREACHABLE, LEVELS, PATH_DEPTH_MAX, PATH_MAX, RECORD_MAX, SOURCE_CALLER,
+        SOURCE_COPY, SOURCE_OBJECT, Span,
+    },
+    slot::{self, symbol},
+};
+
+use super::{address_of, field, get, opaque, read};
+use crate::{maps::Walker, run::scratch};
+
+/// A walked path: where it starts in `Scratch::walk` (it ends at `PATH_MAX`),
+/// its flaws, and the length of its last component.
+#[derive(Clone, Copy)]
+pub(crate) struct Walked(u64);
+
+impl Walked {
+    #[inline(always)]
+    fn new(start: u64, flaws: u8, name: u64) -> Walked {
+        Walked(start | u64::from(flaws) << 16 | name << 24)
+    }
+
+    #[inline(always)]
+    pub(crate) fn start(self) -> u64 {
+        self.0 & 0xffff
+    }
+
+    #[inline(always)]
+    pub(crate) fn flaws(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    #[inline(always)]
+    pub(crate) fn name_len(self) -> u64 {
+        self.0 >> 24 & 0xff
+    }
+}
+
+/// The kernel's count of renames; odd while one is under way. 0 if it cannot be
+/// read: then the walk is done twice and compared.
+#[inline(always)]
+fn renames() -> u32 {
+    let address = address_of(symbol::RENAME_LOCK);
+    if address == 0 {
+        return 0;
+    }
+    read(address)
+}
+
+/// What the cached verdicts on directories depend on besides `FLUSH`.
+#[inline(always)]
+pub(crate) fn changes() -> u64 {
+    let mounts = address_of(symbol::MOUNT_LOCK);
+    let mounts: u32 = if mounts == 0 { 0 } else { read(mounts) };
+    u64::from(renames()) << 32 | u64::from(mounts)
+}
+
+#[inline(always)]
+fn mix(hash: u64, value: u64) -> u64 {
+    (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+}
+
+/// Walks; the text is left in `Scratch::walk`.
+#[inline(always)]
+pub(crate) fn walk(level: u32, dentry: u64, mnt: u64) -> Walked {
+    Walked(sumun_walk(level, dentry, mnt))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
+    let lost = Walked::new(PATH_MAX as u64, FLAW_LOST, 0).0;
+    if level >= LEVELS || dentry == 0 || mnt == 0 {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    // SAFETY: a live map value that this run owns.
+    let text: *mut u8 = unsafe { addr_of_mut!((*scratch).walk) }.cast();
+
+    // SAFETY: as above.
+    let state = unsafe { addr_of_mut!((*scratch).walker) };
+    let before = renames();
+    let mut flaws = u64::from(FLAW_TRUNCATED);
+    if get::<u64>(dentry, slot::DENTRY_HASHED) == 0
+        && get::<u64>(dentry, slot::DENTRY_PARENT) != dentry
+    {
+        flaws |= u64::from(FLAW_DELETED);
+    }
+    // SAFETY: fields of this run's scratch; volatile, so that they stay there.
+    unsafe {
+        addr_of_mut!((*state).at).write_volatile(PATH_MAX as u64);
+        addr_of_mut!((*state).name_len).write_volatile(0);
+        addr_of_mut!((*state).hash).write_volatile(0);
+        addr_of_mut!((*state).flaws).write_volatile(flaws);
+    }
+    let mut here = dentry;
+    let mut vfsmount = mnt;
+    let mut root: u64 = get(vfsmount, slot::VFSMOUNT_ROOT);
+    let mut step = 0;
+    while step < PATH_DEPTH_MAX {
+        step += 1;
+        let parent: u64 = get(here, slot::DENTRY_PARENT);
+        if here == root {
+            let mount = vfsmount.wrapping_sub(u64::from(super::value(slot::MOUNT_MNT)));
+            let above: u64 = get(mount, slot::MOUNT_PARENT);
+            if above == mount || above == 0 {
+                // An unmounted tree has no namespace, an internal one an error pointer.
+                let namespace: u64 = get(mount, slot::MOUNT_NS);
+                let reachable = namespace != 0 && namespace < -4095i64 as u64;
+                finish(state, if reachable { 0 } else { FLAW_UNREACHABLE });
+                break;
+            }
+            here = get(mount, slot::MOUNT_MOUNTPOINT);
+            vfsmount = field(above, slot::MOUNT_MNT);
+            root = get(vfsmount, slot::VFSMOUNT_ROOT);
+            remember(state, mount, 0);
+            continue;
+        }
+        let name: u64 = get(here, slot::DENTRY_NAME);
+        let len = u64::from(get::<u32>(here, slot::DENTRY_NAME_LEN)) & 0xff;
+        // SAFETY: as above.
+        let at = unsafe { addr_of_mut!((*state).at).read_volatile() };
+        if at < len + 1 {
+            break;
+        }
+        let at = at - len;
+        let place = opaque(at) & (PATH_MAX as u64 - 1);
+        // SAFETY: place < 4096 and len < 256, and `walk` is 4096 + 256 bytes long.
+        let failed = unsafe {
+            bpf_probe_read_kernel(
+                text.add(place as usize).cast(),
+                (opaque(len) & 0xff) as u32,
+                name as *const _,
+            )
+        };
+        if failed != 0 {
+            finish(state, FLAW_LOST);
+            break;
+        }
+        remember(state, here, name);
+        // SAFETY: as above.
+        unsafe {
+            if addr_of_mut!((*state).name_len).read_volatile() == 0 {
+                addr_of_mut!((*state).name_len).write_volatile(len);
+            }
+        }
+        if here == parent {
+            // A name without a tree: a pipe, a memfd, an anonymous inode.
+            // SAFETY: as above.
+            unsafe { addr_of_mut!((*state).at).write_volatile(at) };
+            finish(state, FLAW_UNREACHABLE);
+            break;
+        }
+        let at = at.wrapping_sub(1);
+        let place = opaque(at) & (PATH_MAX as u64 - 1);
+        // SAFETY: place < 4096; the state as above.
+        unsafe {
+            ptr::write_volatile(text.add(place as usize), b'/');
+            addr_of_mut!((*state).at).write_volatile(at);
+        }
+        here = parent;
+    }
+    // SAFETY: as above.
+    let (mut at, name_len, hash, mut flaws) = unsafe {
+        (
+            addr_of_mut!((*state).at).read_volatile(),
+            addr_of_mut!((*state).name_len).read_volatile(),
+            addr_of_mut!((*state).hash).read_volatile(),
+            addr_of_mut!((*state).flaws).read_volatile() as u8,
+        )
+    };
+    if at == PATH_MAX as u64 && flaws & FLAW_LOST == 0 {
+        at -= 1;
+        // SAFETY: a constant place inside.
+        unsafe { ptr::write_volatile(text.add(PATH_MAX - 1), b'/') };
+    }
+    if address_of(symbol::RENAME_LOCK) != 0 {
+        if before & 1 != 0 || renames() != before {
+            flaws |= FLAW_RACY;
+        }
+    } else if flaws & FLAW_TRUNCATED == 0 && sumun_chain(level, dentry, mnt) != hash {
+        flaws |= FLAW_RACY;
+    }
+    Walked::new(at, flaws, name_len).0
+}
+
+/// The walk came to its end, with these flaws.
+#[inline(always)]
+fn finish(state: *mut Walker, flaws: u8) {
+    // SAFETY: callers pass the state in their scratch.
+    unsafe {
+        let place = addr_of_mut!((*state).flaws);
+        place.write_volatile(place.read_volatile() & !u64::from(FLAW_TRUNCATED) | u64::from(flaws));
+    }
+}
+
+/// The walk passed these objects.
+#[inline(always)]
+fn remember(state: *mut Walker, object: u64, name: u64) {
+    // SAFETY: callers pass the state in their scratch.
+    unsafe {
+        let place = addr_of_mut!((*state).hash);
+        place.write_volatile(mix(mix(place.read_volatile(), object), name));
+    }
+}
+
+/// The same way up without the text: two equal walks mean that no rename
+/// came between them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_chain(level: u32, dentry: u64, mnt: u64) -> u64 {
+    if level >= LEVELS {
+        return 0;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 0;
+    };
+    // SAFETY: a live map value that this run owns; its caller has read the state.
+    let state = unsafe { addr_of_mut!((*scratch).walker) };
+    // SAFETY: as above.
+    unsafe { addr_of_mut!((*state).hash).write_volatile(0) };
+    let mut here = dentry;
+    let mut vfsmount = mnt;
+    let mut root: u64 = get(vfsmount, slot::VFSMOUNT_ROOT);
+    let mut step = 0;
+    while step < PATH_DEPTH_MAX {
+        step += 1;
+        let parent: u64 = get(here, slot::DENTRY_PARENT);
+        if here == root {
+            let mount = vfsmount.wrapping_sub(u64::from(super::value(slot::MOUNT_MNT)));
+            let above: u64 = get(mount, slot::MOUNT_PARENT);
+            if above == mount || above == 0 {
+                break;
+            }
+            here = get(mount, slot::MOUNT_MOUNTPOINT);
+            vfsmount = field(above, slot::MOUNT_MNT);
+            root = get(vfsmount, slot::VFSMOUNT_ROOT);
+            remember(state, mount, 0);
+            continue;
+        }
+        remember(state, here, get(here, slot::DENTRY_NAME));
+        if here == parent {
+            break;
+        }
+        here = parent;
+    }
+    // SAFETY: as above.
+    unsafe { addr_of_mut!((*state).hash).read_volatile() }
+}
+
+/// A span as one word: the compiler would otherwise call `memset` to write it.
+#[derive(Clone, Copy)]
+pub(crate) struct Text(u64);
+
+impl Text {
+    /// Says nothing.
+    pub(crate) const NONE: Text = Text(0);
+
+    /// Writes the span; `more` flaws are added.
+    #[inline(always)]
+    pub(crate) fn store(self, out: *mut Span, more: u8) {
+        const { assert!(size_of::<Span>() == size_of::<u64>()) };
+        // SAFETY: callers pass a field of their record, which is made of such words.
+        unsafe { out.cast::<u64>().write_volatile(self.0 | u64::from(more) << 40) };
+    }
+}
+
+/// Tail of a record: where the next bytes go.
+#[derive(Clone, Copy)]
+pub(crate) struct Tail {
+    level: u32,
+    at: u32,
+}
+
+impl Tail {
+    /// The tail after a fixed part.
+    #[inline(always)]
+    pub(crate) fn after<T>(level: u32) -> Tail {
+        Tail {
+            level,
+            at: size_of::<T>() as u32,
+        }
+    }
+
+    /// Length of the record so far.
+    #[inline(always)]
+    pub(crate) fn end(self) -> u32 {
+        self.at
+    }
+
+    #[inline(always)]
+    fn took(&mut self, span: u64) -> Text {
+        self.at = (span & 0xffff) as u32 + (span >> 16 & 0xffff) as u32;
+        Text(span)
+    }
+
+    /// Walks a path and appends it.
+    #[inline(always)]
+    pub(crate) fn path(&mut self, dentry: u64, mnt: u64) -> Text {
+        let walked = walk(self.level, dentry, mnt);
+        self.walked(walked)
+    }
+
+    /// Appends the path that was just walked.
+    #[inline(always)]
+    pub(crate) fn walked(&mut self, walked: Walked) -> Text {
+        let span = sumun_append(self.level, self.at, walked.0);
+        self.took(span)
+    }
+
+    /// Appends a string of the caller's memory.
+    #[inline(always)]
+    pub(crate) fn user_string(&mut self, address: u64) -> Text {
+        let span = sumun_user_string(self.level, self.at, address);
+        self.took(span)
+    }
+
+    /// Appends arguments, page by page.
+    #[inline(always)]
+    pub(crate) fn arguments(&mut self, start: u64, end: u64) -> Text {
+        let span = sumun_arguments(self.level, self.at, start, end);
+        self.took(span)
+    }
+}
+
+#[inline(always)]
+fn pack(offset: u32, len: u64, source: u8, flaws: u8) -> u64 {
+    u64::from(offset & 0xffff)
+        | (len & 0xffff) << 16
+        | u64::from(source) << 32
+        | u64::from(flaws) << 40
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_append(level: u32, at: u32, walked: u64) -> u64 {
+    let walked = Walked(walked);
+    let lost = pack(at, 0, SOURCE_OBJECT, walked.flaws() | FLAW_LOST);
+    if level >= LEVELS {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let start = walked.start();
+    let place = opaque(u64::from(at));
+    if place > (RECORD_MAX - PATH_MAX) as u64 || start > PATH_MAX as u64 {
+        return lost;
+    }
+    let len = opaque(PATH_MAX as u64 - start);
+    if len == 0 || len > PATH_MAX as u64 {
+        return lost;
+    }
+    // SAFETY: place + len <= RECORD_MAX; the source lies inside `walk`, and the
+    // helper never faults.
+    unsafe {
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        let text: *const u8 = addr_of_mut!((*scratch).walk).cast();
+        let start = opaque(start) & 0x1fff;
+        bpf_probe_read_kernel(
+            record.add(place as usize).cast(),
+            len as u32,
+            text.wrapping_add(start as usize).cast(),
+        );
+    }
+    pack(at, len, SOURCE_OBJECT, walked.flaws())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_user_string(level: u32, at: u32, address: u64) -> u64 {
+    let lost = pack(at, 0, SOURCE_CALLER, FLAW_LOST);
+    if level >= LEVELS {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let place = opaque(u64::from(at));
+    if place > (RECORD_MAX - PATH_MAX) as u64 {
+        return lost;
+    }
+    // SAFETY: place + PATH_MAX <= RECORD_MAX.
+    let copied = unsafe {
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        bpf_probe_read_user_str(
+            record.add(place as usize).cast(),
+            PATH_MAX as u32,
+            address as *const _,
+        )
+    };
+    if copied <= 0 {
+        return lost;
+    }
+    // The final NUL is counted. PATH_MAX bytes are as many as the kernel takes of a path.
+    let flaws = if copied as usize == PATH_MAX { FLAW_TRUNCATED } else { 0 };
+    pack(at, copied as u64 - 1, SOURCE_CALLER, flaws)
+}
+
+/// Pages that `ARGS_MAX` bytes can touch.
+const ARGS_PAGES: u64 = (ARGS_MAX / 4096) as u64 + 1;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_arguments(level: u32, at: u32, start: u64, end: u64) -> u64 {
+    let lost = pack(at, 0, SOURCE_COPY, FLAW_LOST);
+    if level >= LEVELS || start == 0 || end < start {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let mut flaws = 0;
+    let mut left = end - start;
+    if left > ARGS_MAX as u64 {
+        left = ARGS_MAX as u64;
+        flaws |= FLAW_TRUNCATED;
+    }
+    let mut len = 0;
+    let mut step = 0;
+    while step < ARGS_PAGES {
+        step += 1;
+        if left == 0 {
+            break;
+        }
+        let address = start + len;
+        let mut chunk = 4096 - (address & 4095);
+        if chunk > left {
+            chunk = left;
+        }
+        let place = opaque(u64::from(at) + len);
+        let size = opaque(chunk);
+        if place > (RECORD_MAX - 4096) as u64 || size > 4096 {
+            flaws |= FLAW_TRUNCATED;
+            break;
+        }
+        // SAFETY: place + size <= RECORD_MAX.
+        let failed = unsafe {
+            let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+            bpf_probe_read_user(
+                record.add(place as usize).cast(),
+                size as u32,
+                address as *const _,
+            )
+        };
+        if failed != 0 {
+            flaws |= FLAW_PARTIAL;
+            break;
+        }
+        len += chunk;
+        left -= chunk;
+    }
+    pack(at, len, SOURCE_COPY, flaws)
+}

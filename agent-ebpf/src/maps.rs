@@ -1,0 +1,143 @@
+//! All maps. Each is bounded; what happens when one is full stands with it.
+//!
+//! Sizes given here are defaults; the loader may raise the rings before load.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
+};
+use sumun_abi::{
+    event::{network::Connection, process::Actor},
+    loss::{STREAMS as STREAM_COUNT, Stream},
+    policy::{
+        DirKey, DirVerdict, ExeKey, ExeVerdict, FILTERS as FILTER_COUNT, Filter, MATCH_DATA,
+        MATCH_ENTRIES, Match, MatchKey,
+    },
+    record::{LEVELS, RECORD_MAX},
+};
+
+/// Bytes for walking a path from its end to its start: the longest path, and
+/// room for one component more, so that the last one that fits never reaches past the end.
+pub(crate) const WALK_BYTES: usize = 4096 + 256;
+
+/// State of a walk. It lives in a map because the verifier forgets what it knows of a
+/// value stored there: in registers each step would be a state of its own, and a
+/// million of them are not enough.
+#[repr(C)]
+pub(crate) struct Walker {
+    /// Start of the text so far.
+    pub(crate) at: u64,
+    /// Length of the last component.
+    pub(crate) name_len: u64,
+    /// Hash over the objects passed.
+    pub(crate) hash: u64,
+    /// `FLAW_*`.
+    pub(crate) flaws: u64,
+}
+
+/// Working memory of one program on one CPU at one nesting level.
+#[repr(C)]
+pub(crate) struct Scratch {
+    /// The record being built.
+    pub(crate) record: [u8; RECORD_MAX],
+    /// The path being walked, right-aligned at 4096.
+    pub(crate) walk: [u8; WALK_BYTES],
+    /// Where that walk has come.
+    pub(crate) walker: Walker,
+    /// Key for a look-up in `MATCH`.
+    pub(crate) key: MatchKey,
+    /// A pointer stored here comes back as a plain number.
+    pub(crate) number: u64,
+    /// A connection being judged.
+    pub(crate) connection: Connection,
+}
+// Per-CPU values are limited to 32 KiB (PCPU_MIN_UNIT_SIZE).
+const _: () = assert!(core::mem::size_of::<Scratch>() <= 32 * 1024);
+
+/// Records of process life. Full: the record is lost and counted in its stream.
+#[map]
+pub(crate) static LIFE: RingBuf = RingBuf::pinned(16 * 1024 * 1024, 0);
+
+/// File and network records. Full: as `LIFE`.
+#[map]
+pub(crate) static BULK: RingBuf = RingBuf::pinned(32 * 1024 * 1024, 0);
+
+/// One working memory per level; fixed size.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(LEVELS, 0);
+
+/// Which levels are taken on each CPU: the claim counters of `run`. User space
+/// reads them to know that no program is under way.
+#[map]
+pub(crate) static BUSY: PerCpuArray<[u64; LEVELS as usize]> = PerCpuArray::pinned(1, 0);
+
+/// Sequence and losses of each stream, by `ring * LEVELS + level`.
+#[map]
+pub(crate) static STREAMS: PerCpuArray<Stream> = PerCpuArray::pinned(STREAM_COUNT, 0);
+
+/// Epoch and active filter, see `policy::CONTROL_EPOCH_SHIFT`.
+#[map]
+pub(crate) static CONTROL: Array<u64> = Array::pinned(1, 0);
+
+/// The two filters.
+#[map]
+pub(crate) static FILTERS: Array<Filter> = Array::pinned(FILTER_COUNT, 0);
+
+/// What paths, names, ports and addresses satisfy. Filled by user space only;
+/// a filter that does not fit is not loaded.
+#[map]
+pub(crate) static MATCH: LpmTrie<[u8; MATCH_DATA], Match> = LpmTrie::pinned(MATCH_ENTRIES, 0);
+
+/// Verdicts on directories. Full: the least recently used one makes room and is walked again.
+#[map]
+pub(crate) static DIRS: LruHashMap<DirKey, DirVerdict> = LruHashMap::pinned(16 * 1024, 0);
+
+/// Verdicts on program images. Full: as `DIRS`.
+#[map]
+pub(crate) static EXES: LruHashMap<ExeKey, ExeVerdict> = LruHashMap::pinned(8 * 1024, 0);
+
+/// Goes up whenever a path may lead elsewhere than before.
+#[map]
+pub(crate) static FLUSH: Array<u64> = Array::pinned(1, 0);
+
+/// Processes whose exit has been recorded, by (pid, start): two last threads
+/// can each see themselves as the last. Full: the oldest makes room; the two meet within microseconds.
+#[map]
+pub(crate) static EXITED: LruHashMap<[u64; 2], u32> = LruHashMap::pinned(4096, 0);
+
+/// A connect that is under way.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Flight {
+    /// Who called connect.
+    pub(crate) actor: Actor,
+    /// When.
+    pub(crate) begun_ns: u64,
+    /// Network clauses that the executable satisfies …
+    pub(crate) exe: u64,
+    /// … under this filter.
+    pub(crate) generation: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+}
+
+/// Connects under way, by socket address. Full: the connect is recorded at once
+/// with its result unknown (`CONN_UNDECIDED`).
+#[map]
+pub(crate) static FLIGHTS: HashMap<u64, Flight> = HashMap::pinned(32 * 1024, 0);
+
+/// Threads inside a connect that the socket hook has seen, by thread id: that call is
+/// not a failure before the first packet. Full: such a failure may be recorded
+/// twice, once as the caller's word.
+#[map]
+pub(crate) static CALLING: LruHashMap<u32, u64> = LruHashMap::pinned(8 * 1024, 0);
+
+/// A connect that failed inside its call after the first state change; the
+/// error is known only when the call returns. Full: recorded at once, result unknown.
+#[map]
+pub(crate) static FAILING: HashMap<u32, Connection> = HashMap::pinned(1024, 0);
+
+/// Sockets whose failure was recorded and may yet be reported to a second connect
+/// on the same socket. Full: that second report may be recorded again as the caller's word.
+#[map]
+pub(crate) static REPORTED: LruHashMap<u64, i32> = LruHashMap::pinned(8 * 1024, 0);

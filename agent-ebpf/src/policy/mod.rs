@@ -1,0 +1,1 @@
+//! Which file and network records leave the kernel.

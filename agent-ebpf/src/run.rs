@@ -1,0 +1,185 @@
+//! One run of a program: its nesting level, its scratch and its stream.
+
+use core::{
+    arch::asm,
+    ptr::{self, addr_of_mut},
+    slice,
+};
+
+use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, helpers::bpf_get_smp_processor_id};
+use sumun_abi::{
+    loss::{Stream, reason},
+    policy::{CONTROL_EPOCH_SHIFT, Filter},
+    record::{Header, LEVELS, RECORD_MAX, RING_LIFE},
+};
+
+use crate::{
+    kernel,
+    maps::{BULK, BUSY, CONTROL, FILTERS, LIFE, SCRATCH, STREAMS, Scratch},
+};
+
+/// A level that this run owns until `end`.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) level: u32,
+}
+
+/// The active filter, if this program belongs to the active epoch. The lower half
+/// of the result is the filter's index.
+#[inline(always)]
+pub(crate) fn active() -> Option<u32> {
+    let control = CONTROL.get_ptr(0)?;
+    // SAFETY: a live map value; one aligned 64-bit read.
+    let control = unsafe { ptr::read_volatile(control) };
+    if (control >> CONTROL_EPOCH_SHIFT) as u32 != kernel::epoch() {
+        return None;
+    }
+    Some(control as u32 & 1)
+}
+
+/// A filter by index. It does not change while a program that got the index
+/// from `active` runs: user space waits for that before it fills it again.
+#[inline(always)]
+pub(crate) fn filter(index: u32) -> Option<&'static Filter> {
+    FILTERS.get(index)
+}
+
+/// Adds to a counter that user space or another level also looks at. The
+/// result is not used: fetching it needs instructions that 5.10 lacks.
+#[inline(always)]
+pub(crate) fn add(counter: *mut u64, value: u64) {
+    // SAFETY: callers pass an aligned field of a live map value.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
+}
+
+impl Run {
+    /// Takes the first free level of this CPU; `None` if all are taken (counted
+    /// as `NESTED`).
+    ///
+    /// A depth counter would do where programs nest like a stack. Where they can
+    /// be preempted they do not; so each level has a counter, and it is taken by
+    /// whoever reads 1 after adding 1. No two can.
+    #[inline(always)]
+    pub(crate) fn begin(ring: u8) -> Option<Run> {
+        let busy: *mut u64 = BUSY.get_ptr_mut(0)?.cast();
+        let mut level = 0;
+        while level < LEVELS {
+            // SAFETY: `level` is below the array's length.
+            let counter = unsafe { busy.add(level as usize) };
+            add(counter, 1);
+            // SAFETY: as above; volatile, as another level may change it.
+            if unsafe { ptr::read_volatile(counter) } == 1 {
+                return Some(Run { level });
+            }
+            add(counter, u64::MAX);
+            level += 1;
+        }
+        if let Some(stream) = STREAMS.get_ptr_mut(u32::from(ring) * LEVELS + LEVELS - 1) {
+            // SAFETY: a live map value.
+            add(unsafe { addr_of_mut!((*stream).lost[reason::NESTED as usize]) }, 1);
+        }
+        None
+    }
+
+    /// Gives the level back.
+    #[inline(always)]
+    pub(crate) fn end(self) {
+        if let Some(busy) = BUSY.get_ptr_mut(0) {
+            let busy: *mut u64 = busy.cast();
+            if self.level < LEVELS {
+                // SAFETY: bound checked.
+                add(unsafe { busy.add(self.level as usize) }, u64::MAX);
+            }
+        }
+    }
+
+    /// The fixed part of the record being built.
+    #[inline(always)]
+    pub(crate) fn record<T>(self) -> Option<*mut T> {
+        const { assert!(core::mem::size_of::<T>() <= RECORD_MAX) };
+        let scratch = scratch(self.level)?;
+        // SAFETY: the record is the first field and large enough.
+        Some(unsafe { addr_of_mut!((*scratch).record) }.cast())
+    }
+
+    /// Sends the first `len` bytes of the record.
+    #[inline(always)]
+    pub(crate) fn send(self, ring: u8, kind: u16, generation: u32, len: u32) {
+        sumun_send(
+            self.level,
+            u32::from(ring) << 16 | u32::from(kind),
+            generation,
+            len,
+        );
+    }
+
+    /// A kernel pointer as a number that global functions take.
+    #[inline(always)]
+    pub(crate) fn number(self, pointer: u64) -> u64 {
+        let Some(scratch) = scratch(self.level) else {
+            return 0;
+        };
+        // SAFETY: a live map value that this run owns.
+        unsafe {
+            ptr::write_volatile(addr_of_mut!((*scratch).number), pointer);
+            ptr::read_volatile(addr_of_mut!((*scratch).number))
+        }
+    }
+}
+
+/// The working memory of a level.
+#[inline(always)]
+pub(crate) fn scratch(level: u32) -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(level)
+}
+
+/// Completes the header and writes the record to its ring, or counts it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_send(level: u32, ring_kind: u32, generation: u32, len: u32) -> u64 {
+    let ring = (ring_kind >> 16) as u8;
+    if level >= LEVELS {
+        return 1;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 1;
+    };
+    let index = if ring == RING_LIFE { level } else { LEVELS + level };
+    let Some(stream) = STREAMS.get_ptr_mut(index) else {
+        return 1;
+    };
+    let stream: *mut Stream = stream;
+    // SAFETY: live map values; this level's stream is written by its owner alone, but for
+    // the nested count, which is another field.
+    unsafe {
+        let seq = (*stream).seq + 1;
+        (*stream).seq = seq;
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        record.cast::<Header>().write(Header {
+            len,
+            kind: ring_kind as u16,
+            ring,
+            level: level as u8,
+            cpu: bpf_get_smp_processor_id(),
+            generation,
+            seq,
+            boot_ns: bpf_ktime_get_boot_ns(),
+        });
+        let len = kernel::opaque(u64::from(len)) as usize;
+        if len < core::mem::size_of::<Header>() || len > RECORD_MAX {
+            add(addr_of_mut!((*stream).lost[reason::TOO_LONG as usize]), 1);
+            return 1;
+        }
+        let bytes = slice::from_raw_parts(record, len);
+        let sent = if ring == RING_LIFE {
+            LIFE.output::<[u8]>(bytes, 0)
+        } else {
+            BULK.output::<[u8]>(bytes, 0)
+        };
+        if sent.is_err() {
+            add(addr_of_mut!((*stream).lost[reason::RING_FULL as usize]), 1);
+            return 1;
+        }
+    }
+    0
+}

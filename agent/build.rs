@@ -1,0 +1,144 @@
+//! Builds the kernel side and leaves the object in `OUT_DIR`, from where the
+//! agent embeds it.
+//!
+//! Either Debian's `rustc-web` with its prebuilt `core` for BPF, or a rustup
+//! nightly with `rust-src`, whichever is there; `make setup` installs one.
+
+use std::{
+    env,
+    error::Error,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+const FLAGS: &str = "-Clinker=bpf-linker -Clink-arg=--btf -Cdebuginfo=2";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let sources = manifest.join("../agent-ebpf").canonicalize()?;
+    for part in ["src", "Cargo.toml", "Cargo.lock", "abi"] {
+        println!("cargo::rerun-if-changed={}", sources.join(part).display());
+    }
+    println!("cargo::rerun-if-env-changed=SUMUN_BPF_LINKER");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let object = build(&sources, &out)?;
+    fs::copy(object, out.join("sumun-ebpf.o"))?;
+    Ok(())
+}
+
+/// Runs the nested cargo; the path of the object.
+fn build(sources: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let linker = find_linker().ok_or(
+        "bpf-linker is not in PATH, ~/.cargo/bin or ~/.cache/sumun/tools/bin: run `make setup`",
+    )?;
+    let target = out.join("ebpf");
+    let mut cargo = if Path::new("/usr/bin/rustc").exists() && has_core() {
+        let mut cargo = Command::new("/usr/bin/cargo");
+        cargo
+            .arg("build")
+            .env("RUSTC", "/usr/bin/rustc")
+            .env("RUSTC_BOOTSTRAP", "1");
+        cargo
+    } else if rustup_nightly() {
+        let mut cargo = Command::new("rustup");
+        cargo.args(["run", "nightly", "cargo", "build", "-Zbuild-std=core"]);
+        cargo.env_remove("RUSTC").env_remove("RUSTC_BOOTSTRAP");
+        cargo
+    } else {
+        return Err(
+            "no compiler for BPF: neither Debian's rustc-web with libstd-rust-web-dev-bpf \
+                    nor a rustup nightly with rust-src: run `make setup`"
+                .into(),
+        );
+    };
+    let path = prepend_path(&linker)?;
+    for (name, _) in env::vars_os() {
+        // What cargo set for this build script is not meant for another target.
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO") && text != "CARGO_HOME"
+            || text.starts_with("RUSTC_W")
+            || text == "RUSTUP_TOOLCHAIN"
+        {
+            cargo.env_remove(&name);
+        }
+    }
+    for name in [
+        "RUSTFLAGS",
+        "RUSTDOCFLAGS",
+        "RUSTDOC",
+        "TARGET",
+        "HOST",
+        "OUT_DIR",
+    ] {
+        cargo.env_remove(name);
+    }
+    cargo
+        .args(["--release", "--locked", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target)
+        .env("RUSTFLAGS", FLAGS)
+        .env("PATH", path)
+        .current_dir(sources);
+    let status = cargo.status().map_err(|error| {
+        format!(
+            "cannot run {}: {error}",
+            cargo.get_program().to_string_lossy()
+        )
+    })?;
+    if !status.success() {
+        return Err(
+            format!("building the kernel side failed ({status}); its messages are above").into(),
+        );
+    }
+    Ok(target.join(TARGET).join("release").join("sumun-ebpf"))
+}
+
+/// Debian's compiler brings `core` for BPF in a package of its own.
+fn has_core() -> bool {
+    Command::new("/usr/bin/rustc")
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .output()
+        .is_ok_and(|output| {
+            let dir = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            output.status.success()
+                && Path::new(&dir).is_dir()
+                && Path::new("/usr/bin/cargo").exists()
+        })
+}
+
+fn rustup_nightly() -> bool {
+    Command::new("rustup")
+        .args(["run", "nightly", "rustc", "--print", "sysroot"])
+        .output()
+        .is_ok_and(|output| {
+            let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            output.status.success()
+                && Path::new(&sysroot)
+                    .join("lib/rustlib/src/rust/library")
+                    .is_dir()
+        })
+}
+
+fn find_linker() -> Option<PathBuf> {
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let named = env::var_os("SUMUN_BPF_LINKER").map(PathBuf::from);
+    let path = env::var_os("PATH").unwrap_or_default();
+    named
+        .into_iter()
+        .chain(env::split_paths(&path).map(|dir| dir.join("bpf-linker")))
+        .chain([
+            home.join(".cargo/bin/bpf-linker"),
+            home.join(".cache/sumun/tools/bin/bpf-linker"),
+        ])
+        .find(|file| file.is_file())
+}
+
+fn prepend_path(linker: &Path) -> Result<OsString, env::JoinPathsError> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let dir = linker.parent().map(Path::to_path_buf);
+    env::join_paths(dir.into_iter().chain(env::split_paths(&path)))
+}

@@ -1,0 +1,79 @@
+//! The programs, where they attach and what they cannot do without.
+
+use serde::Serialize;
+use sumun_abi::slot as s;
+
+/// A program on a BTF tracepoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook {
+    /// Name of the program; also of its pinned link.
+    pub(super) program: &'static str,
+    /// Name of the tracepoint.
+    pub(super) tracepoint: &'static str,
+    /// Kinds of records that come from it.
+    pub(super) kinds: &'static [&'static str],
+    /// Slots without which it would say something wrong.
+    pub(super) required: &'static [usize],
+    /// Attached only while the filter asks for it.
+    pub(super) on_demand: bool,
+}
+
+/// Fields that name a process.
+macro_rules! with_actor {
+    ($($slot:expr),* $(,)?) => {
+        &[
+            s::TASK_PID, s::TASK_TGID, s::TASK_GROUP_LEADER, s::TASK_START, s::TASK_EXEC_ID,
+            s::TASK_CRED, s::CRED_UID, s::CRED_GID, s::CRED_EUID, s::CRED_EGID,
+            s::TASK_FILES, s::FILES_COUNT, $($slot),*
+        ]
+    };
+}
+
+/// The program that runs at every system call's entry.
+pub(super) const SYS_ENTER: &str = "sys_enter";
+
+pub(super) const HOOKS: &[Hook] = &[
+    Hook {
+        program: "sched_process_fork",
+        tracepoint: "sched_process_fork",
+        kinds: &["fork"],
+        required: with_actor![s::TASK_REAL_PARENT],
+        on_demand: false,
+    },
+    Hook {
+        program: "sched_process_exec",
+        tracepoint: "sched_process_exec",
+        kinds: &["exec"],
+        required: with_actor![
+            s::TASK_REAL_PARENT, s::TASK_MM, s::MM_EXE_FILE, s::MM_ARG_START, s::MM_ARG_END,
+            s::TASK_FS, s::FS_PWD_MNT, s::FS_PWD_DENTRY, s::FILE_MNT, s::FILE_DENTRY, s::FILE_INODE,
+            s::DENTRY_PARENT, s::DENTRY_NAME, s::DENTRY_NAME_LEN, s::VFSMOUNT_ROOT, s::MOUNT_MNT,
+            s::MOUNT_PARENT, s::MOUNT_MOUNTPOINT, s::MOUNT_NS, s::INODE_INO, s::INODE_SB, s::SB_DEV,
+        ],
+        on_demand: false,
+    },
+    Hook {
+        program: "sched_process_exit",
+        tracepoint: "sched_process_exit",
+        kinds: &["exit"],
+        required: with_actor![
+            s::TASK_SIGNAL, s::SIGNAL_LIVE, s::SIGNAL_FLAGS, s::SIGNAL_EXIT_CODE, s::TASK_EXIT_CODE,
+            s::EXIT_ARGUMENTS,
+        ],
+        on_demand: false,
+    },
+];
+
+/// What became of a hook.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct HookStatus {
+    /// Its name.
+    pub hook: &'static str,
+    /// Kinds of records that come from it.
+    pub kinds: Vec<&'static str>,
+    /// True if it is attached, or will be when a filter asks for it.
+    pub available: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

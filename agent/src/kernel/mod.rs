@@ -1,0 +1,417 @@
+//! The kernel boundary: load, resolve offsets, attach, pin, filter, read.
+//!
+//! The only module of the agent with unsafe code, each use with its reason. Everything
+//! here blocks and knows no runtime.
+
+mod btf;
+mod error;
+mod hooks;
+mod lock;
+mod pins;
+mod ring;
+mod slots;
+mod streams;
+mod syscalls;
+mod tasks;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData, PerCpuArray},
+    programs::{BtfTracePoint, links::FdLink},
+};
+use sha2::{Digest, Sha256};
+use sumun_abi::{
+    loss::Stream,
+    policy::{CONTROL_EPOCH_SHIFT, Filter},
+    record::LEVELS,
+};
+
+pub use self::{
+    error::Error,
+    hooks::HookStatus,
+    lock::LockPlace,
+    ring::{Drain, Ring},
+    streams::StreamId,
+};
+use self::{hooks::HOOKS, pins::Pins, slots::Slots};
+
+/// The kernel side, built by `build.rs`. ELF wants eight-byte alignment.
+static OBJECT: &Aligned<[u8]> = &Aligned {
+    _align: [],
+    bytes: *include_bytes!(concat!(env!("OUT_DIR"), "/sumun-ebpf.o")),
+};
+
+#[repr(C)]
+struct Aligned<B: ?Sized> {
+    _align: [u64; 0],
+    bytes: B,
+}
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Where and how large.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// The BPF filesystem; mounted if it is not.
+    pub bpffs: PathBuf,
+    /// Directory in it; the ABI version is added.
+    pub directory: String,
+    /// Where the lock is that keeps a second agent away.
+    pub lock: LockPlace,
+    /// Data bytes of the ring of process life; a power of two of at least a page.
+    pub life_bytes: u32,
+    /// Data bytes of the ring of file and network records.
+    pub bulk_bytes: u32,
+}
+
+impl Default for KernelConfig {
+    fn default() -> Self {
+        KernelConfig {
+            bpffs: "/sys/fs/bpf".into(),
+            directory: "sumun".into(),
+            lock: LockPlace::Kernel,
+            life_bytes: 8 * 1024 * 1024,
+            bulk_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// A type of `sumun_abi` as the value of a map.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(transparent)]
+struct Of<T>(T);
+
+#[expect(unsafe_code, reason = "aya wants to know that a value is plain data")]
+// SAFETY: `repr(C)`, integers only, without implicit padding (sizes are asserted in the abi).
+unsafe impl aya::Pod for Of<Stream> {}
+#[expect(unsafe_code, reason = "as above")]
+// SAFETY: as above.
+unsafe impl aya::Pod for Of<Filter> {}
+
+/// Contents of the pinned map `META`: hash of the layout of all maps, then the
+/// number that names this set of pins.
+type Meta = [u64; 8];
+
+/// The loaded kernel side.
+pub struct Kernel {
+    ebpf: Ebpf,
+    btf: aya::Btf,
+    slots: Slots,
+    pins: Pins,
+    epoch: u32,
+    active: u32,
+    generation: u64,
+    reused: bool,
+    hooks: Vec<HookStatus>,
+    streams: PerCpuArray<MapData, Of<Stream>>,
+    busy: PerCpuArray<MapData, [u64; LEVELS as usize]>,
+    control: Array<MapData, u64>,
+    /// Process life.
+    pub life: Ring,
+    /// File and network records.
+    pub bulk: Ring,
+    // Last, so that it is given back after everything else.
+    _lock: lock::Lock,
+}
+
+impl Kernel {
+    /// Takes the lock, resolves offsets and loads the object. Takes over the pins
+    /// of an agent that died, with what it had not read, if they fit.
+    ///
+    /// # Errors
+    /// Another agent runs, rights or BTF are missing, or the object is refused.
+    pub fn load(config: &KernelConfig) -> Result<Self, Error> {
+        let btf_bytes = fs::read(BTF).map_err(|source| Error::NoBtf { path: BTF.into(), source })?;
+        let kallsyms = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+        let slots = Slots::resolve(&btf_bytes, &kallsyms)?;
+        drop((btf_bytes, kallsyms));
+
+        let lock = lock::take(&config.lock)?;
+        let pins = Pins::open(&config.bpffs, &config.directory)?;
+        let (generation, reused) = adopt(&pins, config)?;
+        let epoch = if reused { previous_epoch(&pins)?.wrapping_add(1) } else { 1 };
+
+        let btf = aya::Btf::from_sys_fs().map_err(Error::BtfLoad)?;
+        let cgroup = cgroup_index(&slots);
+        let compat_mask = COMPAT_MASK;
+        let syscalls = syscalls::table();
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .default_map_pin_directory(pins.root())
+            .map_max_entries("LIFE", config.life_bytes)
+            .map_max_entries("BULK", config.bulk_bytes)
+            .override_global("OFFSETS", &slots.values[..], true)
+            .override_global("SYMBOLS", &slots.symbols[..], true)
+            .override_global("SYSCALLS", &syscalls[..], true)
+            .override_global("EPOCH", &epoch, true)
+            .override_global("COMPAT_MASK", &compat_mask, true)
+            .override_global("CGROUP_INDEX", &cgroup, true)
+            .load(&OBJECT.bytes)
+            .map_err(|error| Error::Load(Box::new(error)))?;
+
+        let life = open_ring(&ebpf, "LIFE", config.life_bytes)?;
+        let bulk = open_ring(&ebpf, "BULK", config.bulk_bytes)?;
+        let streams = take(&mut ebpf, "STREAMS")?;
+        let busy = take(&mut ebpf, "BUSY")?;
+        let control: Array<MapData, u64> = take(&mut ebpf, "CONTROL")?;
+        let active = control.get(&0, 0).map_err(Error::map("read", "CONTROL"))? as u32 & 1;
+        Ok(Kernel {
+            ebpf,
+            btf,
+            slots,
+            pins,
+            epoch,
+            active,
+            generation,
+            reused,
+            hooks: Vec::new(),
+            streams,
+            busy,
+            control,
+            life,
+            bulk,
+            _lock: lock,
+        })
+    }
+
+    /// Attaches the hooks, makes them the active ones in one step, and detaches
+    /// those of a previous agent.
+    ///
+    /// # Errors
+    /// Pins cannot be written. A hook that this kernel refuses is no error: see [`Kernel::hooks`].
+    pub fn attach(&mut self) -> Result<(), Error> {
+        self.hooks = HOOKS
+            .iter()
+            .map(|hook| {
+                let attached = self.prepare(hook).and_then(|()| {
+                    if hook.on_demand { Ok(()) } else { self.attach_one(hook) }
+                });
+                HookStatus {
+                    hook: hook.program,
+                    kinds: hook.kinds.to_vec(),
+                    available: attached.is_ok(),
+                    reason: attached.err(),
+                }
+            })
+            .collect();
+        self.switch(self.active)?;
+        self.pins.remove_old_links(self.epoch)
+    }
+
+    /// What became of each hook.
+    #[must_use]
+    pub fn hooks(&self) -> &[HookStatus] {
+        &self.hooks
+    }
+
+    /// Random number made with the maps: sequences are comparable only under one.
+    #[must_use]
+    pub fn pin_generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// True if the maps of a previous agent were taken over.
+    #[must_use]
+    pub fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Detaches everything and removes the pins.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn release(self) -> Result<(), Error> {
+        self.pins.remove()
+    }
+
+    /// Makes this agent's programs, and filter `index`, the active ones: one write.
+    fn switch(&mut self, index: u32) -> Result<(), Error> {
+        let word = u64::from(self.epoch) << CONTROL_EPOCH_SHIFT | u64::from(index);
+        self.control.set(0, word, 0).map_err(Error::map("write", "CONTROL"))?;
+        self.active = index;
+        Ok(())
+    }
+
+    /// Loads a hook's program, if this kernel has what it reads.
+    fn prepare(&mut self, hook: &hooks::Hook) -> Result<(), String> {
+        let missing = self.slots.missing(hook.required);
+        if !missing.is_empty() {
+            return Err(format!("this kernel has no {}", missing.join(", ")));
+        }
+        let program = tracepoint(&mut self.ebpf, hook.program)?;
+        program
+            .load(hook.tracepoint, &self.btf)
+            .map_err(|error| format!("the kernel refuses the program: {}", chain(&error)))
+    }
+
+    fn attach_one(&mut self, hook: &hooks::Hook) -> Result<(), String> {
+        let path = self.pins.link(hook.program, self.epoch);
+        let program = tracepoint(&mut self.ebpf, hook.program)?;
+        let link = program
+            .attach()
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| format!("cannot attach: {}", chain(&error)))?;
+        FdLink::from(link)
+            .pin(path)
+            .map_err(|error| format!("cannot pin its link: {}", chain(&error)))?;
+        Ok(())
+    }
+}
+
+/// Removes what a dead agent left: pins, and with them programs and enforcement. True
+/// if there was anything.
+///
+/// # Errors
+/// An agent runs, or a pin cannot be removed.
+pub fn release(config: &KernelConfig) -> Result<bool, Error> {
+    let _lock = lock::take(&config.lock)?;
+    Pins::remove_left(&config.bpffs, &config.directory)
+}
+
+/// The message of an error and of what caused it; aya's verifier errors hold the log's end.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    // The verifier explains itself at the end of a log that can be a megabyte long.
+    let tail = text.char_indices().rev().nth(2000).map_or(0, |(at, _)| at);
+    if tail > 0 { format!("…{}", &text[tail..]) } else { text }
+}
+
+fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, String> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| format!("the object has no program {name}"))?
+        .try_into()
+        .map_err(|error| chain(&error))
+}
+
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error>
+where
+    M: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(Error::Absent(name))?;
+    M::try_from(map).map_err(Error::map("open", name))
+}
+
+fn open_ring(ebpf: &Ebpf, name: &'static str, size: u32) -> Result<Ring, Error> {
+    match ebpf.map(name) {
+        Some(Map::RingBuf(data)) => {
+            let fd = std::os::fd::AsFd::as_fd(data.fd())
+                .try_clone_to_owned()
+                .map_err(Error::call("duplicate the ring's descriptor"))?;
+            Ring::new(fd, size).map_err(Error::call("map the ring"))
+        }
+        _ => Err(Error::Absent(name)),
+    }
+}
+
+/// Takes over pinned maps if they have the layout of ours, else clears them away and
+/// begins anew. The number that names the set, and whether it was there.
+fn adopt(pins: &Pins, config: &KernelConfig) -> Result<(u64, bool), Error> {
+    let layout = layout(config)?;
+    let path = pins.map("META");
+    if path.exists()
+        && let Ok(data) = MapData::from_pin(&path)
+        && let Ok(map) = Array::<MapData, Meta>::try_from(Map::Array(data))
+        && let Ok(meta) = map.get(&0, 0)
+        && meta[..4] == layout
+    {
+        return Ok((meta[4], true));
+    }
+    pins.clear()?;
+    let generation = rand::random();
+    let mut meta = Meta::default();
+    meta[..4].copy_from_slice(&layout);
+    meta[4] = generation;
+    let mut map = Array::<MapData, Meta>::create(1, 0).map_err(Error::map("create", "META"))?;
+    map.set(0, meta, 0).map_err(Error::map("write", "META"))?;
+    map.pin(&path).map_err(|source| Error::Map {
+        op: "pin",
+        map: "META",
+        source: Box::new(aya::maps::MapError::PinError { name: None, error: source }),
+    })?;
+    Ok((generation, false))
+}
+
+fn previous_epoch(pins: &Pins) -> Result<u32, Error> {
+    let path = pins.map("CONTROL");
+    if !path.exists() {
+        return Ok(0);
+    }
+    let data = MapData::from_pin(path).map_err(Error::map("open", "CONTROL"))?;
+    let map = Array::<MapData, u64>::try_from(Map::Array(data)).map_err(Error::map("open", "CONTROL"))?;
+    let word = map.get(&0, 0).map_err(Error::map("read", "CONTROL"))?;
+    Ok((word >> CONTROL_EPOCH_SHIFT) as u32)
+}
+
+/// Hash over what all maps look like.
+fn layout(config: &KernelConfig) -> Result<[u64; 4], Error> {
+    let object = aya_obj::Object::parse(&OBJECT.bytes)
+        .map_err(|error| Error::Load(Box::new(aya::EbpfError::ParseError(error))))?;
+    let mut maps: Vec<_> = object
+        .maps
+        .iter()
+        .filter(|(_, map)| map.pinning() == aya_obj::maps::PinningType::ByName)
+        .map(|(name, map)| {
+            (name, map.map_type(), map.key_size(), map.value_size(), map.max_entries(), map.map_flags())
+        })
+        .collect();
+    maps.sort_unstable();
+    let mut hash = Sha256::new();
+    hash.update(format!("{maps:?} {} {}", config.life_bytes, config.bulk_bytes));
+    let digest = hash.finalize();
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
+        *word = bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    }
+    Ok(words)
+}
+
+/// Which hierarchy names a process's cgroup: that of the pids controller, else
+/// memory; on hosts where these are on v2 it is the unified one. A v2 that is mounted beside v1
+/// controllers is often empty.
+fn cgroup_index(slots: &Slots) -> u32 {
+    use sumun_abi::slot;
+    let text = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    let on_v1 = |controller: &str| {
+        text.lines().any(|line| {
+            let mut words = line.split_ascii_whitespace();
+            words.next() == Some(controller) && words.next().is_some_and(|id| id != "0")
+        })
+    };
+    if on_v1("pids") {
+        slots.values[slot::CGROUP_PIDS]
+    } else if on_v1("memory") {
+        slots.values[slot::CGROUP_MEMORY]
+    } else {
+        slot::NONE
+    }
+}
+
+/// `TS_COMPAT` in `thread_info.status`, arch/x86/include/asm/thread_info.h.
+#[cfg(target_arch = "x86_64")]
+const COMPAT_MASK: u32 = 2;
+/// `_TIF_32BIT` in `thread_info.flags`, arch/arm64/include/asm/thread_info.h.
+#[cfg(target_arch = "aarch64")]
+const COMPAT_MASK: u32 = 1 << 22;
+
+/// True if `path` is on a mounted BPF filesystem with pins of an agent of this ABI.
+#[must_use]
+pub fn has_pins(config: &KernelConfig) -> bool {
+    Path::new(&config.bpffs)
+        .join(&config.directory)
+        .join(format!("v{}", sumun_abi::ABI))
+        .is_dir()
+}

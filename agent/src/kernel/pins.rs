@@ -1,0 +1,130 @@
+//! The BPF filesystem: where rings, maps and links live on when the agent does not.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use sumun_abi::ABI;
+
+use super::Error;
+
+/// The pins of one agent.
+#[derive(Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Opens the pin directory; mounts the BPF filesystem if it is not there.
+    pub(super) fn open(bpffs: &Path, directory: &str) -> Result<Self, Error> {
+        mount_bpffs(bpffs)?;
+        let root = Self::path(bpffs, directory);
+        let pins = Pins { root };
+        for dir in [pins.root.clone(), pins.links()] {
+            fs::create_dir_all(&dir).map_err(Error::file("create", dir))?;
+        }
+        Ok(pins)
+    }
+
+    fn path(bpffs: &Path, directory: &str) -> PathBuf {
+        bpffs.join(directory).join(format!("v{ABI}"))
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(super) fn link(&self, hook: &str, epoch: u32) -> PathBuf {
+        self.links().join(format!("{hook}-{epoch}"))
+    }
+
+    /// Detaches what was attached under other epochs than `epoch`.
+    pub(super) fn remove_old_links(&self, epoch: u32) -> Result<(), Error> {
+        let ours = format!("-{epoch}");
+        self.remove_links(|name| !name.ends_with(&ours))
+    }
+
+    /// Detaches one hook, whatever its epoch.
+    pub(super) fn remove_link(&self, hook: &str) -> Result<(), Error> {
+        self.remove_links(|name| name.rsplit_once('-').is_some_and(|(found, _)| found == hook))
+    }
+
+    fn remove_links(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let dir = self.links();
+        for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
+            let entry = entry.map_err(Error::file("list", &dir))?;
+            if which(&entry.file_name().to_string_lossy()) {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(Error::file("remove", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything: links first, so that nothing writes into maps that are gone.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        self.remove_links(|_| true)?;
+        for entry in fs::read_dir(&self.root).map_err(Error::file("list", &self.root))? {
+            let entry = entry.map_err(Error::file("list", &self.root))?;
+            let path = entry.path();
+            if !path.is_dir() {
+                fs::remove_file(&path).map_err(Error::file("remove", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything and the directories themselves.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        self.clear()?;
+        let parent = self.root.parent().unwrap_or(&self.root);
+        for dir in [self.links(), self.root.clone()] {
+            fs::remove_dir(&dir).map_err(Error::file("remove", dir))?;
+        }
+        match fs::remove_dir(parent) {
+            // Another ABI's pins are there.
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                Err(Error::file("remove", parent)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the pins that an agent left, if there are any; true if there were.
+    pub(super) fn remove_left(bpffs: &Path, directory: &str) -> Result<bool, Error> {
+        let root = Self::path(bpffs, directory);
+        if !root.is_dir() {
+            return Ok(false);
+        }
+        let pins = Pins { root };
+        if !pins.links().is_dir() {
+            fs::create_dir_all(pins.links()).map_err(Error::file("create", pins.links()))?;
+        }
+        pins.remove()?;
+        Ok(true)
+    }
+}
+
+fn mount_bpffs(at: &Path) -> Result<(), Error> {
+    fs::create_dir_all(at).map_err(Error::file("create", at))?;
+    let is_bpffs = || statfs(at).map(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if is_bpffs().map_err(|errno| Error::file("look at", at)(errno.into()))? {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), at, Some("bpf"), flags, Some("mode=700"))
+        .map_err(|errno| Error::file("mount the BPF filesystem at", at)(errno.into()))
+}

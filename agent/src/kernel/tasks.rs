@@ -1,0 +1,100 @@
+//! The processes that were there before the hooks.
+
+use std::{fs, io::Read as _};
+
+use aya::programs::Iter;
+use sumun_abi::{
+    event::process::Exec,
+    plain,
+    record::{ARGS_MAX, FLAW_RACY, FLAW_TRUNCATED, RECORD_MAX, SOURCE_CALLER, Span},
+};
+
+use super::{Error, Kernel, chain};
+
+impl Kernel {
+    /// Calls `each` with one `TASK` record per process that runs now. To miss none
+    /// attach the hooks first; one that is reported twice has the same start time.
+    ///
+    /// The kernel cannot read another process's arguments here, so they come
+    /// from `/proc`, marked as the process's own word. How many there were is returned.
+    ///
+    /// # Errors
+    /// The iterator is refused or breaks off.
+    pub fn bootstrap_tasks(&mut self, mut each: impl FnMut(&[u8])) -> Result<u64, Error> {
+        let refused = |reason: String| Error::Hook { hook: "tasks", reason };
+        let program: &mut Iter = self
+            .ebpf
+            .program_mut("tasks")
+            .ok_or(Error::Absent("tasks"))?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| refused(chain(&error)))?;
+        // Loaded once; a second bootstrap uses the same program.
+        if program.fd().is_err() {
+            program
+                .load("task", &self.btf)
+                .map_err(|error| refused(chain(&error)))?;
+        }
+        let mut file = program
+            .attach()
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| refused(chain(&error)))?
+            .into_file()
+            .map_err(|error| refused(chain(&error)))?;
+
+        let mut buffer = vec![0; 8 * RECORD_MAX];
+        let mut held = 0;
+        let mut count = 0;
+        loop {
+            let read = file
+                .read(&mut buffer[held..])
+                .map_err(Error::call("read the task iterator"))?;
+            if read == 0 {
+                return Ok(count);
+            }
+            held += read;
+            let mut at = 0;
+            while let Some(len) = buffer[at..held].first_chunk::<4>() {
+                let len = u32::from_ne_bytes(*len) as usize;
+                if len < size_of::<Exec>() || at + len > held {
+                    break;
+                }
+                let mut record = buffer[at..at + len].to_vec();
+                add_arguments(&mut record);
+                each(&record);
+                count += 1;
+                at += len;
+            }
+            buffer.copy_within(at..held, 0);
+            held -= at;
+        }
+    }
+}
+
+/// Appends what `/proc` says about the arguments. A process that has gone
+/// meanwhile keeps its record without them.
+fn add_arguments(record: &mut Vec<u8>) {
+    let Some(mut exec) = plain::read::<Exec>(record) else {
+        return;
+    };
+    let Ok(file) = fs::File::open(format!("/proc/{}/cmdline", exec.actor.pid)) else {
+        return;
+    };
+    let mut arguments = Vec::new();
+    if file.take(ARGS_MAX as u64).read_to_end(&mut arguments).is_err() || arguments.is_empty() {
+        return;
+    }
+    let mut flaws = FLAW_RACY;
+    if exec.args_total > ARGS_MAX as u64 {
+        flaws |= FLAW_TRUNCATED;
+    }
+    let (Ok(offset), Ok(len)) = (u16::try_from(record.len()), u16::try_from(arguments.len())) else {
+        return;
+    };
+    if record.len() + arguments.len() > RECORD_MAX {
+        return;
+    }
+    record.extend_from_slice(&arguments);
+    exec.header.len = record.len() as u32;
+    exec.args = Span { offset, len, source: SOURCE_CALLER, flaws, pad: 0 };
+    record[..size_of::<Exec>()].copy_from_slice(plain::bytes(&exec));
+}

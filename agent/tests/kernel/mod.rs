@@ -1,0 +1,159 @@
+//! What the tests on the running kernel share: pins and a lock of their own, taking turns,
+//! and records read from the rings.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::{
+    fs::File,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use sumun_abi::{event::process::Actor, record::Span};
+use sumun_agent::{
+    kernel::{Kernel, KernelConfig, LockPlace},
+    receive::record::{Body, Record},
+};
+
+/// How long a record may take from the kernel to the test.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A kernel side of this test's own.
+pub struct Bench {
+    pub kernel: Option<Kernel>,
+    pub config: KernelConfig,
+    _turn: Flock<File>,
+    _dir: tempfile::TempDir,
+}
+
+/// The reason why tests on the kernel cannot run here, if there is one.
+pub fn unable() -> Option<&'static str> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root");
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Some("no BTF");
+    }
+    None
+}
+
+/// Loads and attaches, or says why not.
+pub fn bench(name: &str) -> Option<Bench> {
+    bench_with(name, |_| {})
+}
+
+pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<Bench> {
+    if let Some(reason) = unable() {
+        eprintln!("skipping {name}: {reason}");
+        return None;
+    }
+    // Programs of several tests at once would slow each other and fill each other's rings.
+    let turn = File::create(std::env::temp_dir().join("sumun-kernel-tests.lock")).unwrap();
+    let turn = Flock::lock(turn, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = KernelConfig {
+        directory: format!("sumun-test-{name}-{}", std::process::id()),
+        lock: LockPlace::File(dir.path().join("lock")),
+        ..KernelConfig::default()
+    };
+    change(&mut config);
+    let kernel = Kernel::load(&config).unwrap_or_else(|error| panic!("{error}: {error:?}"));
+    let mut bench = Bench { kernel: Some(kernel), config, _turn: turn, _dir: dir };
+    bench.kernel().attach().unwrap();
+    for hook in bench.kernel().hooks() {
+        assert!(hook.available, "{}: {:?}", hook.hook, hook.reason);
+    }
+    Some(bench)
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let released = match self.kernel.take() {
+            Some(kernel) => kernel.release(),
+            None => sumun_agent::kernel::release(&self.config).map(drop),
+        };
+        if let Err(error) = released
+            && !std::thread::panicking()
+        {
+            panic!("the pins are left behind: {error:?}");
+        }
+    }
+}
+
+/// A record with its strings, owned.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub bytes: Vec<u8>,
+    pub body: Body,
+}
+
+impl Seen {
+    pub fn text(&self, span: Span) -> String {
+        String::from_utf8_lossy(Record::parse(&self.bytes).unwrap().text(span)).into_owned()
+    }
+
+    pub fn actor(&self) -> Actor {
+        match self.body {
+            Body::Fork(fork) => fork.actor,
+            Body::Exec(exec) | Body::Task(exec) => exec.actor,
+            Body::Exit(exit) => exit.actor,
+            Body::Open(open) | Body::CloseWrite(open) => open.actor,
+            Body::Rename(names) | Body::Unlink(names) => names.actor,
+            Body::Connect(connection) | Body::Accept(connection) => connection.actor,
+        }
+    }
+}
+
+impl Bench {
+    pub fn kernel(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().unwrap()
+    }
+
+    /// Everything that is in both rings now; given up.
+    pub fn drain(&mut self) -> Vec<Seen> {
+        let kernel = self.kernel();
+        let mut seen = Vec::new();
+        for ring in [&mut kernel.life, &mut kernel.bulk] {
+            let mut drain = ring.drain(u64::MAX / 2);
+            while let Some(bytes) = drain.next() {
+                let record = Record::parse(bytes).unwrap();
+                seen.push(Seen { bytes: bytes.to_vec(), body: record.body });
+            }
+            let position = ring.position();
+            ring.commit(position);
+        }
+        seen
+    }
+
+    /// Collects records until `done` is content with them.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&[Seen]) -> bool) -> Vec<Seen> {
+        let begun = Instant::now();
+        let mut seen = Vec::new();
+        loop {
+            seen.extend(self.drain());
+            if done(&seen) {
+                return seen;
+            }
+            if begun.elapsed() > DEADLINE {
+                for record in &seen {
+                    eprintln!("{:?}", record.body);
+                }
+                panic!("{what} did not come");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// All records up to the exit of a process that is started now: what happened before is in.
+    pub fn settle(&mut self) -> Vec<Seen> {
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let seen = self.until("a marker's exit", |seen| {
+            seen.iter().any(|record| matches!(record.body, Body::Exit(exit) if exit.actor.pid == pid))
+        });
+        seen.into_iter().filter(|record| record.actor().pid != pid).collect()
+    }
+}

@@ -29,10 +29,16 @@ fn main() -> Result<()> {
 
 /// True when the request asked the server to end.
 fn answer(stream: TcpStream) -> Result<bool> {
-    let mut line = String::new();
-    BufReader::new(stream.try_clone()?)
-        .take(4096)
-        .read_line(&mut line)?;
+    // All of it: closing with something unread would reset the connection.
+    let mut lines = BufReader::new(stream.try_clone()?.take(16 * 1024)).lines();
+    let Some(line) = lines.next().transpose()? else {
+        return Ok(false);
+    };
+    for header in lines {
+        if header?.is_empty() {
+            break;
+        }
+    }
     let target = line.split(' ').nth(1).unwrap_or("/");
     let mut stream = stream;
     let body = match target.strip_prefix("/?") {

@@ -6,3 +6,4 @@ pub mod detect;
 pub mod enrich;
 pub mod kernel;
 pub mod receive;
+pub mod spool;

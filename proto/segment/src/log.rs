@@ -199,6 +199,12 @@ impl Log {
         self.shared.state().infos()
     }
 
+    /// The segment that is appended to.
+    #[must_use]
+    pub fn active(&self) -> SegmentInfo {
+        self.shared.state().info_of_active()
+    }
+
     /// Sequence of the oldest record, or of the next one if there is none.
     #[must_use]
     pub fn first(&self) -> Seq {

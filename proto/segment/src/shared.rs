@@ -526,7 +526,7 @@ impl State {
         infos
     }
 
-    fn info_of_active(&self) -> SegmentInfo {
+    pub(crate) fn info_of_active(&self) -> SegmentInfo {
         let (first, bytes) = self
             .segments
             .back()

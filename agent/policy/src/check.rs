@@ -106,7 +106,11 @@ impl Checker<'_> {
     /// Offset of the function name that stands before the call's parenthesis.
     fn name_offset(&self, call: &IdedExpr, name: &str) -> usize {
         let open = self.parsed.offset(call.id);
-        self.parsed.text[..open].rfind(name).unwrap_or(open)
+        self.parsed
+            .text
+            .get(..open)
+            .and_then(|before| before.rfind(name))
+            .unwrap_or(open)
     }
 
     /// A node that has to be a condition.
@@ -291,7 +295,9 @@ impl Checker<'_> {
 
     fn list(&mut self, node: &IdedExpr, name: &str) -> Option<Term> {
         if let Some(set) = self.lists.get(name) {
-            return Some(Term::Set(set.clone()));
+            let mut set = set.clone();
+            set.tidy();
+            return Some(Term::Set(set));
         }
         let near = did_you_mean(name, self.lists.keys().map(String::as_str));
         let none = if self.lists.is_empty() {

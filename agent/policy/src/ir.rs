@@ -363,6 +363,22 @@ impl Operand {
     }
 }
 
+impl Set {
+    /// Sorts it and drops repeats.
+    pub(crate) fn tidy(&mut self) {
+        match self {
+            Set::Str(items) => {
+                items.sort_unstable();
+                items.dedup();
+            }
+            Set::Int(items) => {
+                items.sort_unstable();
+                items.dedup();
+            }
+        }
+    }
+}
+
 impl Compare {
     /// The comparison with its sides exchanged.
     #[must_use]

@@ -29,3 +29,6 @@ pub use narrow::on_kind;
 pub use outcome::Verdict;
 pub use plan::{Plan, scopes};
 pub use problem::Problem;
+
+#[cfg(test)]
+mod language_tests;

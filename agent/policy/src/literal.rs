@@ -31,14 +31,13 @@ pub(crate) fn set(items: Vec<Operand>) -> Result<Set, String> {
     if !texts.is_empty() && !numbers.is_empty() {
         return Err("the list mixes strings and ints: items have one type".to_owned());
     }
-    if numbers.is_empty() {
-        texts.sort_unstable();
-        texts.dedup();
-        return Ok(Set::Str(texts));
-    }
-    numbers.sort_unstable();
-    numbers.dedup();
-    Ok(Set::Int(numbers))
+    let mut set = if numbers.is_empty() {
+        Set::Str(texts)
+    } else {
+        Set::Int(numbers)
+    };
+    set.tidy();
+    Ok(set)
 }
 
 /// A network: host bits are cleared, IPv4-mapped ones are refused.

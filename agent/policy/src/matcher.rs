@@ -153,6 +153,9 @@ impl Node {
                     TextTest::Suffix => text.ends_with(&**literal),
                     TextTest::Contains => text.contains(&**literal),
                 }),
+                Value::Unknown if ends_in_another_name(*test, operand, literal, view) => {
+                    Outcomes::FALSE
+                }
                 other => missing(&other),
             },
             Node::Matches(operand, regex) => match read(operand, view, item) {
@@ -227,6 +230,21 @@ fn over<'a>(
         whole
     } else {
         join(whole, Outcomes::UNKNOWN)
+    }
+}
+
+/// A path that was cut at its start still has its last component: it does not
+/// end in `/name` if that is another one.
+fn ends_in_another_name(test: TextTest, operand: &Operand, suffix: &str, view: &View<'_>) -> bool {
+    let name = match operand {
+        Operand::Field(FieldId::ProcExePath) => FieldId::ProcExeName,
+        Operand::Field(FieldId::ProcParentExePath) => FieldId::ProcParentExeName,
+        Operand::Field(FieldId::FilePath) => FieldId::FileName,
+        _ => return false,
+    };
+    match (test, suffix.rsplit_once('/'), view.get(name)) {
+        (TextTest::Suffix, Some((_, wanted)), Value::Str(name)) => name != wanted,
+        _ => false,
     }
 }
 

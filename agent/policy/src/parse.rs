@@ -15,21 +15,14 @@ pub(crate) struct Parsed<'a> {
     pub(crate) text: &'a str,
     pub(crate) root: IdedExpr,
     places: SourceInfo,
-    /// Byte offset of each character, and the length behind the last one.
-    offsets: Vec<usize>,
 }
 
 impl Parsed<'_> {
     /// Byte offset of a node.
     pub(crate) fn offset(&self, id: u64) -> usize {
-        let character = self
-            .places
+        self.places
             .offset_for(id)
-            .map_or(0, |(start, _)| start as usize);
-        self.offsets
-            .get(character)
-            .copied()
-            .unwrap_or(self.text.len())
+            .map_or(0, |(start, _)| start as usize)
     }
 }
 
@@ -76,18 +69,8 @@ fn parse(text: &str) -> Result<Parsed<'_>, Vec<Problem>> {
     let parser = Parser::new()
         .max_recursion_depth(96)
         .error_recovery_limit(10);
-    let offsets: Vec<usize> = text
-        .char_indices()
-        .map(|(offset, _)| offset)
-        .chain([text.len()])
-        .collect();
     match parser.parse_with_source_info(text) {
-        Ok((root, places)) => Ok(Parsed {
-            text,
-            root,
-            places,
-            offsets,
-        }),
+        Ok((root, places)) => Ok(Parsed { text, root, places }),
         Err(errors) => {
             let mut problems: Vec<Problem> = errors
                 .errors

@@ -1,0 +1,409 @@
+//! The kernel plan lets through whatever a rule matches or cannot decide, and
+//! `covers` is right whenever it says yes.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use common::{Case, Dice, KINDS};
+use proptest::prelude::*;
+use sumun_abi::event::file::{
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE,
+};
+use sumun_policy::plan::{CLAUSES_MAX, Clause, KindPlan, Ports, is_life};
+use sumun_policy::{CheckedPolicy, Lists, Matcher, Plan, Predicate, Verdict, check_file, covers};
+use sumun_proto::v1::Kind;
+use sumun_proto::{FieldId, Value, View, catalogue, text};
+
+/// A policy of one rule on these kinds.
+fn policy(when: &str, kinds: &[Kind]) -> CheckedPolicy {
+    let on: Vec<String> = kinds
+        .iter()
+        .map(|kind| format!("{:?}", catalogue::kind_name(*kind)))
+        .collect();
+    let file = format!(
+        "[policy]\nname = \"p\"\n[[rule]]\nid = \"r\"\non = [{}]\nwhen = '''\n{when}'''\n",
+        on.join(", ")
+    );
+    let check = check_file("p.toml", &file);
+    assert!(check.errors.is_empty(), "{file}\n{check}");
+    check.policy.expect("no errors")
+}
+
+/// The kernel side, as the plan's documentation has it: a condition whose
+/// field cannot be judged holds, one whose field is not there does not.
+fn passes(plan: &KindPlan, view: &View<'_>) -> bool {
+    match plan {
+        KindPlan::None => false,
+        KindPlan::All => true,
+        KindPlan::Clauses(clauses) => clauses.iter().any(|clause| holds(clause, view)),
+    }
+}
+
+fn holds(clause: &Clause, view: &View<'_>) -> bool {
+    let bytes = |field| match view.get(field) {
+        Value::Str(value) => Some(Some(text::to_bytes(&value).expect("events are in form"))),
+        Value::Unknown => Some(None),
+        _ => None,
+    };
+    let one_of = |field, test: &dyn Fn(&[u8]) -> bool| match bytes(field) {
+        Some(Some(value)) => test(&value),
+        Some(None) => true,
+        None => false,
+    };
+    let listed = |list: &Option<Vec<Vec<u8>>>, value: &[u8]| {
+        list.as_ref()
+            .is_some_and(|list| list.iter().any(|item| item == value))
+    };
+    let path = clause.path_prefixes.is_none() && clause.path_exact.is_none()
+        || one_of(FieldId::FilePath, &|path| {
+            listed(&clause.path_exact, path)
+                || clause
+                    .path_prefixes
+                    .as_ref()
+                    .is_some_and(|list| list.iter().any(|prefix| path.starts_with(prefix)))
+        });
+    let exe = clause.exe_names.is_none() && clause.exe_paths.is_none()
+        || clause.exe_names.is_some()
+            && one_of(FieldId::ProcExeName, &|name| {
+                listed(&clause.exe_names, name)
+            })
+        || clause.exe_paths.is_some()
+            && one_of(FieldId::ProcExePath, &|path| {
+                listed(&clause.exe_paths, path)
+            });
+    let access = clause.access_any.is_none_or(|bits| {
+        [
+            (FieldId::FileAccessRead, ACCESS_READ),
+            (FieldId::FileAccessWrite, ACCESS_WRITE),
+            (FieldId::FileAccessAppend, ACCESS_APPEND),
+            (FieldId::FileCreate, OPEN_CREATED),
+            (FieldId::FileTrunc, OPEN_TRUNCATE),
+        ]
+        .iter()
+        .any(|(field, bit)| {
+            bits & bit != 0 && matches!(view.get(*field), Value::Bool(true) | Value::Unknown)
+        })
+    });
+    let port = |list: &Option<Vec<Ports>>, field| {
+        list.as_ref().is_none_or(|list| match view.get(field) {
+            Value::Int(port) => list
+                .iter()
+                .any(|ports| u16::try_from(port).is_ok_and(|port| ports.range().contains(&port))),
+            Value::Unknown => true,
+            _ => false,
+        })
+    };
+    let net = |list: &Option<Vec<(std::net::IpAddr, u8)>>, field| {
+        list.as_ref().is_none_or(|list| match view.get(field) {
+            Value::Str(address) => list.iter().any(|(net, length)| {
+                let net = ipnet::IpNet::new(*net, *length).expect("a valid length");
+                assert_eq!(net, net.trunc(), "host bits are zero");
+                net.contains(&address.parse::<std::net::IpAddr>().expect("an address"))
+            }),
+            Value::Unknown => true,
+            _ => false,
+        })
+    };
+    path && exe
+        && access
+        && port(&clause.src_ports, FieldId::NetSrcPort)
+        && port(&clause.dst_ports, FieldId::NetDstPort)
+        && net(&clause.src_nets, FieldId::NetSrcIp)
+        && net(&clause.dst_nets, FieldId::NetDstIp)
+}
+
+/// What the documentation of a clause promises of its lists.
+fn well_formed(plan: &KindPlan) {
+    let KindPlan::Clauses(clauses) = plan else {
+        return;
+    };
+    assert!((1..=CLAUSES_MAX).contains(&clauses.len()));
+    for clause in clauses {
+        assert!(!clause.is_everything());
+        for list in [
+            &clause.path_prefixes,
+            &clause.path_exact,
+            &clause.exe_names,
+            &clause.exe_paths,
+        ]
+        .into_iter()
+        .flatten()
+        {
+            assert!(!list.is_empty() && list.is_sorted());
+        }
+        for list in [&clause.src_ports, &clause.dst_ports].into_iter().flatten() {
+            assert!(!list.is_empty());
+            assert!(list.iter().all(|ports| ports.first <= ports.last));
+            assert!(list.windows(2).all(|two| two[0].last < two[1].first));
+        }
+    }
+}
+
+fn case(bytes: &[u8]) -> Case {
+    let mut dice = Dice::new(bytes);
+    let kind = dice.pick(KINDS);
+    common::event(&mut dice, kind, true)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_plan_loses_nothing(
+        shape in proptest::collection::vec(any::<u8>(), 0..160),
+        events in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 60), 8),
+    ) {
+        let when = common::predicate(&mut Dice::new(&shape), 4);
+        let policy = policy(&when, KINDS);
+        let matcher = Matcher::compile(&policy.rules[0].predicate);
+        let (plan, _) = Plan::build(std::slice::from_ref(&policy));
+        for (_, kind) in &plan.kinds {
+            well_formed(kind);
+        }
+        for bytes in &events {
+            let case = case(bytes);
+            let view = case.view();
+            if matcher.matches(&view) != Verdict::NoMatch {
+                let kind = plan.kind(view.kind());
+                prop_assert!(passes(kind, &view), "{} on {:?} by {:?}", when, case, kind);
+            }
+        }
+    }
+
+    #[test]
+    fn covered_queries_match_only_what_was_recorded(
+        query in proptest::collection::vec(any::<u8>(), 0..60),
+        recorded in proptest::collection::vec(any::<u8>(), 0..30),
+        related in any::<bool>(),
+        events in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 60), 8),
+    ) {
+        let recorded = common::predicate(&mut Dice::new(&recorded), 1);
+        let mut query = common::predicate(&mut Dice::new(&query), 2);
+        if related {
+            query = format!("{recorded} && {query}");
+        }
+        let parse = |text: &str| Predicate::parse(text, &Lists::new()).expect("well-typed");
+        let (wanted, known) = (parse(&query), parse(&recorded));
+        if related && wanted != Predicate::parse("false", &Lists::new()).expect("constant") {
+            prop_assert!(covers(&wanted, &known), "{} narrows {}", query, recorded);
+        }
+        if covers(&wanted, &known) {
+            let (wanted, known) = (Matcher::compile(&wanted), Matcher::compile(&known));
+            for bytes in &events {
+                let case = case(bytes);
+                match wanted.matches(&case.view()) {
+                    Verdict::Match => prop_assert_eq!(known.matches(&case.view()), Verdict::Match, "{} in {} on {:?}", query, recorded, case),
+                    Verdict::Undecided => prop_assert_ne!(known.matches(&case.view()), Verdict::NoMatch, "{} in {} on {:?}", query, recorded, case),
+                    Verdict::NoMatch => {}
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn narrowing_is_seen() {
+    let parse = |text: &str| Predicate::parse(text, &Lists::new()).expect("well-typed");
+    for (query, recorded, expected) in [
+        (
+            "file.path.startsWith('/etc/ssh/')",
+            "file.path.startsWith('/etc/')",
+            true,
+        ),
+        (
+            "file.path.startsWith('/etc/')",
+            "file.path.startsWith('/etc/ssh/')",
+            false,
+        ),
+        (
+            "file.path == '/etc/passwd' && proc.uid == 0",
+            "file.path.startsWith('/etc/')",
+            true,
+        ),
+        (
+            "proc.exe.name == 'sh'",
+            "proc.exe.name in ['bash', 'sh']",
+            true,
+        ),
+        (
+            "proc.exe.name in ['sh', 'zsh']",
+            "proc.exe.name in ['bash', 'sh']",
+            false,
+        ),
+        (
+            "proc.exe.name in ['sh']",
+            "proc.exe.name in ['bash', 'sh']",
+            true,
+        ),
+        (
+            "proc.exe.name == 'sh' || proc.exe.name == 'bash'",
+            "proc.exe.name in ['bash', 'sh']",
+            true,
+        ),
+        ("net.dst.port == 22", "net.dst.port < 1024", true),
+        (
+            "net.dst.port >= 22 && net.dst.port < 100",
+            "net.dst.port < 1024",
+            true,
+        ),
+        ("net.dst.port > 22", "net.dst.port < 1024", false),
+        (
+            "net.dst.ip == '10.1.2.3'",
+            "cidr('10.0.0.0/8').containsIP(net.dst.ip)",
+            true,
+        ),
+        (
+            "cidr('10.1.0.0/16').containsIP(net.dst.ip)",
+            "cidr('10.0.0.0/8').containsIP(net.dst.ip)",
+            true,
+        ),
+        (
+            "cidr('10.0.0.0/8').containsIP(net.dst.ip)",
+            "cidr('10.1.0.0/16').containsIP(net.dst.ip)",
+            false,
+        ),
+        ("proc.uid == 0", "true", true),
+        ("true", "proc.uid == 0", false),
+        (
+            "file.path == '/a' && file.create",
+            "file.create && file.path.startsWith('/')",
+            true,
+        ),
+        (
+            "file.create",
+            "file.create && file.path.startsWith('/')",
+            false,
+        ),
+        (
+            "proc.exe.path.endsWith('/bin/sh')",
+            "proc.exe.path.endsWith('sh')",
+            true,
+        ),
+        (
+            "proc.exe.path.endsWith('/bin/sh')",
+            "proc.exe.path.contains('bin')",
+            true,
+        ),
+    ] {
+        assert_eq!(
+            covers(&parse(query), &parse(recorded)),
+            expected,
+            "{query} in {recorded}"
+        );
+    }
+}
+
+/// Plans as people expect them.
+#[test]
+fn plans_are_as_narrow_as_the_kernel_can_judge() {
+    let plan = |when: &str, kind: Kind| {
+        let (plan, warnings) = Plan::build(&[policy(when, &[kind])]);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        plan.kind(kind).clone()
+    };
+    let bytes = |items: &[&str]| Some(items.iter().map(|item| item.as_bytes().to_vec()).collect());
+    assert_eq!(
+        plan(
+            "file.access.write && file.path.startsWith('/etc/')",
+            Kind::Open
+        ),
+        KindPlan::Clauses(vec![Clause {
+            access_any: Some(ACCESS_WRITE),
+            path_prefixes: bytes(&["/etc/"]),
+            ..Clause::default()
+        }])
+    );
+    assert_eq!(
+        plan(
+            "['/etc/', '/tmp/a', '/tmp/', '/bin/x'].exists(p, file.path.startsWith(p)) || file.path == '/tmp/b'",
+            Kind::Open
+        ),
+        KindPlan::Clauses(vec![Clause {
+            path_prefixes: bytes(&["/bin/x", "/etc/", "/tmp/"]),
+            ..Clause::default()
+        }])
+    );
+    assert_eq!(
+        plan(
+            "proc.exe.name in ['sh', 'bash'] && net.dst.port in [22, 23, 80]",
+            Kind::Connect
+        ),
+        KindPlan::Clauses(vec![Clause {
+            exe_names: bytes(&["bash", "sh"]),
+            dst_ports: Some(vec![
+                Ports {
+                    first: 22,
+                    last: 23
+                },
+                Ports {
+                    first: 80,
+                    last: 80
+                }
+            ]),
+            ..Clause::default()
+        }])
+    );
+    assert_eq!(
+        plan(
+            "proc.exe.path.endsWith('/true') && !net.dst.private",
+            Kind::Connect
+        ),
+        KindPlan::Clauses(vec![Clause {
+            exe_names: bytes(&["true"]),
+            ..Clause::default()
+        }])
+    );
+    assert_eq!(
+        plan(r"file.path == '/tmp/\\xff'", Kind::Open),
+        KindPlan::Clauses(vec![Clause {
+            path_exact: Some(vec![b"/tmp/\xff".to_vec()]),
+            ..Clause::default()
+        }])
+    );
+    assert_eq!(plan("proc.uid == 0", Kind::Open), KindPlan::All);
+    assert_eq!(
+        plan("!file.path.startsWith('/etc/')", Kind::Open),
+        KindPlan::All
+    );
+    assert_eq!(plan("file.path == '/x'", Kind::Rename), KindPlan::All);
+    assert_eq!(plan("kind == 'accept'", Kind::Connect), KindPlan::None);
+
+    // A rule on two kinds asks of each only what it can have.
+    let both = policy(
+        "file.path.startsWith('/etc/') || net.dst.port == 22",
+        &[Kind::Open, Kind::Connect],
+    );
+    let (plan, _) = Plan::build(&[both]);
+    assert!(matches!(plan.kind(Kind::Open), KindPlan::Clauses(clauses)
+        if clauses.len() == 1 && clauses[0].dst_ports.is_none()));
+    assert!(
+        matches!(plan.kind(Kind::Connect), KindPlan::Clauses(clauses)
+        if clauses.len() == 1 && clauses[0].path_prefixes.is_none())
+    );
+    assert_eq!(plan.kind(Kind::Accept), &KindPlan::None);
+    assert!(
+        KINDS
+            .iter()
+            .filter(|kind| is_life(**kind))
+            .all(|kind| plan.kind(*kind) == &KindPlan::All)
+    );
+}
+
+/// Too many clauses become fewer and looser ones, and it is said.
+#[test]
+fn a_plan_that_is_too_large_is_widened() {
+    let rules: Vec<String> = (0..100)
+        .map(|n| format!("file.path.startsWith('/data/{n}/') && proc.exe.name == 'n{n}'"))
+        .collect();
+    let mut first = policy(&rules[0], &[Kind::Open]);
+    for rule in &rules[1..] {
+        first.rules.extend(policy(rule, &[Kind::Open]).rules);
+    }
+    let (plan, warnings) = Plan::build(&[first]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let KindPlan::Clauses(clauses) = plan.kind(Kind::Open) else {
+        panic!("not filtered at all");
+    };
+    assert_eq!(clauses.len(), 1);
+    assert_eq!(clauses[0].path_prefixes.as_ref().map(Vec::len), Some(100));
+}

@@ -192,5 +192,5 @@ fn the_iterator_finds_every_process_that_runs() {
         assert_eq!(task.parent_pid, std::process::id());
         assert_eq!(task.parent_start_ns, own.0.actor.start_ns);
     }
-    assert!(found.contains_key(&1), "pid 1 is missing");
+    assert!(found.contains_key(&1), "pid 1 is missing among {:?}", found.keys());
 }

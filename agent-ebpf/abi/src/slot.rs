@@ -80,6 +80,7 @@ slots! {
     PID_NUMBERS = Field("pid", "numbers");
     UPID_NR = Field("upid", "nr");
     UPID_NS = Field("upid", "ns");
+    PIDNS_REAPER = Field("pid_namespace", "child_reaper");
 
     NSPROXY_UTS = Field("nsproxy", "uts_ns");
     NSPROXY_IPC = Field("nsproxy", "ipc_ns");

@@ -193,6 +193,8 @@ struct IterTask {
 #[repr(C)]
 struct IterMeta {
     seq: *mut core::ffi::c_void,
+    sid: u64,
+    num: u64,
 }
 
 /// Writes one `TASK` record per process into the iterator's file. The kernel
@@ -207,11 +209,22 @@ extern "C" fn tasks(ctx: *const IterTask) -> i32 {
         return 0;
     }
     if let Some(run) = Run::begin(RING_LIFE) {
-        let task = Task(run.number(pointer));
-        if task.pid() == task.tid()
-            && let Some(len) = image(run, task, task.tid(), 0, false)
-        {
-            write(run, meta, len);
+        let mut task = Task(run.number(pointer));
+        let first = task.reaper();
+        // SAFETY: as above.
+        let mut more = unsafe { (*meta).num } == 0 && first.tid() != task.tid();
+        loop {
+            if task.pid() == task.tid()
+                && let Some(len) = image(run, task, task.tid(), 0, false)
+            {
+                write(run, meta, len);
+            }
+            if !more {
+                break;
+            }
+            // Some kernels hide the first process from iterators: it is added to the first one shown.
+            more = false;
+            task = first;
         }
         run.end();
     }

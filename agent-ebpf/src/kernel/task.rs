@@ -163,6 +163,15 @@ impl Task {
         get::<u32>(self.fs(), slot::FS_USERS) > 1
     }
 
+    /// The first process of its pid namespace.
+    #[inline(always)]
+    pub(crate) fn reaper(self) -> Task {
+        let thread_pid = get(self.leader().0, slot::TASK_THREAD_PID);
+        let level: u32 = get(thread_pid, slot::PID_LEVEL);
+        let inside = field(thread_pid, slot::PID_NUMBERS) + u64::from(level & 63) * 16;
+        Task(get(get(inside, slot::UPID_NS), slot::PIDNS_REAPER))
+    }
+
     /// Fills in its namespaces.
     #[inline(always)]
     pub(crate) fn namespaces(self, out: *mut Namespaces) {

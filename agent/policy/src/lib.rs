@@ -31,4 +31,6 @@ pub use plan::{Plan, scopes};
 pub use problem::Problem;
 
 #[cfg(test)]
+mod file_tests;
+#[cfg(test)]
 mod language_tests;

@@ -1,0 +1,367 @@
+//! Policy files: what is taken, and where each fault is.
+
+use sumun_proto::v1::scope::Mode as ScopeMode;
+use sumun_proto::v1::{Kind, Severity};
+
+use crate::file::{Effect, FileCheck, Mode, check_file, check_files};
+use crate::ir::Predicate;
+use crate::plan::{KindPlan, Plan, scopes};
+
+const WEB: &str = r#"
+[policy]
+name = "web-tier"
+version = 3
+mode = "enforce"
+
+[lists]
+web_servers = ["nginx", "httpd"]
+shells = ["sh", "bash"]
+ports = [22, 443]
+
+[[rule]]
+id = "web-server-shell"
+title = "A web server started a shell"
+on = ["exec"]
+when = '''
+proc.exe.name in lists.shells
+  && proc.ancestors.exists(a, a.exe.name in lists.web_servers)
+'''
+severity = "critical"
+attack = ["T1505.003", "T1059"]
+
+[[rule]]
+id = "opens"
+on = ["open", "close_write"]
+when = 'file.path.startsWith("/etc/")'
+effect = "record"
+"#;
+
+fn errors(text: &str) -> String {
+    let check = check_file("p.toml", text);
+    assert_eq!(check.policy.is_some(), check.errors.is_empty());
+    assert!(!check.errors.is_empty(), "taken: {text}");
+    check.to_string()
+}
+
+fn taken(text: &str) -> FileCheck {
+    let check = check_file("p.toml", text);
+    assert!(check.errors.is_empty(), "{check}");
+    check
+}
+
+/// A file whose one rule has these lines.
+fn rule(lines: &str) -> String {
+    format!("[policy]\nname = \"p\"\n\n[[rule]]\nid = \"r\"\n{lines}\n")
+}
+
+#[test]
+fn a_policy_is_read_whole() {
+    let check = taken(WEB);
+    assert!(check.warnings.is_empty(), "{check}");
+    let policy = check.policy.expect("taken");
+    assert_eq!((policy.name.as_str(), policy.version), ("web-tier", 3));
+    assert_eq!(policy.mode, Mode::Enforce);
+    assert_eq!(policy.lists.len(), 3);
+    let [shell, opens] = &policy.rules[..] else {
+        panic!("two rules");
+    };
+    assert_eq!(shell.title, "A web server started a shell");
+    assert_eq!(shell.kinds, [Kind::Exec]);
+    assert_eq!(shell.effect, Effect::Alert);
+    assert_eq!(shell.severity, Severity::Critical);
+    assert_eq!(shell.attack, ["T1505.003", "T1059"]);
+    assert_eq!(
+        shell.predicate.to_string(),
+        r#"proc.exe.name in ["bash", "sh"] && proc.ancestors.exists(x, x.exe.name in ["httpd", "nginx"])"#
+    );
+    assert_eq!(opens.kinds, [Kind::Open, Kind::CloseWrite]);
+    assert_eq!(
+        (opens.effect, opens.severity),
+        (Effect::Record, Severity::Medium)
+    );
+}
+
+#[test]
+fn a_rule_without_when_matches_everything_and_says_what_it_costs() {
+    let check = taken(&rule("on = [\"open\", \"exec\"]"));
+    assert_eq!(check.warnings.len(), 1, "{check}");
+    assert!(
+        check.to_string().starts_with(
+            "p.toml:4:1: warning: every open is sent to user space: the rule has no condition"
+        ),
+        "{check}"
+    );
+    let policy = check.policy.expect("taken");
+    assert_eq!(policy.rules[0].predicate, Predicate::everything());
+}
+
+#[test]
+fn costs_are_told_with_their_reason() {
+    for (lines, expected) in [
+        (
+            "on = [\"open\"]\nwhen = 'proc.uid == 0'",
+            "p.toml:7:8: warning: every open is sent to user space: no condition",
+        ),
+        (
+            "on = [\"connect\"]\nwhen = 'net.dst.ip.startsWith(\"10.\")'",
+            "every connect is sent",
+        ),
+        (
+            "on = [\"rename\"]\nwhen = 'file.path == \"/x\"'",
+            "every rename is sent to user space: its path is the caller's word",
+        ),
+        (
+            "on = [\"unlink\"]\nwhen = 'file.path == \"/x\"'",
+            "every unlink is sent",
+        ),
+        (
+            "on = [\"open\", \"connect\"]\nwhen = 'net.dst.port == 22'",
+            "the rule can never match on open: take the kind out",
+        ),
+    ] {
+        let check = taken(&rule(lines));
+        assert!(check.to_string().contains(expected), "{lines}\n{check}");
+    }
+    for lines in [
+        "on = [\"exec\", \"fork\", \"exit\"]",
+        "on = [\"open\"]\nwhen = 'proc.exe.path == \"/x\"'",
+        "on = [\"open\"]\nwhen = 'file.create'",
+        "on = [\"accept\"]\nwhen = 'net.dst.port != 22'",
+    ] {
+        assert!(taken(&rule(lines)).warnings.is_empty(), "{lines}");
+    }
+}
+
+#[test]
+fn faults_have_their_place_in_the_file() {
+    for (text, expected) in [
+        ("", "p.toml:1:1: error: the table [policy] is missing"),
+        (
+            "[policy]\n",
+            "p.toml:1:1: error: name is missing in [policy]",
+        ),
+        (
+            "[policy]\nname = 3",
+            "p.toml:2:8: error: name is integer, but it has to be a string",
+        ),
+        ("[policy]\nname = \"a b\"", "has to be one word"),
+        (
+            "[policy]\nname = \"a\"\nversion = 0",
+            "p.toml:3:11: error: version has to be a whole number from 1 on",
+        ),
+        (
+            "[policy]\nname = \"a\"\nversion = -9999999999999999999999",
+            "version has to be",
+        ),
+        (
+            "[policy]\nname = \"a\"\nmode = \"enforced\"",
+            "unknown mode \"enforced\" (did you mean enforce?)",
+        ),
+        (
+            "[policy]\nnmae = \"a\"",
+            "p.toml:2:1: error: unknown key \"nmae\" in [policy] (did you mean name?)",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[selector]\nunit = []",
+            "p.toml:3:2: error: selector is not yet supported",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[[sequence]]\nid = \"x\"",
+            "sequence is not yet supported",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[[threshold]]\nid = \"x\"",
+            "threshold is not yet supported",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[profile.exec]\ndefault = \"deny\"",
+            "profile is not yet supported",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[rules]\n",
+            "unknown key \"rules\" at the top of a policy (did you mean rule?)",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[rule]\nid = \"x\"",
+            "rule is no list: write [[rule]]",
+        ),
+        (
+            "[policy]\nname = \"a\"\nname = \"b\"",
+            "p.toml:3:1: error: duplicate key",
+        ),
+        ("[policy\nname", "p.toml:1:8: error: "),
+        (
+            "[policy]\nname = \"a\"\n[lists]\nx = [1, \"a\"]",
+            "x: the list mixes strings and ints",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[lists]\nx = [1.5]",
+            "p.toml:4:6: error: an item of x is float",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[lists]\nx-y = [1]",
+            "\"x-y\" is no list name",
+        ),
+        (
+            "[policy]\nname = \"a\"\n[lists]\nx = 1",
+            "x is integer, but it has to be an array",
+        ),
+    ] {
+        let found = errors(text);
+        assert!(
+            found.contains(expected),
+            "{text}\n  gives {found}\n  not   {expected}"
+        );
+    }
+    for (lines, expected) in [
+        ("", "p.toml:4:1: error: on is missing in [[rule]]"),
+        ("on = []", "p.toml:6:6: error: on is empty"),
+        ("on = \"exec\"", "on is string, but it has to be an array"),
+        (
+            "on = [\"exce\"]",
+            "p.toml:6:7: error: unknown on \"exce\" (did you mean exec?)",
+        ),
+        ("on = [\"chmod\"]", "on \"chmod\" is not yet supported"),
+        (
+            "on = [\"exec\"]\neffect = \"kill\"",
+            "p.toml:7:10: error: effect \"kill\" is not yet supported",
+        ),
+        (
+            "on = [\"exec\"]\neffect = \"deny\"",
+            "effect \"deny\" is not yet",
+        ),
+        (
+            "on = [\"exec\"]\neffect = \"alrt\"",
+            "unknown effect \"alrt\" (did you mean alert?)",
+        ),
+        (
+            "on = [\"exec\"]\nseverity = \"hihg\"",
+            "unknown severity \"hihg\" (did you mean high?)",
+        ),
+        (
+            "on = [\"exec\"]\nattack = [\"1059\"]",
+            "p.toml:7:11: error: not a technique",
+        ),
+        (
+            "on = [\"exec\"]\nrate = \"10/1m\"",
+            "rate is not yet supported in [[rule]]",
+        ),
+        (
+            "on = [\"exec\"]\n[[rule.exception]]\nname = \"x\"",
+            "exception is not yet supported",
+        ),
+        (
+            "on = [\"exec\"]\nwhne = 'true'",
+            "unknown key \"whne\" in [[rule]] (did you mean when?)",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 1",
+            "when is integer, but it has to be a string",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.pidd == 1'",
+            "p.toml:7:9: error: unknown field proc.pidd (did you mean proc.pid?)",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = \"proc.cwd == \\\"\\u00e9\\\" && x\"",
+            "p.toml:7:35: error: unknown field x",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = '''\ntrue\n && x'''",
+            "p.toml:9:5: error: unknown field x",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = '''\r\ntrue\r\n && x'''",
+            "p.toml:9:5: error: unknown field x",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = \"\"\"\ntrue \\\n   && x\"\"\"",
+            "p.toml:9:7: error: unknown field x",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'file.path == \"/x\"'",
+            "p.toml:7:9: error: file.path is never present on exec: it is on open, close_write, rename, unlink",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'true && rule.id == \"x\"'",
+            "p.toml:7:17: error: rule.id is never present on exec: it belongs to no kind",
+        ),
+        ("on = [\"exec\"]\nwhen = ''", "the predicate is empty"),
+    ] {
+        let found = errors(&rule(lines));
+        assert!(
+            found.contains(expected),
+            "{lines}\n  gives {found}\n  not   {expected}"
+        );
+    }
+}
+
+#[test]
+fn all_faults_are_told_and_ids_are_unique() {
+    let found = errors(
+        "[policy]\nname = \"a\"\nx = 1\n[[rule]]\nid = \"r\"\non = [\"exec\"]\nwhen = 'a && b'\n[[rule]]\nid = \"r\"\non = [\"y\"]",
+    );
+    assert_eq!(found.lines().count(), 4, "{found}");
+    let twice = rule("on = [\"exec\"]") + "[[rule]]\nid = \"r\"\non = [\"exec\"]\n";
+    assert!(errors(&twice).contains("p.toml:8:6: error: the rule id \"r\" is used twice"));
+}
+
+#[test]
+fn a_bad_file_does_not_touch_the_good_ones() {
+    let good = rule("on = [\"exec\"]");
+    let other = good.replace("name = \"p\"", "name = \"q\"");
+    let checks = check_files([
+        ("a.toml", good.as_str()),
+        ("b.toml", "[policy"),
+        ("c.toml", good.as_str()),
+        ("d.toml", other.as_str()),
+    ]);
+    let loaded: Vec<bool> = checks.iter().map(|check| check.policy.is_some()).collect();
+    assert_eq!(loaded, [true, false, false, true]);
+    assert!(
+        checks[2]
+            .to_string()
+            .contains("c.toml:2:1: error: the policy name \"p\" is already used by a.toml")
+    );
+}
+
+#[test]
+fn scopes_say_what_is_stored() {
+    let policies = [taken(WEB).policy.expect("taken")];
+    let (plan, _) = Plan::build(&policies);
+    let scopes = scopes(&policies);
+    assert_eq!(scopes.len(), 9);
+    for scope in &scopes {
+        let expected = match scope.kind() {
+            Kind::Fork | Kind::Exec | Kind::Exit => ScopeMode::All,
+            Kind::Open | Kind::CloseWrite => ScopeMode::Filtered,
+            _ => ScopeMode::None,
+        };
+        assert_eq!(scope.mode(), expected, "{:?}", scope.kind());
+        assert_eq!(
+            matches!(plan.kind(scope.kind()), KindPlan::None),
+            expected == ScopeMode::None
+        );
+        if expected == ScopeMode::Filtered {
+            assert_eq!(scope.rules.len(), 1);
+            assert_eq!(scope.rules[0].policy, "web-tier");
+            assert_eq!(scope.rules[0].predicate, r#"file.path.startsWith("/etc/")"#);
+        }
+    }
+    let all = [taken(&rule("on = [\"open\", \"rename\"]"))
+        .policy
+        .expect("taken")];
+    let open = &super::scopes(&all)[3];
+    assert_eq!((open.kind(), open.mode()), (Kind::Open, ScopeMode::All));
+    // Every rename is sent to user space, but only what the rule wants is stored.
+    let some = [
+        taken(&rule("on = [\"rename\"]\nwhen = 'file.path == \"/x\"'"))
+            .policy
+            .expect("taken"),
+    ];
+    let rename = &super::scopes(&some)[5];
+    assert_eq!(
+        (rename.kind(), rename.mode()),
+        (Kind::Rename, ScopeMode::Filtered)
+    );
+}

@@ -286,6 +286,10 @@ fn faults_have_their_place_in_the_file() {
             "on = [\"exec\"]\nwhen = 'true && rule.id == \"x\"'",
             "p.toml:7:17: error: rule.id is never present on exec: it belongs to no kind",
         ),
+        (
+            "on = [\"exec\"]\nwhen = '\"p/r\" in rules'",
+            "p.toml:7:18: error: rules is known only after the rules have been judged",
+        ),
         ("on = [\"exec\"]\nwhen = ''", "the predicate is empty"),
     ] {
         let found = errors(&rule(lines));

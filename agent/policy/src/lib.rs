@@ -2,13 +2,17 @@
 //! and the plan for the kernel's pre-filter.
 #![forbid(unsafe_code)]
 
+mod call;
+mod canonical;
 mod check;
 mod clause;
 mod covers;
+mod each;
 pub mod file;
 pub mod ir;
 pub mod limits;
 mod literal;
+mod logic;
 mod matcher;
 mod narrow;
 mod outcome;
@@ -16,6 +20,7 @@ mod parse;
 pub mod plan;
 pub mod problem;
 mod read;
+mod rule;
 mod source;
 pub mod time;
 

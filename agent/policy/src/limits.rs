@@ -231,7 +231,7 @@ mod tests {
         for text in [
             format!("a == '{}'", "(".repeat(100)),
             format!("a == \"\\\"{}\"", ".".repeat(100)),
-            format!("a == r'\\'"),
+            "a == r'\\'".to_owned(),
             format!("a == '''\n'{}'''", "!".repeat(100)),
             format!("a // {}\n == 1", "(".repeat(100)),
         ] {

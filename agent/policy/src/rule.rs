@@ -1,0 +1,306 @@
+//! Reading the rules of a policy file.
+
+use sumun_proto::FieldId;
+use sumun_proto::catalogue::{KINDS, kind_name};
+use sumun_proto::v1::{Kind, Severity};
+use toml::de::DeTable;
+
+use crate::check::Lists;
+use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rule};
+use crate::ir::Predicate;
+use crate::narrow::{narrow, on_kind};
+use crate::plan::{Clause, is_life, is_unfiltered};
+use crate::problem::Problem;
+use crate::read::{Reader, Value};
+
+const RULE_KEYS: &[&str] = &["id", "title", "on", "when", "effect", "severity", "attack"];
+const RULE_LATER: &[&str] = &["exception", "rate"];
+const EFFECTS: &[&str] = &["record", "alert"];
+const EFFECTS_LATER: &[&str] = &["kill", "deny", "quarantine", "isolate", "capture"];
+const KINDS_LATER: &[&str] = &[
+    "link", "symlink", "chmod", "chown", "truncate", "bind", "listen",
+];
+const SEVERITIES: &[(&str, Severity)] = &[
+    ("info", Severity::Info),
+    ("low", Severity::Low),
+    ("medium", Severity::Medium),
+    ("high", Severity::High),
+    ("critical", Severity::Critical),
+];
+/// Longest title, in bytes.
+const TITLE_MAX: usize = 256;
+/// Most techniques of a rule.
+const ATTACK_MAX: usize = 32;
+
+impl Reader<'_> {
+    pub(crate) fn rules(&mut self, value: &Value<'_>, policy: &mut CheckedPolicy) {
+        let Some(rules) = value.get_ref().as_array() else {
+            self.error(value.span().start, "rule is no list: write [[rule]]");
+            return;
+        };
+        if rules.len() > RULES_MAX {
+            self.error(
+                value.span().start,
+                format!(
+                    "the policy has {} rules, at most {RULES_MAX} are taken",
+                    rules.len()
+                ),
+            );
+            return;
+        }
+        for value in rules {
+            let Some(table) = self.table(value, "rule") else {
+                continue;
+            };
+            if let Some(rule) = self.rule(value.span().start, table, &policy.lists) {
+                if policy.rules.iter().any(|known| known.id == rule.id) {
+                    let offset = table
+                        .get("id")
+                        .map_or(value.span().start, |id| id.span().start);
+                    self.error(
+                        offset,
+                        format!(
+                            "the rule id {:?} is used twice: give this one another",
+                            rule.id
+                        ),
+                    );
+                }
+                policy.rules.push(rule);
+            }
+        }
+    }
+
+    fn rule(&mut self, start: usize, table: &DeTable<'_>, lists: &Lists) -> Option<Rule> {
+        let faults = self.errors.len();
+        self.keys("in [[rule]]", table, RULE_KEYS, RULE_LATER);
+        let id = match table.get("id") {
+            Some(value) => self.name(value, "id"),
+            None => {
+                self.error(start, "id is missing in [[rule]]");
+                None
+            }
+        };
+        let title = table
+            .get("title")
+            .and_then(|value| self.text(value, "title", TITLE_MAX))
+            .unwrap_or_default();
+        let kinds = match table.get("on") {
+            Some(value) => self.kinds(value),
+            None => {
+                self.error(start, "on is missing in [[rule]]: write on = [\"exec\"]");
+                Vec::new()
+            }
+        };
+        let effect = table
+            .get("effect")
+            .and_then(|value| self.choice(value, "effect", EFFECTS, EFFECTS_LATER));
+        let severity = table
+            .get("severity")
+            .and_then(|value| {
+                let names: Vec<&str> = SEVERITIES.iter().map(|(name, _)| *name).collect();
+                let chosen = self.choice(value, "severity", &names, &[])?;
+                SEVERITIES.iter().find(|(name, _)| *name == chosen)
+            })
+            .map_or(Severity::Medium, |(_, severity)| *severity);
+        let attack = table
+            .get("attack")
+            .map_or_else(Vec::new, |value| self.attack(value));
+        let predicate = match table.get("when") {
+            Some(value) => self.predicate(value, lists, &kinds),
+            None => Some(Predicate::everything()),
+        };
+        if let Some(predicate) = &predicate {
+            let place = table.get("when").map_or(start, |value| value.span().start);
+            self.cost(place, predicate, &kinds);
+        }
+        let rule = Rule {
+            id: id?,
+            title,
+            kinds,
+            predicate: predicate?,
+            effect: if effect == Some("record") {
+                Effect::Record
+            } else {
+                Effect::Alert
+            },
+            severity,
+            attack,
+        };
+        (self.errors.len() == faults).then_some(rule)
+    }
+
+    fn kinds(&mut self, value: &Value<'_>) -> Vec<Kind> {
+        let Some(items) = self.array(value, "on") else {
+            return Vec::new();
+        };
+        if items.is_empty() {
+            self.error(
+                value.span().start,
+                "on is empty: name at least one kind of event",
+            );
+        }
+        let names: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
+        let mut kinds = Vec::new();
+        for item in items {
+            let Some(name) = self.choice(item, "on", &names, KINDS_LATER) else {
+                continue;
+            };
+            let kind = KINDS.iter().find(|(known, _)| *known == name);
+            if let Some((_, kind)) = kind
+                && !kinds.contains(kind)
+            {
+                kinds.push(*kind);
+            }
+        }
+        kinds
+    }
+
+    fn attack(&mut self, value: &Value<'_>) -> Vec<String> {
+        let Some(items) = self.array(value, "attack") else {
+            return Vec::new();
+        };
+        if items.len() > ATTACK_MAX {
+            self.error(
+                value.span().start,
+                format!(
+                    "attack has {} techniques, at most {ATTACK_MAX} are taken",
+                    items.len()
+                ),
+            );
+        }
+        let mut techniques = Vec::new();
+        for item in items {
+            match item.get_ref().as_str() {
+                Some(technique) if is_technique(technique) => {
+                    techniques.push(technique.to_owned());
+                }
+                _ => self.error(
+                    item.span().start,
+                    "not a technique of MITRE ATT&CK: write it like \"T1059\" or \"T1059.004\"",
+                ),
+            }
+        }
+        techniques
+    }
+
+    fn predicate(&mut self, value: &Value<'_>, lists: &Lists, kinds: &[Kind]) -> Option<Predicate> {
+        let Some(text) = value.get_ref().as_str() else {
+            let ty = value.get_ref().type_str();
+            self.error(
+                value.span().start,
+                format!("when is {ty}, but it has to be a string"),
+            );
+            return None;
+        };
+        let predicate = match Predicate::parse(text, lists) {
+            Ok(predicate) => predicate,
+            Err(problems) => {
+                for problem in problems {
+                    let offset = self.source.within(value.span(), text, problem.offset);
+                    self.error(offset, problem.message);
+                }
+                return None;
+            }
+        };
+        if kinds.is_empty() {
+            return Some(predicate);
+        }
+        let mut fits = true;
+        for field in predicate.fields() {
+            if field == FieldId::Rules {
+                fits = false;
+                let offset =
+                    self.source
+                        .within(value.span(), text, text.find("rules").unwrap_or(0));
+                self.error(
+                    offset,
+                    "rules is known only after the rules have been judged: it is for queries",
+                );
+                continue;
+            }
+            if kinds.iter().any(|kind| on_kind(field, *kind)) {
+                continue;
+            }
+            fits = false;
+            let name = field.info().name;
+            let on: Vec<&str> = kinds.iter().map(|kind| kind_name(*kind)).collect();
+            let possible: Vec<&str> = KINDS
+                .iter()
+                .filter(|(_, kind)| on_kind(field, *kind))
+                .map(|(name, _)| *name)
+                .collect();
+            let possible = if possible.is_empty() {
+                "it belongs to no kind that a rule can name".to_owned()
+            } else {
+                format!("it is on {}", possible.join(", "))
+            };
+            let inside = text.find(name).unwrap_or(0);
+            let offset = self.source.within(value.span(), text, inside);
+            self.error(
+                offset,
+                format!("{name} is never present on {}: {possible}", on.join(", ")),
+            );
+        }
+        fits.then_some(predicate)
+    }
+
+    /// Warns of kinds of which everything goes to user space.
+    fn cost(&mut self, offset: usize, predicate: &Predicate, kinds: &[Kind]) {
+        for kind in kinds {
+            if is_life(*kind) {
+                continue;
+            }
+            let name = kind_name(*kind);
+            if is_unfiltered(*kind) {
+                self.warnings.push(Problem::at(
+                    self.source.text,
+                    offset,
+                    format!("every {name} is sent to user space: its path is the caller's word, which may not filter in the kernel"),
+                ));
+                continue;
+            }
+            let narrowed = narrow(predicate, *kind);
+            if narrowed.clauses.is_empty() {
+                self.warnings.push(Problem::at(
+                    self.source.text,
+                    offset,
+                    format!("the rule can never match on {name}: take the kind out"),
+                ));
+            } else if narrowed.clauses.iter().any(Clause::is_everything) {
+                let judged = match kind {
+                    Kind::Connect | Kind::Accept => {
+                        "net.src.port and net.dst.port compared with numbers, addresses by == or cidr(…)"
+                    }
+                    _ => {
+                        "file.path by ==, in or startsWith, file.access.*, file.create, file.trunc"
+                    }
+                };
+                let why = if *predicate == Predicate::everything() {
+                    "the rule has no condition"
+                } else if narrowed.widened {
+                    "the condition has too many alternatives for the kernel"
+                } else {
+                    "no condition that always applies is one the kernel can judge"
+                };
+                self.warnings.push(Problem::at(
+                    self.source.text,
+                    offset,
+                    format!("every {name} is sent to user space: {why}; it judges proc.exe.path and proc.exe.name by == or in, and {judged}"),
+                ));
+            }
+        }
+    }
+}
+
+/// `T1234` or `T1234.567`.
+fn is_technique(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix('T') else {
+        return false;
+    };
+    let digits =
+        |text: &str, count| text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
+    match rest.split_once('.') {
+        Some((technique, part)) => digits(technique, 4) && digits(part, 3),
+        None => digits(rest, 4),
+    }
+}

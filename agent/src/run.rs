@@ -17,7 +17,7 @@ use crate::enrich::process::Limits;
 use crate::forward;
 use crate::kernel::{Kernel, KernelConfig};
 use crate::pipeline::{Control, Pipeline, Setup};
-use crate::spool::Spool;
+use crate::spool::{self, Spool};
 use crate::status::{self, Phase, Run, Status};
 
 /// Bytes that the process tree may take.
@@ -41,7 +41,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .mode(0o700)
         .create(&config.state)
         .with_context(|| format!("cannot make the state directory {}", config.state.display()))?;
-    let spool = Arc::new(Spool::open(&config.state.join("spool"), config.spool)?);
+    let (spool, found) = Spool::open(&spool::Settings {
+        alert_bytes: config.spool.alert,
+        life_bytes: config.spool.life,
+        bulk_bytes: config.spool.bulk,
+        ..spool::Settings::new(config.state.join("spool"))
+    })?;
     let host = Host { id: config.agent_id.clone(), name: host_name() };
     let boot_id = boot_id()?;
     let status = Arc::new(Status::new(Run {
@@ -54,7 +59,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }));
     let setup = Setup {
         kernel,
-        spool: Arc::clone(&spool),
+        spool: spool.clone(),
+        found,
         status: Arc::clone(&status),
         state: config.state.clone(),
         policies: config.policies.clone(),
@@ -73,7 +79,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(
     config: Config,
     setup: Setup,
-    spool: Arc<Spool>,
+    spool: Spool,
     status: Arc<Status>,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;

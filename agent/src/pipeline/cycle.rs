@@ -1,6 +1,6 @@
 //! The cycle of reading, and what happens around it: start, reload, stop.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,10 +18,11 @@ use super::core::Core;
 use super::lanes::LaneWriter;
 use super::policies::{self, Loaded};
 use super::streams::Streams;
+use super::syncer::Syncer;
 use crate::detect::Detector;
 use crate::enrich::process::{Limits, Tree};
 use crate::kernel::{HookStatus, Kernel, StreamId};
-use crate::spool::Spool;
+use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
 /// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
@@ -58,7 +59,9 @@ pub struct Setup {
     /// The loaded kernel side, not yet attached.
     pub kernel: Kernel,
     /// The lanes on disk.
-    pub spool: Arc<Spool>,
+    pub spool: Spool,
+    /// What the spool held when it was opened.
+    pub found: Found,
     /// Where watermarks, figures and troubles go.
     pub status: Arc<Status>,
     /// State directory.
@@ -76,7 +79,8 @@ pub struct Setup {
 /// The reading thread's state.
 pub struct Pipeline {
     kernel: Kernel,
-    spool: Arc<Spool>,
+    spool: Spool,
+    syncer: Syncer,
     status: Arc<Status>,
     policies: PathBuf,
     core: Core,
@@ -103,7 +107,7 @@ impl Pipeline {
     /// # Errors
     /// When the kernel side cannot be attached or the state directory not be written.
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { mut kernel, spool, status, state, policies, host, boot_id, tree } =
+        let Setup { mut kernel, spool, found, status, state, policies, host, boot_id, tree } =
             setup;
         let clock = Clock::new()?;
         let pin_generation = kernel.pin_generation();
@@ -116,7 +120,7 @@ impl Pipeline {
             cgroup_controller: kernel.cgroup_controller().to_owned(),
         };
         let lane = |lane: Lane| {
-            LaneWriter::new(lane, origin.clone(), clock.offset_ns(), held(&spool, lane, pin_generation))
+            LaneWriter::new(lane, origin.clone(), clock.offset_ns(), found.held(lane, pin_generation))
         };
         let (life, bulk, alert) = (lane(Lane::Life), lane(Lane::Bulk), lane(Lane::Alert));
         let known = before.as_ref().is_some_and(|before| before.pin_generation == pin_generation);
@@ -134,10 +138,11 @@ impl Pipeline {
             repair: false,
         };
         restore(&mut core.tree, &spool, boot_id);
-        let spool_epoch = spool.epoch();
+        let spool_epoch = spool.statistics(Lane::Life)?.epoch;
         let loaded = policies::load(&policies)?;
         let mut pipeline = Self {
             kernel,
+            syncer: Syncer::start(spool.clone())?,
             spool,
             status,
             policies,
@@ -257,6 +262,7 @@ impl Pipeline {
                 && let Some(index) = lane_index(lane)
             {
                 self.written[index] = (written.epoch, written.number);
+                self.syncer.written();
             }
         }
         let through = through.max(self.through_boot_ns);
@@ -474,23 +480,16 @@ fn drain(ring: &mut crate::kernel::Ring, max_bytes: u64, core: &mut Core) -> u64
     ring.position() - before
 }
 
-fn held(spool: &Spool, lane: Lane, pin_generation: u64) -> HashMap<StreamId, u64> {
-    spool
-        .highest(lane)
-        .into_iter()
-        .filter(|(pin, _, _)| *pin == pin_generation)
-        .map(|(_, stream, seq)| (stream, seq))
-        .collect()
-}
-
 /// Images of batches that are still in the spool: the ancestry of processes whose
 /// parents have exited, which the task iterator cannot tell.
 fn restore(tree: &mut Tree, spool: &Spool, boot_id: [u8; 16]) {
-    spool.retained_life(|body| {
-        if let Ok(batch) = <sumun_proto::v1::Batch as prost::Message>::decode(body)
+    for body in spool.life_bodies() {
+        // What cannot be read is reported by the spool; the rest of the tree still helps.
+        if let Ok(body) = body
+            && let Ok(batch) = <sumun_proto::v1::Batch as prost::Message>::decode(body.as_slice())
             && batch.boot_id == boot_id
         {
             crate::enrich::restore::images(tree, &batch);
         }
-    });
+    }
 }

@@ -11,7 +11,7 @@ use sumun_proto::v1::{Gap, Lane};
 
 use super::batch::{BatchBuilder, Closed, Origin};
 use crate::kernel::StreamId;
-use crate::spool::{self, Spool, Written};
+use crate::spool::{self, Spool};
 
 /// One lane in this cycle.
 pub struct LaneWriter {
@@ -87,7 +87,7 @@ impl LaneWriter {
         &mut self,
         spool: &Spool,
         through_boot_ns: u64,
-    ) -> Result<Option<Written>, spool::Error> {
+    ) -> Result<Option<spool::Key>, spool::Error> {
         self.roll();
         let mut closed = std::mem::take(&mut self.closed);
         if let Some(last) = closed.last_mut() {
@@ -102,6 +102,7 @@ impl LaneWriter {
                 &spool::Item {
                     body: &body,
                     events: events as u64,
+                    missing: part.batch.gaps.iter().map(|gap| gap.count).sum(),
                     first_boot_ns: part.times.0,
                     last_boot_ns: part.times.1,
                     boot_id: self.origin.boot_id,

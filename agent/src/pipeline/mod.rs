@@ -21,6 +21,7 @@ mod cycle;
 pub mod lanes;
 pub mod policies;
 pub mod streams;
+mod syncer;
 
 pub use self::core::Counts;
 pub use self::cycle::{Control, Pipeline, Setup};

@@ -180,3 +180,25 @@ pub fn check_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> V
     }
     checks
 }
+
+/// What is loaded after a check: each file's policy, or, where the file has
+/// become faulty, the one that was loaded from it before. Files that are gone are unloaded.
+#[must_use]
+pub fn loaded(checks: &[FileCheck], previous: &[CheckedPolicy]) -> Vec<CheckedPolicy> {
+    let good: Vec<&CheckedPolicy> = checks
+        .iter()
+        .filter_map(|check| check.policy.as_ref())
+        .collect();
+    checks
+        .iter()
+        .filter_map(|check| match &check.policy {
+            Some(policy) => Some(policy.clone()),
+            None => previous
+                .iter()
+                .find(|old| old.path == check.path)
+                // Another file may have taken the name meanwhile.
+                .filter(|old| good.iter().all(|policy| policy.name != old.name))
+                .cloned(),
+        })
+        .collect()
+}

@@ -3,7 +3,7 @@
 use sumun_proto::v1::scope::Mode as ScopeMode;
 use sumun_proto::v1::{Kind, Severity};
 
-use crate::file::{Effect, FileCheck, Mode, check_file, check_files};
+use crate::file::{Effect, FileCheck, Mode, check_file, check_files, loaded};
 use crate::ir::Predicate;
 use crate::plan::{KindPlan, Plan, scopes};
 
@@ -327,6 +327,44 @@ fn a_bad_file_does_not_touch_the_good_ones() {
             .to_string()
             .contains("c.toml:2:1: error: the policy name \"p\" is already used by a.toml")
     );
+}
+
+#[test]
+fn a_file_that_becomes_faulty_keeps_its_policy() {
+    let good = rule("on = [\"exec\"]");
+    let other = good.replace("name = \"p\"", "name = \"q\"");
+    let before = loaded(
+        &check_files([("a.toml", good.as_str()), ("b.toml", other.as_str())]),
+        &[],
+    );
+    assert_eq!(before.len(), 2);
+    let after = check_files([("a.toml", "[policy"), ("c.toml", "[policy")]);
+    let names: Vec<String> = loaded(&after, &before)
+        .into_iter()
+        .map(|policy| policy.name)
+        .collect();
+    assert_eq!(names, ["p"], "a keeps, b is gone, c never was");
+    let taken_over = check_files([("a.toml", "[policy"), ("c.toml", good.as_str())]);
+    let paths: Vec<String> = loaded(&taken_over, &before)
+        .into_iter()
+        .map(|policy| policy.path)
+        .collect();
+    assert_eq!(paths, ["c.toml"]);
+}
+
+/// The policy that the documentation shows is one, and so are its predicates.
+#[test]
+fn the_documented_policy_is_taken() {
+    const PAGE: &str = include_str!("../../../docs/policy.md");
+    let (_, rest) = PAGE
+        .split_once("```toml\n")
+        .expect("the page shows a policy");
+    let (policy, _) = rest.split_once("```").expect("the block ends");
+    let check = taken(policy);
+    assert!(check.warnings.is_empty(), "{check}");
+    assert_eq!(check.policy.expect("taken").rules.len(), 2);
+    let found = errors(&policy.replace("proc.exe.name in", "proc.exe.nmae in"));
+    assert!(found.contains("unknown field proc.exe.nmae (did you mean proc.exe.name?)"));
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub mod time;
 
 pub use check::{Lists, UNFOLD_MAX};
 pub use covers::covers;
-pub use file::{CheckedPolicy, Effect, FileCheck, Mode, Rule, check_file, check_files};
+pub use file::{CheckedPolicy, Effect, FileCheck, Mode, Rule, check_file, check_files, loaded};
 pub use ir::Predicate;
 pub use literal::regex;
 pub use matcher::Matcher;

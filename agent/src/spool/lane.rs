@@ -109,7 +109,7 @@ impl Segment {
         }
         self.last = seq;
         self.bytes += bytes;
-        self.events += header.events;
+        self.events = self.events.saturating_add(header.events);
         self.count = self
             .count
             .zip(header.count())

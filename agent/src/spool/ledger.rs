@@ -101,6 +101,24 @@ impl State {
         self.held = Highest::list(&held.highest);
     }
 
+    /// Whether everything is in the order that the rest relies on.
+    fn is_sound(&self) -> bool {
+        let mut epoch_after = 0;
+        let epochs = self.epochs.iter().all(|epoch| {
+            let sound = epoch.first > epoch_after;
+            epoch_after = epoch.first;
+            sound
+        });
+        let mut missing_after = 0;
+        let missing = self.missing.iter().all(|missing| {
+            let sound = missing.from > missing_after && missing.to >= missing.from;
+            missing_after = missing.to;
+            sound
+        });
+        let most = Seq::MAX / 2;
+        epochs && missing && epoch_after.max(missing_after).max(self.acked) < most
+    }
+
     /// Delivery key of a batch.
     pub(super) fn key_of(&self, seq: Seq) -> Option<(u64, u64)> {
         let after = self.epochs.partition_point(|epoch| epoch.first <= seq);
@@ -193,7 +211,7 @@ impl Missing {
 
     fn take(&mut self, next: Missing) {
         self.to = next.to;
-        self.count = self.count.zip(next.count).map(|(a, b)| a + b);
+        self.count = self.count.zip(next.count).map(|(a, b)| a.saturating_add(b));
         self.first_boot_ns = self.first_boot_ns.min(next.first_boot_ns);
         self.last_boot_ns = self.last_boot_ns.max(next.last_boot_ns);
     }
@@ -222,7 +240,9 @@ impl Ledger {
             };
             match payload.split_first() {
                 Some((&SNAPSHOT, bytes)) => {
-                    if let Ok(read) = State::decode(bytes) {
+                    if let Ok(read) = State::decode(bytes)
+                        && read.is_sound()
+                    {
                         state = Some(read);
                     }
                 }

@@ -303,8 +303,8 @@ impl Spool {
         Ok(())
     }
 
-    /// The collector has everything of this epoch and lane, and of older
-    /// epochs, up to `number` on its disk.
+    /// The collector has everything of this epoch and lane up to `number` on
+    /// its disk, and all older epochs: it answers in the order of sending.
     ///
     /// # Errors
     /// [`Error::NotSent`], or acknowledged segments cannot be removed.

@@ -203,7 +203,7 @@ impl Scan {
                 self.protected = seq;
             }
             self.bytes += bytes;
-            self.events += header.events;
+            self.events = self.events.saturating_add(header.events);
         }
         self.before = Some(header);
     }

@@ -111,10 +111,14 @@ fn plain(expr: &Expr, column: &dyn Fn(FieldId) -> Scan) -> Option<Scan> {
             binary_expr(operand(left)?, op, operand(right)?)
         }
         Expr::In { value, set } => {
-            let list = match set {
+            let list: Vec<_> = match set {
                 Set::Str(set) => set.iter().map(|text| lit(text.as_str())).collect(),
                 Set::Int(set) => set.iter().map(|number| lit(*number)).collect(),
             };
+            if list.is_empty() {
+                // An absent value is not outside of nothing either.
+                return when(operand(value)?.is_not_null(), lit(false)).end().ok();
+            }
             Scan::InList(InList::new(Box::new(operand(value)?), list, false))
         }
         Expr::Text { test, value, text } => {

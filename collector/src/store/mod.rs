@@ -18,6 +18,8 @@
 mod manifest;
 mod memory;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

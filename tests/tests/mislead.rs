@@ -129,6 +129,11 @@ fn a_name_rewritten_during_unlink() {
 }
 
 #[test]
-fn a_descriptor_swapped_during_open() {
+fn a_descriptor_swapped_for_another_watched_file() {
+    mislead("swap-within", "open");
+}
+
+#[test]
+fn a_descriptor_swapped_for_a_file_nobody_watches() {
     mislead("swap", "open");
 }

@@ -8,7 +8,8 @@
 //!   acts on one of two objects, and which one the kernel took, the call's effect tells.
 //! - `swap`: the name stands still; a sibling thread that shares the descriptors
 //!   closes or replaces the descriptor that open is about to return, with a
-//!   file of the decoy directory (which no rule asks for).
+//!   file of the decoy directory (which no rule asks for); `swap-within` takes
+//!   one of the same directory instead.
 //!
 //! Every try writes down what it really got. A race is *won* when the name just before or just
 //! after the call, or the descriptor just after it, was not that of the object.
@@ -45,6 +46,7 @@ fn main() -> Result<()> {
             name.unlink().context("unlink")?;
             Ok(Effect::Gone("unlink"))
         })?,
+        "swap-within" => swap(&dir, &dir, tries, rate)?,
         "swap" => swap(&dir, &args.path("decoy")?, tries, rate)?,
         other => bail!("there is no mode '{other}'"),
     };

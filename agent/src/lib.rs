@@ -2,8 +2,13 @@
 //! `kernel` → `receive` → `enrich` → `detect` → `spool` → `forward`; `pipeline` drives the
 //! first five on one thread, `run` wires everything together.
 
+pub mod cli;
+pub mod config;
 pub mod detect;
 pub mod enrich;
+pub mod enroll;
+pub mod forward;
 pub mod kernel;
 pub mod receive;
 pub mod spool;
+pub mod status;

@@ -1,0 +1,131 @@
+//! The command line of `sumun-agent`.
+//!
+//! Exit status: 0 done, 1 failed, 2 wrong usage.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Sees what runs on this host through the kernel, judges it by policy and
+/// sends it to a collector.
+///
+/// Exit status: 0 done, 1 failed, 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "sumun-agent", version, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run until SIGTERM or SIGINT; SIGHUP reloads the policies
+    Run(Config),
+    /// Get an identity from a collector and write a configuration
+    Enroll(Enroll),
+    /// Ask the running agent how it is; exit status 1 when none runs
+    Status(Status),
+    /// Check the configuration, the certificate and the policies
+    CheckConfig(Config),
+    /// Say what this kernel offers and what each kind of event would be seen by
+    Probe(Probe),
+    /// Remove everything that an agent which no longer runs left in the kernel
+    Release,
+}
+
+/// Which configuration.
+#[derive(Debug, clap::Args)]
+pub struct Config {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/sumun/agent.toml")]
+    pub config: PathBuf,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// One JSON object
+    Json,
+}
+
+/// `sumun-agent enroll`.
+#[derive(Debug, clap::Args)]
+pub struct Enroll {
+    /// Address of the collector
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    pub collector: String,
+
+    /// File with an enrolment token
+    #[arg(long, value_name = "FILE")]
+    pub token_file: PathBuf,
+
+    /// CA of the collector's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub ca: PathBuf,
+
+    /// Folder for agent.toml, key, certificate and policies
+    #[arg(long, value_name = "DIR", default_value = "/etc/sumun")]
+    pub out: PathBuf,
+
+    /// Replace the identity that stands there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `sumun-agent status`.
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: Config,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// `sumun-agent probe`.
+#[derive(Debug, clap::Args)]
+pub struct Probe {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+fn address(text: &str) -> Result<String, String> {
+    match crate::config::server_name(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("not HOST:PORT, such as 10.0.0.5:7443 or [fd00::5]:7443".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_address_without_a_port_is_wrong_usage() {
+        let error = Args::try_parse_from([
+            "sumun-agent",
+            "enroll",
+            "--collector",
+            "10.0.0.5",
+            "--token-file",
+            "t",
+            "--ca",
+            "c",
+        ])
+        .expect_err("no port");
+        assert_eq!(error.exit_code(), 2);
+    }
+}

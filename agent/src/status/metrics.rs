@@ -1,0 +1,365 @@
+//! Prometheus metrics on a loopback address.
+//!
+//! Nothing is counted twice: a scrape reads [`Status`]. The server speaks HTTP/1.1, one
+//! request a connection, for `GET /metrics` and nothing else.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use sumun_proto::catalogue::lane_name;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use super::{Connection, LANES, LaneProgress, Status};
+
+/// Longest time a scrape may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Largest request head.
+const HEAD_MAX: usize = 8 * 1024;
+/// Scrapes at a time; more wait in the kernel's backlog.
+const SCRAPES: usize = 4;
+
+/// Listens, and answers until the future is dropped. The address is the one
+/// that was bound, which matters for port 0.
+///
+/// # Errors
+/// What the system says when the address cannot be bound.
+pub async fn serve(
+    address: SocketAddr,
+    status: Arc<Status>,
+) -> io::Result<(SocketAddr, impl Future<Output = ()> + Send + use<>)> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let mut registry = Registry::with_prefix("sumun_agent");
+    registry.register_collector(Box::new(Scrape(status)));
+    let registry = Arc::new(registry);
+    let scrapes = Arc::new(Semaphore::new(SCRAPES));
+    let server = async move {
+        loop {
+            let Ok(permit) = scrapes.clone().acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let registry = registry.clone();
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        // A scraper that went away or dawdles is its own problem.
+                        let _ = tokio::time::timeout(PATIENCE, answer(stream, &registry)).await;
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "failed to accept on the metrics address");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    };
+    Ok((bound, server))
+}
+
+async fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
+    let mut head = Vec::with_capacity(1024);
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        if head.len() > HEAD_MAX || stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let (status, body) = if head.starts_with(b"GET /metrics ") || head.starts_with(b"GET /metrics?")
+    {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, registry) {
+            Ok(()) => ("200 OK", text),
+            Err(fmt::Error) => ("500 Internal Server Error", String::new()),
+        }
+    } else {
+        ("404 Not Found", "metrics are at /metrics\n".to_owned())
+    };
+    let response = format!(
+        "HTTP/1.1 {status}\r\n\
+         Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(response.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+#[derive(Debug)]
+struct Scrape(Arc<Status>);
+
+/// One metric without labels of its own, of each lane, or of each loss.
+struct Metrics<'a>(DescriptorEncoder<'a>);
+
+impl Metrics<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = ConstCounter::new(value);
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, None, metric.metric_type())?;
+        metric.encode(encoder)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: i64) -> fmt::Result {
+        let metric = ConstGauge::new(value);
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, unit, metric.metric_type())?;
+        metric.encode(encoder)
+    }
+
+    fn dropped(&mut self, lanes: &[LaneProgress; 3]) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(
+            "spool_dropped_events",
+            "Events given up because the spool was full",
+            None,
+            MetricType::Counter,
+        )?;
+        for (lane, progress) in LANES.iter().zip(lanes) {
+            let counter = ConstCounter::new(progress.dropped_events);
+            counter.encode(encoder.encode_family(&[("lane", lane_name(*lane))])?)?;
+        }
+        Ok(())
+    }
+
+    fn of_lanes(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        lanes: &[LaneProgress; 3],
+        value: fn(&LaneProgress) -> u64,
+    ) -> fmt::Result {
+        let mut encoder = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (lane, progress) in LANES.iter().zip(lanes) {
+            let gauge = ConstGauge::new(signed(value(progress)));
+            gauge.encode(encoder.encode_family(&[("lane", lane_name(*lane))])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = &*self.0;
+        let mut metrics = Metrics(encoder);
+        let counters = &status.counters;
+        for (name, help, counter) in [
+            (
+                "ring_records",
+                "Records read from the rings",
+                &counters.records,
+            ),
+            (
+                "ring_undecodable",
+                "Records that could not be decoded",
+                &counters.undecodable,
+            ),
+            ("events", "Events written to the spool", &counters.events),
+            ("alerts", "Alerts written to the spool", &counters.alerts),
+            ("gaps", "Gap records written to the spool", &counters.gaps),
+            (
+                "sent_batches",
+                "Batches sent, repeats included",
+                &counters.sent_batches,
+            ),
+            (
+                "sent_bytes",
+                "Bytes of batches sent, repeats included",
+                &counters.sent_bytes,
+            ),
+            (
+                "acknowledged_batches",
+                "Batches that the collector has on disk",
+                &counters.acked_batches,
+            ),
+            (
+                "rejected_batches",
+                "Batches that the collector refused for good",
+                &counters.rejected_batches,
+            ),
+            (
+                "connects",
+                "Connections to the collector that came about",
+                &counters.connects,
+            ),
+            (
+                "certificate_renewals",
+                "Certificates renewed",
+                &counters.renewals,
+            ),
+        ] {
+            metrics.counter(name, help, counter.load(Ordering::Relaxed))?;
+        }
+        metrics.counter(
+            "pipeline_turns",
+            "Rounds of the pipeline",
+            status.progress.turns(),
+        )?;
+        let lanes = status.lanes();
+        metrics.of_lanes(
+            "spool_batches",
+            "Batches not yet acknowledged",
+            None,
+            &lanes,
+            |lane| lane.spooled_batches,
+        )?;
+        metrics.of_lanes(
+            "spool_events",
+            "Events not yet acknowledged",
+            None,
+            &lanes,
+            |lane| lane.spooled_events,
+        )?;
+        let bytes = Some(&Unit::Bytes);
+        metrics.of_lanes(
+            "spool",
+            "Bodies not yet acknowledged",
+            bytes,
+            &lanes,
+            |lane| lane.spooled_bytes,
+        )?;
+        metrics.of_lanes("spool_disk", "Files of the spool", bytes, &lanes, |lane| {
+            lane.disk_bytes
+        })?;
+        metrics.dropped(&lanes)?;
+        let losses = status.progress.losses();
+        let mut encoder = metrics.0.encode_descriptor(
+            "ring_lost",
+            "Records lost between the kernel and the agent",
+            None,
+            MetricType::Counter,
+        )?;
+        for loss in &losses {
+            let labels = [
+                (
+                    "ring",
+                    if loss.ring == 0 { "life" } else { "bulk" }.to_owned(),
+                ),
+                ("cpu", loss.cpu.to_string()),
+                ("level", loss.level.to_string()),
+                ("reason", loss.reason.clone()),
+            ];
+            ConstCounter::new(loss.count).encode(encoder.encode_family(&labels)?)?;
+        }
+        let parts = status.parts();
+        let connected = parts.connection == Connection::Connected;
+        metrics.gauge(
+            "connected",
+            "Both streams to the collector are open",
+            None,
+            connected.into(),
+        )?;
+        metrics.gauge(
+            "attached",
+            "All hooks are attached",
+            None,
+            status.progress.attached().into(),
+        )?;
+        let troubled = !status.trouble_text().is_empty();
+        metrics.gauge(
+            "trouble",
+            "Something cannot do its work",
+            None,
+            troubled.into(),
+        )?;
+        metrics.gauge(
+            "certificate_expiry_timestamp",
+            "When the certificate expires, Unix time",
+            Some(&Unit::Seconds),
+            parts.certificate_expires,
+        )?;
+        let mut encoder = metrics.0.encode_descriptor(
+            "policy",
+            "Loaded policies, by their number of rules",
+            None,
+            MetricType::Gauge,
+        )?;
+        for policy in &parts.policies {
+            let labels = [
+                ("name", policy.name.clone()),
+                ("version", policy.version.to_string()),
+                ("hash", policy.hash.clone()),
+            ];
+            let rules = i64::try_from(policy.rules).unwrap_or(i64::MAX);
+            ConstGauge::new(rules).encode(encoder.encode_family(&labels)?)?;
+        }
+        metrics.gauge(
+            "policy_errors",
+            "Faults in policy files that are not loaded",
+            None,
+            i64::try_from(parts.policy_errors.len()).unwrap_or(i64::MAX),
+        )?;
+        let mut encoder =
+            metrics
+                .0
+                .encode_descriptor("build", "Version", None, MetricType::Gauge)?;
+        let labels = [("version", env!("CARGO_PKG_VERSION"))];
+        ConstGauge::new(1_i64).encode(encoder.encode_family(&labels)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Counters, Run};
+    use sumun_proto::v1::{Lane, Loss};
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("ask");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_scrape_shows_what_was_counted() {
+        let status = Arc::new(Status::new(Run::default()));
+        Counters::add(&status.counters.events, 42);
+        status.progress.written(Lane::Life, 1, 3, 5);
+        status.progress.set_losses(vec![Loss {
+            ring: 1,
+            cpu: 2,
+            level: 0,
+            reason: "ring_full".into(),
+            count: 5,
+        }]);
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (address, server) = serve(loopback, status).await.expect("listen");
+        let server = tokio::spawn(server);
+        let answer = get(address, "/metrics").await;
+        for wanted in [
+            "HTTP/1.1 200 OK\r\n",
+            "\nsumun_agent_events_total 42\n",
+            "\nsumun_agent_spool_bytes{lane=\"life\"} 0\n",
+            "\nsumun_agent_spool_dropped_events_total{lane=\"bulk\"} 0\n",
+            "\nsumun_agent_ring_lost_total{ring=\"bulk\",cpu=\"2\",level=\"0\",reason=\"ring_full\"} 5\n",
+            "\nsumun_agent_connected 0\n",
+            "\n# EOF\n",
+        ] {
+            assert!(answer.contains(wanted), "{wanted:?} is not in\n{answer}");
+        }
+        assert!(get(address, "/").await.starts_with("HTTP/1.1 404"));
+        server.abort();
+    }
+}

@@ -1,0 +1,276 @@
+//! The status as JSON, and as a page for people.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use sumun_proto::catalogue::{kind_name, lane_name};
+use sumun_proto::view::boot_id_text;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Connection, LANES, Status};
+
+/// Bytes of memory of this process: proportional and resident set size.
+fn memory() -> (Option<u64>, Option<u64>) {
+    // proc_pid_smaps(5): "Pss: N kB" lines, summed by the kernel.
+    let Ok(text) = std::fs::read_to_string("/proc/self/smaps_rollup") else {
+        return (None, None);
+    };
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        Some(kilobytes * 1024)
+    };
+    (field("Pss:"), field("Rss:"))
+}
+
+fn rfc3339(time: OffsetDateTime) -> Option<String> {
+    time.format(&Rfc3339).ok()
+}
+
+fn seconds(unix: i64) -> Option<String> {
+    (unix != 0)
+        .then(|| OffsetDateTime::from_unix_timestamp(unix).ok())
+        .flatten()
+        .and_then(rfc3339)
+}
+
+/// The status as JSON; the keys are part of the documented output.
+pub(super) fn json(status: &Status) -> Value {
+    let parts = status.parts();
+    let (pss, rss) = memory();
+    let lanes: Vec<Value> = LANES
+        .iter()
+        .zip(status.lanes())
+        .map(|(lane, progress)| {
+            json!({
+                "lane": lane_name(*lane),
+                "through_boot_ns": progress.through_boot_ns.to_string(),
+                "epoch": format!("{:016x}", progress.epoch),
+                "number": progress.number,
+                "spooled_batches": progress.spooled_batches,
+                "spooled_bytes": progress.spooled_bytes,
+                "spooled_events": progress.spooled_events,
+                "disk_bytes": progress.disk_bytes,
+                "dropped_events": progress.dropped_events,
+            })
+        })
+        .collect();
+    let reason = match &parts.connection {
+        Connection::Away { reason } => reason.as_str(),
+        _ => "",
+    };
+    let counters = &status.counters;
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "state": parts.phase.name(),
+        "started": rfc3339(OffsetDateTime::from(status.started())),
+        "uptime_seconds": SystemTime::now()
+            .duration_since(status.started())
+            .map_or(0, |up| up.as_secs()),
+        "agent_id": status.run.agent_id,
+        "tenant": status.run.tenant,
+        "host": status.run.host_name,
+        "kernel": status.run.kernel,
+        "boot_id": boot_id_text(&status.run.boot_id),
+        "attached": status.progress.attached(),
+        "bootstrapped": status.progress.bootstrapped(),
+        "trouble": status.trouble_text(),
+        "hooks": parts.doors.iter().map(|door| json!({
+            "kind": kind_name(door.kind()),
+            "rung": door.rung,
+            "reason": door.reason,
+        })).collect::<Vec<_>>(),
+        "lanes": lanes,
+        "losses": status.progress.losses().iter().map(|loss| json!({
+            "ring": loss.ring,
+            "cpu": loss.cpu,
+            "level": loss.level,
+            "reason": loss.reason,
+            "count": loss.count,
+        })).collect::<Vec<_>>(),
+        "policies": parts.policies.iter().map(|policy| json!({
+            "name": policy.name,
+            "version": policy.version,
+            "file": policy.file,
+            "hash": policy.hash,
+            "rules": policy.rules,
+        })).collect::<Vec<_>>(),
+        "policy_hash": parts.policy_hash,
+        "policy_errors": parts.policy_errors,
+        "collector": {
+            "address": status.run.collector,
+            "state": parts.connection.name(),
+            "reason": reason,
+            "certificate_expires": seconds(parts.certificate_expires),
+            "connects": count(&counters.connects),
+            "sent_batches": count(&counters.sent_batches),
+            "acked_batches": count(&counters.acked_batches),
+            "rejected_batches": count(&counters.rejected_batches),
+        },
+        "counters": {
+            "records": count(&counters.records),
+            "undecodable": count(&counters.undecodable),
+            "events": count(&counters.events),
+            "alerts": count(&counters.alerts),
+            "gaps": count(&counters.gaps),
+        },
+        "memory": { "pss_bytes": pss, "rss_bytes": rss },
+        "metrics": parts.metrics,
+    })
+}
+
+/// A status as a page for people.
+#[must_use]
+pub fn text(status: &Value) -> String {
+    let mut page = String::new();
+    let word = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "?".to_owned(),
+        other => other.to_string(),
+    };
+    let rows = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    // Writing to a String cannot fail.
+    for (name, value) in [
+        ("state", &status["state"]),
+        ("version", &status["version"]),
+        ("pid", &status["pid"]),
+        ("since", &status["started"]),
+        ("agent", &status["agent_id"]),
+        ("tenant", &status["tenant"]),
+        ("trouble", &status["trouble"]),
+        ("collector", &status["collector"]["address"]),
+        ("  state", &status["collector"]["state"]),
+        ("  reason", &status["collector"]["reason"]),
+        ("  certificate", &status["collector"]["certificate_expires"]),
+        ("memory", &status["memory"]["pss_bytes"]),
+        ("metrics", &status["metrics"]),
+    ] {
+        let value = word(value);
+        if !value.is_empty() {
+            let _ = writeln!(page, "{name:<14} {value}");
+        }
+    }
+    page.push_str("\nhooks\n");
+    for hook in rows("hooks") {
+        let _ = writeln!(
+            page,
+            "  {:<12} {:<12} {}",
+            word(&hook["kind"]),
+            word(&hook["rung"]),
+            word(&hook["reason"])
+        );
+    }
+    page.push_str("\nlanes\n");
+    for lane in rows("lanes") {
+        let _ = writeln!(
+            page,
+            "  {:<6} batch {}, spooled {} events in {} batches, {} bytes on disk, {} events given up",
+            word(&lane["lane"]),
+            word(&lane["number"]),
+            word(&lane["spooled_events"]),
+            word(&lane["spooled_batches"]),
+            word(&lane["disk_bytes"]),
+            word(&lane["dropped_events"])
+        );
+    }
+    page.push_str("\npolicies\n");
+    for policy in rows("policies") {
+        let _ = writeln!(
+            page,
+            "  {} version {}, {} rules, {}",
+            word(&policy["name"]),
+            word(&policy["version"]),
+            word(&policy["rules"]),
+            word(&policy["file"])
+        );
+    }
+    for error in rows("policy_errors") {
+        let _ = writeln!(page, "  not loaded: {}", word(&error));
+    }
+    let losses = rows("losses");
+    if !losses.is_empty() {
+        page.push_str("\nlost in the kernel\n");
+    }
+    for loss in losses {
+        let _ = writeln!(
+            page,
+            "  ring {} cpu {} level {}: {} {}",
+            word(&loss["ring"]),
+            word(&loss["cpu"]),
+            word(&loss["level"]),
+            word(&loss["count"]),
+            word(&loss["reason"])
+        );
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Policy, Run};
+    use sumun_proto::v1::{Door, Kind, Lane, Loss};
+
+    #[test]
+    fn everything_that_was_told_is_shown() {
+        let status = Status::new(Run {
+            collector: "10.0.0.1:7443".into(),
+            ..Run::default()
+        });
+        status.progress.written(Lane::Bulk, 1, 9, 5);
+        status.progress.set_losses(vec![Loss {
+            ring: 1,
+            cpu: 3,
+            level: 0,
+            reason: "ring_full".into(),
+            count: 17,
+        }]);
+        status.update(|parts| {
+            parts.doors = vec![Door {
+                kind: Kind::Open.into(),
+                rung: "tracepoint".into(),
+                reason: "no BPF LSM".into(),
+            }];
+            parts.policies = vec![Policy {
+                name: "web".into(),
+                version: 3,
+                ..Policy::default()
+            }];
+            parts.policy_errors = vec!["bad.toml:1:2: wrong".into()];
+            parts.connection = Connection::Away {
+                reason: "connection refused".into(),
+            };
+            parts.certificate_expires = 1;
+        });
+        status.trouble("spool", Some("no space left".into()));
+        let json = json(&status);
+        assert_eq!(json["lanes"][2]["number"], 9);
+        assert_eq!(json["collector"]["state"], "unreachable");
+        assert_eq!(
+            json["collector"]["certificate_expires"],
+            "1970-01-01T00:00:01Z"
+        );
+        assert!(
+            json["memory"]["pss_bytes"]
+                .as_u64()
+                .is_some_and(|bytes| bytes > 0)
+        );
+        let page = text(&json);
+        for wanted in [
+            "connection refused",
+            "no space left",
+            "open         tracepoint   no BPF LSM",
+            "bulk   batch 9, spooled 0 events in 0 batches, 0 bytes on disk, 0 events given up",
+            "web version 3",
+            "not loaded: bad.toml:1:2: wrong",
+            "ring 1 cpu 3 level 0: 17 ring_full",
+        ] {
+            assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");
+        }
+    }
+}

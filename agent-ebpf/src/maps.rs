@@ -48,8 +48,8 @@ pub(crate) struct Scratch {
     pub(crate) key: MatchKey,
     /// A pointer stored here comes back as a plain number.
     pub(crate) number: u64,
-    /// A connection being judged.
-    pub(crate) connection: Connection,
+    /// A connect that begins.
+    pub(crate) flight: Flight,
 }
 // Per-CPU values are limited to 32 KiB (PCPU_MIN_UNIT_SIZE).
 const _: () = assert!(core::mem::size_of::<Scratch>() <= 32 * 1024);
@@ -113,12 +113,16 @@ pub(crate) struct Flight {
     pub(crate) actor: Actor,
     /// When.
     pub(crate) begun_ns: u64,
+    /// Address of the socket that the process holds: of MPTCP's above its first path.
+    pub(crate) owner: u64,
     /// Network clauses that the executable satisfies …
     pub(crate) exe: u64,
     /// … under this filter.
     pub(crate) generation: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// IP protocol.
+    pub(crate) protocol: u16,
+    /// 1 once the other end's own connect has crossed this one.
+    pub(crate) crossed: u16,
 }
 
 /// Connects under way, by socket address. Full: the connect is recorded at once
@@ -126,18 +130,39 @@ pub(crate) struct Flight {
 #[map]
 pub(crate) static FLIGHTS: HashMap<u64, Flight> = HashMap::pinned(32 * 1024, 0);
 
+/// A connect that a thread is in.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Calling {
+    /// Address of the socket.
+    pub(crate) sock: u64,
+    /// 0 if it may be io_uring that makes the connect: then no call returns from it.
+    pub(crate) sure: u64,
+}
+
 /// Threads inside a connect that the socket hook has seen, by thread id: that call is
 /// not a failure before the first packet. Full: such a failure may be recorded
 /// twice, once as the caller's word.
 #[map]
-pub(crate) static CALLING: LruHashMap<u32, u64> = LruHashMap::pinned(8 * 1024, 0);
+pub(crate) static CALLING: LruHashMap<u32, Calling> = LruHashMap::pinned(8 * 1024, 0);
 
 /// A connect that failed inside its call after the first state change; the
-/// error is known only when the call returns. Full: recorded at once, result unknown.
+/// error is known only when the call returns. Full: recorded at once, result unknown
+/// (`CONN_UNDECIDED`).
 #[map]
 pub(crate) static FAILING: HashMap<u32, Connection> = HashMap::pinned(1024, 0);
+
+/// A failure that was recorded.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Reported {
+    /// Inode number of the socket's file: addresses are reused.
+    pub(crate) ino: u64,
+    /// Its errno, positive.
+    pub(crate) error: u64,
+}
 
 /// Sockets whose failure was recorded and may yet be reported to a second connect
 /// on the same socket. Full: that second report may be recorded again as the caller's word.
 #[map]
-pub(crate) static REPORTED: LruHashMap<u64, i32> = LruHashMap::pinned(8 * 1024, 0);
+pub(crate) static REPORTED: LruHashMap<u64, Reported> = LruHashMap::pinned(8 * 1024, 0);

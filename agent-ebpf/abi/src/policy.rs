@@ -155,6 +155,8 @@ pub mod tag {
     pub const DST_NET4: u8 = 9;
     /// Destination address, IPv6.
     pub const DST_NET6: u8 = 10;
+    /// Nothing: clauses that ask for some exact path, for files that are the root of a mount.
+    pub const ROOT: u8 = 11;
     /// Bit of the first byte that selects the filter.
     pub const FILTER: u8 = 0x80;
 }

@@ -160,15 +160,17 @@ slots! {
     REGS_ARG1 = Field("pt_regs", "si") | Field("pt_regs", "regs[1]");
     REGS_ARG2 = Field("pt_regs", "dx") | Field("pt_regs", "regs[2]");
     REGS_ARG3 = Field("pt_regs", "r10") | Field("pt_regs", "regs[3]");
+    REGS_ARG4 = Field("pt_regs", "r8") | Field("pt_regs", "regs[4]");
     REGS_COMPAT_ARG0 = Field("pt_regs", "bx") | Field("pt_regs", "orig_x0");
     REGS_COMPAT_ARG1 = Field("pt_regs", "cx") | Field("pt_regs", "regs[1]");
     REGS_COMPAT_ARG2 = Field("pt_regs", "dx") | Field("pt_regs", "regs[2]");
     REGS_COMPAT_ARG3 = Field("pt_regs", "si") | Field("pt_regs", "regs[3]");
+    REGS_COMPAT_ARG4 = Field("pt_regs", "di") | Field("pt_regs", "regs[4]");
 
+    TASK_IO_URING = Field("task_struct", "io_uring");
     SOCKET_SK = Field("socket", "sk");
+    SOCKET_INODE = Field("socket_alloc", "vfs_inode");
     SOCK_FAMILY = Field("sock", "__sk_common.skc_family");
-    SOCK_STATE = Field("sock", "__sk_common.skc_state");
-    SOCK_NUM = Field("sock", "__sk_common.skc_num");
     SOCK_DPORT = Field("sock", "__sk_common.skc_dport");
     SOCK_DADDR = Field("sock", "__sk_common.skc_daddr");
     SOCK_SADDR = Field("sock", "__sk_common.skc_rcv_saddr");
@@ -177,8 +179,13 @@ slots! {
     SOCK_PROTOCOL = Field("sock", "sk_protocol");
     SOCK_TYPE = Field("sock", "sk_type");
     SOCK_ERR = Field("sock", "sk_err");
-    SOCK_SHUTDOWN = Field("sock", "sk_shutdown");
+    SOCK_SOCKET = Field("sock", "sk_socket");
+    SOCK_KERN = Bit("sock", "sk_kern_sock");
+    INET_SPORT = Field("inet_sock", "inet_sport");
+    TCP_FASTOPEN_REQ = Field("tcp_sock", "fastopen_req");
     TCP_IS_MPTCP = Bit("tcp_sock", "is_mptcp");
+    ICSK_ULP_DATA = Field("inet_connection_sock", "icsk_ulp_data");
+    SUBFLOW_CONN = Field("mptcp_subflow_context", "conn");
     MPTCP_FIRST = Field("mptcp_sock", "first");
 }
 

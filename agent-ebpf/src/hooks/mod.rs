@@ -1,3 +1,6 @@
-//! One file per event family.
+//! One file per event family; `syscall` holds the two tracepoints that families share.
 
+mod file;
+mod network;
 mod process;
+mod syscall;

@@ -1,1 +1,123 @@
-//! placeholder
+//! `struct file` and the descriptor table.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use core::mem::{MaybeUninit, size_of};
+use sumun_abi::{
+    event::file::{ACCESS_APPEND, ACCESS_PATH, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED},
+    slot,
+};
+
+use super::{get, read, task::Task};
+
+// include/linux/fs.h
+const FMODE_READ: u32 = 1;
+const FMODE_WRITE: u32 = 2;
+const FMODE_PATH: u32 = 1 << 14;
+const FMODE_CREATED: u32 = 1 << 20;
+/// `O_APPEND`; the same on x86 and Arm.
+const O_APPEND: u32 = 0o2000;
+/// `O_TRUNC`; the same on x86 and Arm.
+pub(crate) const O_TRUNC: u64 = 0o1000;
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFREG: u16 = 0o100_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// `AT_FDCWD`
+const AT_FDCWD: i32 = -100;
+
+/// Address of a `struct file`.
+#[derive(Clone, Copy)]
+pub(crate) struct File(pub(crate) u64);
+
+impl File {
+    /// The file behind a descriptor of a task; 0 if there is none (any more).
+    #[inline(always)]
+    pub(crate) fn of(task: Task, fd: i32) -> File {
+        let table: u64 = get(task.files(), slot::FILES_FDT);
+        if fd as u32 >= get::<u32>(table, slot::FDTABLE_MAX) {
+            return File(0);
+        }
+        let files: u64 = get(table, slot::FDTABLE_FD);
+        File(read(files + u64::from(fd as u32) * 8))
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_lost(self) -> bool {
+        self.0 == 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn dentry(self) -> u64 {
+        get(self.0, slot::FILE_DENTRY)
+    }
+
+    #[inline(always)]
+    pub(crate) fn mnt(self) -> u64 {
+        get(self.0, slot::FILE_MNT)
+    }
+
+    #[inline(always)]
+    pub(crate) fn inode(self) -> u64 {
+        get(self.0, slot::FILE_INODE)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_socket(self) -> bool {
+        get::<u16>(self.inode(), slot::INODE_MODE) & S_IFMT == S_IFSOCK
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_regular(self) -> bool {
+        get::<u16>(self.inode(), slot::INODE_MODE) & S_IFMT == S_IFREG
+    }
+
+    /// `ACCESS_*` and `OPEN_CREATED`: what the kernel granted.
+    #[inline(always)]
+    pub(crate) fn access(self) -> u32 {
+        let mode: u32 = get(self.0, slot::FILE_MODE);
+        let mut access = 0;
+        if mode & FMODE_READ != 0 {
+            access |= ACCESS_READ;
+        }
+        if mode & FMODE_WRITE != 0 {
+            access |= ACCESS_WRITE;
+        }
+        if mode & FMODE_PATH != 0 {
+            access |= ACCESS_PATH;
+        }
+        if mode & FMODE_CREATED != 0 {
+            access |= OPEN_CREATED;
+        }
+        if get::<u32>(self.0, slot::FILE_FLAGS) & O_APPEND != 0 {
+            access |= ACCESS_APPEND;
+        }
+        access
+    }
+}
+
+/// Directory that a relative name starts from: dentry and mount.
+#[inline(always)]
+pub(crate) fn base(task: Task, dirfd: i32) -> (u64, u64) {
+    if dirfd == AT_FDCWD {
+        let fs = task.fs();
+        return (get(fs, slot::FS_PWD_DENTRY), get(fs, slot::FS_PWD_MNT));
+    }
+    let file = File::of(task, dirfd);
+    (file.dentry(), file.mnt())
+}
+
+/// Reads from the caller's memory.
+#[inline(always)]
+pub(crate) fn read_user<T: Copy + super::Plain>(address: u64) -> Option<T> {
+    let mut out = MaybeUninit::<T>::zeroed();
+    // SAFETY: the destination is ours, and the helper never faults. Every bit pattern is a `T`.
+    unsafe {
+        let failed = bpf_probe_read_user(
+            out.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        if failed == 0 { Some(out.assume_init()) } else { None }
+    }
+}

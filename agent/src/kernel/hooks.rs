@@ -29,6 +29,20 @@ macro_rules! with_actor {
     };
 }
 
+/// Fields that name a process, an open file and its path.
+macro_rules! with_path {
+    ($($slot:expr),* $(,)?) => {
+        with_actor![
+            s::TASK_MM, s::MM_EXE_FILE, s::TASK_FS, s::FS_PWD_MNT, s::FS_PWD_DENTRY, s::FS_USERS,
+            s::FILES_FDT, s::FDTABLE_MAX, s::FDTABLE_FD, s::FILE_MNT, s::FILE_DENTRY, s::FILE_INODE,
+            s::FILE_MODE, s::FILE_FLAGS, s::DENTRY_PARENT, s::DENTRY_NAME, s::DENTRY_NAME_LEN,
+            s::DENTRY_INODE, s::DENTRY_HASHED, s::VFSMOUNT_ROOT, s::MOUNT_MNT, s::MOUNT_PARENT,
+            s::MOUNT_MOUNTPOINT, s::MOUNT_NS, s::INODE_INO, s::INODE_SB, s::INODE_MODE,
+            s::INODE_NLINK, s::INODE_GENERATION, s::SB_DEV, $($slot),*
+        ]
+    };
+}
+
 /// The program that runs at every system call's entry.
 pub(super) const SYS_ENTER: &str = "sys_enter";
 
@@ -44,12 +58,7 @@ pub(super) const HOOKS: &[Hook] = &[
         program: "sched_process_exec",
         tracepoint: "sched_process_exec",
         kinds: &["exec"],
-        required: with_actor![
-            s::TASK_REAL_PARENT, s::TASK_MM, s::MM_EXE_FILE, s::MM_ARG_START, s::MM_ARG_END,
-            s::TASK_FS, s::FS_PWD_MNT, s::FS_PWD_DENTRY, s::FILE_MNT, s::FILE_DENTRY, s::FILE_INODE,
-            s::DENTRY_PARENT, s::DENTRY_NAME, s::DENTRY_NAME_LEN, s::VFSMOUNT_ROOT, s::MOUNT_MNT,
-            s::MOUNT_PARENT, s::MOUNT_MOUNTPOINT, s::MOUNT_NS, s::INODE_INO, s::INODE_SB, s::SB_DEV,
-        ],
+        required: with_path![s::TASK_REAL_PARENT, s::MM_ARG_START, s::MM_ARG_END],
         on_demand: false,
     },
     Hook {
@@ -61,6 +70,37 @@ pub(super) const HOOKS: &[Hook] = &[
             s::EXIT_ARGUMENTS,
         ],
         on_demand: false,
+    },
+    Hook {
+        program: "sys_exit",
+        tracepoint: "sys_exit",
+        kinds: &["open", "rename", "unlink", "connect", "accept"],
+        required: with_path![
+            s::TASK_COMPAT, s::REGS_NUMBER, s::REGS_ARG0, s::REGS_ARG1, s::REGS_ARG2, s::REGS_ARG3,
+            s::REGS_ARG4, s::REGS_COMPAT_ARG0, s::REGS_COMPAT_ARG1, s::REGS_COMPAT_ARG2,
+            s::REGS_COMPAT_ARG3, s::REGS_COMPAT_ARG4,
+        ],
+        on_demand: false,
+    },
+    Hook {
+        program: "inet_sock_set_state",
+        tracepoint: "inet_sock_set_state",
+        kinds: &["connect"],
+        required: with_path![
+            s::SOCKET_SK, s::SOCKET_INODE, s::FILE_PRIVATE, s::SOCK_FAMILY, s::SOCK_DPORT,
+            s::SOCK_DADDR, s::SOCK_SADDR, s::SOCK_PROTOCOL, s::SOCK_TYPE, s::SOCK_ERR,
+            s::SOCK_SOCKET, s::SOCK_KERN, s::INET_SPORT, s::TCP_FASTOPEN_REQ,
+        ],
+        on_demand: false,
+    },
+    Hook {
+        program: SYS_ENTER,
+        tracepoint: "sys_enter",
+        kinds: &["close_write"],
+        required: with_path![
+            s::TASK_COMPAT, s::REGS_NUMBER, s::REGS_ARG0, s::REGS_COMPAT_ARG0,
+        ],
+        on_demand: true,
     },
 ];
 

@@ -5,6 +5,7 @@
 
 mod btf;
 mod error;
+mod filter;
 mod hooks;
 mod lock;
 mod pins;
@@ -13,6 +14,7 @@ mod slots;
 mod streams;
 mod syscalls;
 mod tasks;
+mod trie;
 
 use std::{
     fs,
@@ -27,7 +29,7 @@ use aya::{
 use sha2::{Digest, Sha256};
 use sumun_abi::{
     loss::Stream,
-    policy::{CONTROL_EPOCH_SHIFT, Filter},
+    policy::{CONTROL_EPOCH_SHIFT, Filter, MODE_NONE, filtered},
     record::LEVELS,
 };
 
@@ -111,6 +113,12 @@ pub struct Kernel {
     streams: PerCpuArray<MapData, Of<Stream>>,
     busy: PerCpuArray<MapData, [u64; LEVELS as usize]>,
     control: Array<MapData, u64>,
+    maps: filter::Maps,
+    /// True once this agent's programs are the active ones.
+    attached: bool,
+    /// True if the filter asks for closes.
+    closes: bool,
+    cgroup_controller: &'static str,
     /// Process life.
     pub life: Ring,
     /// File and network records.
@@ -137,7 +145,7 @@ impl Kernel {
         let epoch = if reused { previous_epoch(&pins)?.wrapping_add(1) } else { 1 };
 
         let btf = aya::Btf::from_sys_fs().map_err(Error::BtfLoad)?;
-        let cgroup = cgroup_index(&slots);
+        let (cgroup, cgroup_controller) = cgroup_index(&slots);
         let compat_mask = COMPAT_MASK;
         let syscalls = syscalls::table();
         let mut ebpf = EbpfLoader::new()
@@ -160,6 +168,17 @@ impl Kernel {
         let busy = take(&mut ebpf, "BUSY")?;
         let control: Array<MapData, u64> = take(&mut ebpf, "CONTROL")?;
         let active = control.get(&0, 0).map_err(Error::map("read", "CONTROL"))? as u32 & 1;
+        let maps = filter::Maps {
+            filters: take(&mut ebpf, "FILTERS")?,
+            matches: take(&mut ebpf, "MATCH")?,
+        };
+        let closes = maps
+            .filters
+            .get(&active, 0)
+            .map_err(Error::map("read", "FILTERS"))?
+            .0
+            .mode[filtered::CLOSE_WRITE]
+            != MODE_NONE;
         Ok(Kernel {
             ebpf,
             btf,
@@ -173,6 +192,10 @@ impl Kernel {
             streams,
             busy,
             control,
+            maps,
+            attached: false,
+            closes,
+            cgroup_controller,
             life,
             bulk,
             _lock: lock,
@@ -199,7 +222,11 @@ impl Kernel {
                 }
             })
             .collect();
+        if self.closes {
+            self.attach_on_demand()?;
+        }
         self.switch(self.active)?;
+        self.attached = true;
         self.pins.remove_old_links(self.epoch)
     }
 
@@ -207,6 +234,24 @@ impl Kernel {
     #[must_use]
     pub fn hooks(&self) -> &[HookStatus] {
         &self.hooks
+    }
+
+    /// Number of possible CPUs: those that streams are kept for.
+    ///
+    /// # Errors
+    /// `/sys` does not say.
+    pub fn cpus(&self) -> Result<u32, Error> {
+        aya::util::nr_cpus().map(|cpus| cpus as u32).map_err(|(path, source)| Error::File {
+            op: "read",
+            path: path.into(),
+            source,
+        })
+    }
+
+    /// The v1 controller whose hierarchy names processes' cgroups, or `unified`.
+    #[must_use]
+    pub fn cgroup_controller(&self) -> &'static str {
+        self.cgroup_controller
     }
 
     /// Random number made with the maps: sequences are comparable only under one.
@@ -382,7 +427,7 @@ fn layout(config: &KernelConfig) -> Result<[u64; 4], Error> {
 /// Which hierarchy names a process's cgroup: that of the pids controller, else
 /// memory; on hosts where these are on v2 it is the unified one. A v2 that is mounted beside v1
 /// controllers is often empty.
-fn cgroup_index(slots: &Slots) -> u32 {
+fn cgroup_index(slots: &Slots) -> (u32, &'static str) {
     use sumun_abi::slot;
     let text = fs::read_to_string("/proc/cgroups").unwrap_or_default();
     let on_v1 = |controller: &str| {
@@ -392,11 +437,11 @@ fn cgroup_index(slots: &Slots) -> u32 {
         })
     };
     if on_v1("pids") {
-        slots.values[slot::CGROUP_PIDS]
+        (slots.values[slot::CGROUP_PIDS], "pids")
     } else if on_v1("memory") {
-        slots.values[slot::CGROUP_MEMORY]
+        (slots.values[slot::CGROUP_MEMORY], "memory")
     } else {
-        slot::NONE
+        (slot::NONE, "unified")
     }
 }
 

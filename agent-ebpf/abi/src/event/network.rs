@@ -12,7 +12,7 @@ pub const FAMILY_INET6: u16 = 10;
 /// `result` is not known: the socket was closed before the handshake ended.
 pub const RESULT_UNKNOWN: i32 = i32::MIN;
 
-/// Completed after the call had returned (non-blocking connect).
+/// Completed after the call that began it had returned (non-blocking connect).
 pub const CONN_DEFERRED: u16 = 1 << 0;
 /// The socket was looked up by descriptor while others shared the table.
 pub const CONN_RACY: u16 = 1 << 1;
@@ -20,6 +20,10 @@ pub const CONN_RACY: u16 = 1 << 1;
 pub const CONN_CALLER: u16 = 1 << 2;
 /// The accepted socket was gone when looked for; no addresses.
 pub const CONN_LOST: u16 = 1 << 3;
+
+/// A table of the kernel side was full: recorded before the result was known
+/// (`RESULT_UNKNOWN`); no second record follows.
+pub const CONN_UNDECIDED: u16 = 1 << 4;
 
 /// A TCP connect that ended (established or failed), or an accepted connection.
 /// For connect, `src` is the caller's own end; for accept, `src` is the peer:
@@ -31,7 +35,8 @@ pub struct Connection {
     pub header: Header,
     /// Who called connect or accept.
     pub actor: Actor,
-    /// When connect was called, `boot_ns`; equals the header's time for accept.
+    /// When the connect began, `boot_ns`. For accept, and where the address is the caller's
+    /// word, when the call returned.
     pub begun_ns: u64,
     /// Source address in network order; IPv4 in the first four bytes.
     pub src: [u8; 16],

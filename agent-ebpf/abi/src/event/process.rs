@@ -30,8 +30,8 @@ pub struct Actor {
     pub egid: u32,
     /// `kn->id` of the cgroup in the chosen hierarchy; 0 = not known.
     pub cgroup_id: u64,
-    /// 0 = the unified hierarchy, else 1 + index of the v1 controller in the
-    /// slot table (`slot::CGROUP_SUBSYS`).
+    /// 0 = the unified hierarchy, else 1 + the v1 controller's number in this kernel's
+    /// `enum cgroup_subsys_id`; the agent chose it and knows its name.
     pub cgroup_hierarchy: u32,
     /// 1 if other tasks share the open files (`files->count > 1`).
     pub files_shared: u32,

@@ -1,0 +1,186 @@
+//! Open, close after write, rename, unlink, at the raw system call tracepoints.
+
+use core::{mem::size_of, ptr::addr_of_mut};
+
+use sumun_abi::{
+    event::{
+        file::{CALL_COMPAT, NAMES_DIRECTORY, Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open},
+        kind,
+    },
+    policy::{MODE_FILTERED, MODE_NONE, action, filtered},
+    record::{FLAW_LOST, FLAW_RACY, LEVELS, RECORD_MAX, RING_BULK},
+    slot,
+};
+
+use super::syscall::Call;
+use crate::{
+    kernel::{
+        file::{self, File, O_TRUNC},
+        get, opaque,
+        path::{Tail, Text},
+        task::Task,
+    },
+    policy,
+    run::{self, Run, scratch},
+};
+
+/// `AT_REMOVEDIR`
+const AT_REMOVEDIR: u64 = 0x200;
+
+/// An open that returned `fd`, or the entry of a close of it. `path` is the
+/// caller's, `how` its flags or (openat2) where they are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> u64 {
+    let call = Call(call);
+    let run = Run { level: call.level() };
+    let index = call.filter();
+    let Some(filter) = run::filter(index) else {
+        return 0;
+    };
+    let closing = call.action() == action::CLOSE;
+    let mode = filter.mode[if closing { filtered::CLOSE_WRITE } else { filtered::OPEN }];
+    if mode == MODE_NONE {
+        return 0;
+    }
+    let task = Task::current();
+    let fd = fd as i32;
+    let file = File::of(task, fd);
+    let mut flags = file.access();
+    if closing {
+        if file.is_lost() || flags & sumun_abi::event::file::ACCESS_WRITE == 0 || !file.is_regular() {
+            return 0;
+        }
+    } else {
+        flags |= truncates(call, how);
+    }
+    if call.is_compat() {
+        flags |= CALL_COMPAT;
+    }
+    if mode == MODE_FILTERED && !file.is_lost() {
+        let left = if closing {
+            policy::file::clauses(run.level, index, filter, filtered::CLOSE_WRITE, file, flags)
+        } else {
+            policy::file::clauses(run.level, index, filter, filtered::OPEN, file, flags)
+        };
+        if left == 0 {
+            return 0;
+        }
+    }
+    let Some(record) = run.record::<Open>() else {
+        return 0;
+    };
+    let mut tail = Tail::after::<Open>(run.level);
+    let inode = file.inode();
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).flags).write(flags);
+        addr_of_mut!((*record).fd).write(fd);
+        addr_of_mut!((*record).dev).write(get(get(inode, slot::INODE_SB), slot::SB_DEV));
+        addr_of_mut!((*record).mode).write(u32::from(get::<u16>(inode, slot::INODE_MODE)));
+        addr_of_mut!((*record).ino).write(get(inode, slot::INODE_INO));
+        let racy = if task.shares_files() { FLAW_RACY } else { 0 };
+        let place = addr_of_mut!((*record).path);
+        if file.is_lost() {
+            tail.user_string(path).store(place, FLAW_LOST | racy);
+        } else {
+            tail.path(file.dentry(), file.mnt()).store(place, racy);
+        }
+    }
+    let kind = if closing { kind::CLOSE_WRITE } else { kind::OPEN };
+    run.send(RING_BULK, kind, filter.generation, tail.end());
+    0
+}
+
+/// Whether the call asked to truncate: its own flags, from registers where they are there.
+#[inline(always)]
+fn truncates(call: Call, how: u64) -> u32 {
+    let flags = match call.action() {
+        action::CREAT => O_TRUNC,
+        // `struct open_how` begins with the flags; the caller may have changed it since.
+        action::OPENAT2 => match file::read_user::<u64>(how) {
+            Some(flags) => flags,
+            None => return OPEN_TRUNCATE_UNKNOWN,
+        },
+        _ => how,
+    };
+    if flags & O_TRUNC != 0 { OPEN_TRUNCATE } else { 0 }
+}
+
+/// A rename or unlink that succeeded. `fds` holds two directory descriptors. The paths of
+/// directories may have changed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_names(call: u64, fds: u64, from: u64, to: u64, call_flags: u64) -> u64 {
+    let call = Call(call);
+    let action = call.action();
+    let rename = action == action::RENAME || action == action::RENAMEAT;
+    let directory = action == action::RMDIR
+        || action == action::UNLINKAT && call_flags & AT_REMOVEDIR != 0;
+    if rename || directory {
+        policy::flush();
+    }
+    let Some(filter) = run::filter(call.filter()) else {
+        return 0;
+    };
+    let mode = filter.mode[if rename { filtered::RENAME } else { filtered::UNLINK }];
+    if mode == MODE_NONE {
+        return 0;
+    }
+    let run = Run { level: call.level() };
+    let task = Task::current();
+    let Some(record) = run.record::<Names>() else {
+        return 0;
+    };
+    let mut tail = Tail::after::<Names>(run.level);
+    let mut flags = if call.is_compat() { CALL_COMPAT } else { 0 };
+    if directory {
+        flags |= NAMES_DIRECTORY;
+    }
+    let racy = if task.shares_files() || task.shares_fs() { FLAW_RACY } else { 0 };
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).flags).write(flags);
+        addr_of_mut!((*record).call_flags).write(call_flags as u32);
+        let start = tail.end();
+        tail.user_string(from).store(addr_of_mut!((*record).name), 0);
+        base(run, task, &mut tail, start, fds as i32).store(addr_of_mut!((*record).base), racy);
+        if rename {
+            let start = tail.end();
+            tail.user_string(to).store(addr_of_mut!((*record).to_name), 0);
+            base(run, task, &mut tail, start, (fds >> 32) as i32)
+                .store(addr_of_mut!((*record).to_base), racy);
+        } else {
+            Text::NONE.store(addr_of_mut!((*record).to_name), 0);
+            Text::NONE.store(addr_of_mut!((*record).to_base), 0);
+        }
+    }
+    let kind = if rename { kind::RENAME } else { kind::UNLINK };
+    run.send(RING_BULK, kind, filter.generation, tail.end());
+    0
+}
+
+/// The directory that the name at `start` of the record is relative to; none if it is absolute.
+#[inline(always)]
+fn base(run: Run, task: Task, tail: &mut Tail, start: u32, dirfd: i32) -> Text {
+    let start = opaque(u64::from(start));
+    if run.level < LEVELS
+        && let Some(scratch) = scratch(run.level)
+        && start < RECORD_MAX as u64
+        && u64::from(tail.end()) > start
+    {
+        // SAFETY: bound checked.
+        let first = unsafe {
+            addr_of_mut!((*scratch).record).cast::<u8>().add(start as usize).read_volatile()
+        };
+        if first == b'/' {
+            return Text::NONE;
+        }
+    }
+    let (dentry, mnt) = file::base(task, dirfd);
+    tail.path(dentry, mnt)
+}
+
+const _: () = assert!(size_of::<Open>() < 512);

@@ -1,0 +1,137 @@
+//! The two raw system call tracepoints: they run at every call of every process,
+//! so the first thing is to find out that a call is of no interest.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use sumun_abi::{policy::action, record::RING_BULK};
+
+use super::{
+    file::{sumun_names, sumun_open},
+    network::{sumun_accept, sumun_connect, sumun_socketcall},
+};
+use crate::{
+    kernel::{self, regs::Regs, task::Task},
+    policy,
+    run::{self, Run},
+};
+
+/// What the global functions need to know of a call, in one word.
+#[derive(Clone, Copy)]
+pub(crate) struct Call(pub(crate) u64);
+
+impl Call {
+    #[inline(always)]
+    fn new(run: Run, filter: u32, action: u8, compat: bool) -> Call {
+        Call(
+            u64::from(run.level)
+                | u64::from(filter) << 8
+                | u64::from(action) << 16
+                | u64::from(compat) << 24,
+        )
+    }
+
+    #[inline(always)]
+    pub(crate) fn level(self) -> u32 {
+        self.0 as u32 & 0xff
+    }
+
+    #[inline(always)]
+    pub(crate) fn filter(self) -> u32 {
+        (self.0 >> 8) as u32 & 1
+    }
+
+    #[inline(always)]
+    pub(crate) fn action(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_compat(self) -> bool {
+        self.0 >> 24 & 1 != 0
+    }
+}
+
+/// What the active filter wants to do about a call: the action, and whether it is a 32-bit call.
+/// Nothing of the filter is kept: only a run that has begun holds one fast.
+#[inline(always)]
+fn wanted(number: u64, these: u32) -> Option<(u8, bool)> {
+    let actions = kernel::actions(number);
+    if actions == 0 {
+        return None;
+    }
+    let mask = run::filter(run::active()?)?.actions & these;
+    let (native, compat) = (actions as u8, (actions >> 8) as u8);
+    if mask & (1 << (native & 31) | 1 << (compat & 31)) == 0 {
+        return None;
+    }
+    let is_compat = Task::current().is_compat();
+    let action = if is_compat { compat } else { native };
+    if mask & 1 << (action & 31) == 0 {
+        return None;
+    }
+    Some((action, is_compat))
+}
+
+/// Every system call that returns.
+#[btf_tracepoint(function = "sys_exit")]
+fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    let regs = Regs(ctx.arg(0));
+    // Bit 0 stands for no action.
+    let Some((action, compat)) = wanted(regs.number(), !(1 | 1 << action::CLOSE)) else {
+        return 0;
+    };
+    let result: i64 = ctx.arg(1);
+    // Of connects the failed ones are of interest, too.
+    if result < 0 && action != action::CONNECT && action != action::SOCKETCALL {
+        return 0;
+    }
+    let [a, b, c, d, e] = regs.arguments(compat);
+    let Some(run) = Run::begin(RING_BULK) else {
+        return 0;
+    };
+    let Some(index) = run::active() else {
+        run.end();
+        return 0;
+    };
+    let call = Call::new(run, index, action, compat).0;
+    let cwd = -100i32 as u32 as u64;
+    let fd = result as u64;
+    match action {
+        action::OPEN => sumun_open(call, fd, a, b),
+        action::CREAT => sumun_open(call, fd, a, 0),
+        action::OPENAT | action::OPENAT2 => sumun_open(call, fd, b, c),
+        // The file is named by a handle: there is no name to fall back on.
+        action::OPEN_BY_HANDLE => sumun_open(call, fd, 0, c),
+        action::RENAME => sumun_names(call, cwd << 32 | cwd, a, b, 0),
+        action::RENAMEAT => sumun_names(call, c << 32 | a & 0xffff_ffff, b, d, e),
+        action::UNLINK | action::RMDIR => sumun_names(call, cwd << 32 | cwd, a, 0, 0),
+        action::UNLINKAT => sumun_names(call, a & 0xffff_ffff, b, 0, c),
+        action::CONNECT => sumun_connect(call, a, b, c, fd),
+        action::ACCEPT => sumun_accept(call, a, fd),
+        action::SOCKETCALL => sumun_socketcall(call, a, b, fd),
+        action::MOUNT => {
+            policy::flush();
+            0
+        }
+        _ => 0,
+    };
+    run.end();
+    0
+}
+
+/// Every system call that begins; attached only while a filter asks for closes.
+#[btf_tracepoint(function = "sys_enter")]
+fn sys_enter(ctx: BtfTracePointContext) -> i32 {
+    let regs = Regs(ctx.arg(0));
+    let Some((action, compat)) = wanted(ctx.arg::<u64>(1) & 0xffff_ffff, 1 << action::CLOSE) else {
+        return 0;
+    };
+    let [fd, ..] = regs.arguments(compat);
+    let Some(run) = Run::begin(RING_BULK) else {
+        return 0;
+    };
+    if let Some(index) = run::active() {
+        sumun_open(Call::new(run, index, action, compat).0, fd, 0, 0);
+    }
+    run.end();
+    0
+}

@@ -1,0 +1,75 @@
+//! Which clauses the current process's executable satisfies.
+
+use core::ptr::addr_of_mut;
+
+use sumun_abi::{
+    policy::{ExeKey, ExeVerdict, tag},
+    record::{FLAW_DELETED, LEVELS, PATH_MAX},
+    slot,
+};
+
+use super::{ALL, copy, find, first};
+use crate::{
+    kernel::{get, path, task::Task},
+    maps::{EXES, Scratch},
+    run::{self, scratch},
+};
+
+/// The answer for file clauses.
+pub(crate) const FILE: u32 = 0;
+/// The answer for network clauses.
+pub(crate) const NET: u32 = 1;
+
+/// Answers from the cache, or walks the path of the executable once per image and filter.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -> u64 {
+    if level >= LEVELS {
+        return ALL;
+    }
+    let Some(scratch) = scratch(level) else {
+        return ALL;
+    };
+    let Some(filter) = run::filter(index & 1) else {
+        return ALL;
+    };
+    let task = Task::current();
+    let key = ExeKey {
+        start_ns: task.start(),
+        image: task.image(),
+        pid: task.pid(),
+        generation: filter.generation,
+    };
+    if let Some(verdict) = EXES.get_ptr(&key) {
+        // SAFETY: a live map value; for a recycled one see `policy::file`.
+        return unsafe { if space == FILE { (*verdict).file } else { (*verdict).net } };
+    }
+    let exe: u64 = get(task.mm(), slot::MM_EXE_FILE);
+    let walked = path::walk(level, get(exe, slot::FILE_DENTRY), get(exe, slot::FILE_MNT));
+    if walked.flaws() & !FLAW_DELETED != 0 {
+        return ALL;
+    }
+    let len = (PATH_MAX as u64).wrapping_sub(walked.start());
+    let (path_file, path_net) = lookup(scratch, index, tag::EXE_PATH, walked.start(), len);
+    let name_len = walked.name_len();
+    let start = (PATH_MAX as u64).wrapping_sub(name_len);
+    let (name_file, name_net) = lookup(scratch, index, tag::EXE_NAME, start, name_len);
+    let verdict = ExeVerdict {
+        file: path_file | name_file,
+        net: path_net | name_net,
+    };
+    let _ = EXES.insert(&key, &verdict, 0);
+    if space == FILE { verdict.file } else { verdict.net }
+}
+
+#[inline(always)]
+fn lookup(scratch: *mut Scratch, index: u32, tag: u8, start: u64, len: u64) -> (u64, u64) {
+    // SAFETY: the scratch is this run's; the address is only handed to a helper that never faults.
+    let source = unsafe { addr_of_mut!((*scratch).walk) } as u64 + start;
+    let copied = copy(scratch, 0, source, len);
+    match find(scratch, first(index, tag), copied) {
+        Some((found, true)) => (found.file | found.file_exact, found.net | found.net_exact),
+        Some((found, false)) => (found.file, found.net),
+        None => (0, 0),
+    }
+}

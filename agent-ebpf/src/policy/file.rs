@@ -1,0 +1,148 @@
+//! Is an open, or a close after write, of interest?
+
+use core::ptr::{self, addr_of_mut};
+
+use sumun_abi::{
+    event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN},
+    policy::{ACCESS_BITS, DirKey, DirVerdict, Filter, tag},
+    record::{FLAW_DELETED, LEVELS, PATH_MAX},
+    slot,
+};
+
+use super::{ALL, copy, exe, find, first};
+use crate::{
+    kernel::{self, file::File, get, path},
+    maps::{DIRS, FLUSH, Scratch},
+    run::{self, scratch},
+};
+
+/// Clauses of a kind (`policy::filtered`) that this file, opened so, could satisfy.
+#[inline(always)]
+pub(crate) fn clauses(level: u32, index: u32, filter: &Filter, kind: usize, file: File, flags: u32) -> u64 {
+    let mut left = filter.clauses[kind];
+    let flags = if flags & OPEN_TRUNCATE_UNKNOWN != 0 { flags | OPEN_TRUNCATE } else { flags };
+    let mut access = filter.any_access;
+    let mut bit = 0;
+    while bit < ACCESS_BITS.len() {
+        if flags & ACCESS_BITS[bit] != 0 {
+            access |= filter.access[bit];
+        }
+        bit += 1;
+    }
+    left &= access;
+    if left & !filter.any_path != 0 {
+        left &= filter.any_path | sumun_path_clauses(level, index, file.dentry(), file.mnt());
+    }
+    if left & !filter.any_exe_file != 0 {
+        left &= filter.any_exe_file | exe::sumun_exe_clauses(level, index, exe::FILE);
+    }
+    left
+}
+
+/// Clauses whose condition on the path is satisfied. The directory's part
+/// of the answer is cached; only a name that matters is looked at each time.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_path_clauses(level: u32, index: u32, dentry: u64, mnt: u64) -> u64 {
+    if level >= LEVELS {
+        return ALL;
+    }
+    let Some(scratch) = scratch(level) else {
+        return ALL;
+    };
+    let Some(filter) = run::filter(index & 1) else {
+        return ALL;
+    };
+    let parent: u64 = get(dentry, slot::DENTRY_PARENT);
+    if parent == dentry || dentry == get(mnt, slot::VFSMOUNT_ROOT) {
+        // Its path does not lead through its parent: the root of a mount, or a file without a tree.
+        return whole(level, index, scratch, dentry, mnt);
+    }
+    let inode: u64 = get(parent, slot::DENTRY_INODE);
+    let flushed = FLUSH.get_ptr(0).map_or(0, |counter| {
+        // SAFETY: a live map value.
+        unsafe { ptr::read_volatile(counter) }
+    });
+    let key = DirKey {
+        inode,
+        mnt,
+        ino: get(inode, slot::INODE_INO),
+        inode_generation: get(inode, slot::INODE_GENERATION),
+        generation: filter.generation,
+        // Read before the walk: a change during it makes the entry one that nobody finds.
+        flush: flushed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ path::changes(),
+    };
+    let (file, dir) = match DIRS.get_ptr(&key) {
+        // SAFETY: a live map value; an entry that is recycled meanwhile holds
+        // another directory's verdict, which `DIRS`' pre-allocation makes possible and the
+        // kernel's RCU grace period for LRU elements makes unlikely enough to need no lock.
+        Some(verdict) => unsafe { ((*verdict).file, (*verdict).dir) },
+        None => {
+            let walked = path::walk(level, parent, mnt);
+            if walked.flaws() & !FLAW_DELETED != 0 {
+                return ALL;
+            }
+            let (file, dir) = directory(scratch, index, walked.start());
+            let verdict = DirVerdict { file, dir, pad: 0 };
+            let _ = DIRS.insert(&key, &verdict, 0);
+            (file, dir)
+        }
+    };
+    if dir == 0 {
+        return file;
+    }
+    let source = get(dentry, slot::DENTRY_NAME);
+    let len = u64::from(get::<u32>(dentry, slot::DENTRY_NAME_LEN));
+    file | name(scratch, index, dir, source, len)
+}
+
+/// Judges a path that has no usable parent: walked each time.
+#[inline(always)]
+fn whole(level: u32, index: u32, scratch: *mut Scratch, dentry: u64, mnt: u64) -> u64 {
+    let walked = path::walk(level, dentry, mnt);
+    if walked.flaws() & !FLAW_DELETED != 0 {
+        return ALL;
+    }
+    // As a directory it is covered by what covers everything below it …
+    let (below, _) = directory(scratch, index, walked.start());
+    // … and as a name by what names it. Roots of mounts are few and seldom opened: whatever
+    // asks for an exact path gets them.
+    let exact = find(scratch, first(index, tag::ROOT), 0).map_or(0, |(found, _)| found.file);
+    below | exact
+}
+
+/// Looks up the walked directory: clauses that everything in it satisfies, and its number
+/// if some of its names matter.
+#[inline(always)]
+fn directory(scratch: *mut Scratch, index: u32, start: u64) -> (u64, u32) {
+    let len = (PATH_MAX as u64).wrapping_sub(start);
+    // SAFETY: the scratch is this run's; the address is only handed to a helper that never faults.
+    let source = unsafe { addr_of_mut!((*scratch).walk) } as u64 + start;
+    let copied = copy(scratch, 0, source, len);
+    let mut text_len = copied;
+    // The root is "/" already; what does not fit is cut and has no final slash.
+    if len > 1 && len < 255 {
+        let place = kernel::opaque(copied) & 0xff;
+        if place < 255 {
+            // SAFETY: 1 + place <= 255.
+            unsafe { super::text(scratch).add(place as usize).write_volatile(b'/') };
+        }
+        text_len += 1;
+    }
+    match find(scratch, first(index, tag::DIR), text_len) {
+        Some((found, exact)) => (found.file, if exact { found.dir } else { 0 }),
+        None => (0, 0),
+    }
+}
+
+/// Looks up a name in a directory that has a number.
+#[inline(always)]
+fn name(scratch: *mut Scratch, index: u32, dir: u32, source: u64, len: u64) -> u64 {
+    // SAFETY: four bytes of the key's text.
+    unsafe { super::text(scratch).cast::<u32>().write_unaligned(dir) };
+    let copied = copy(scratch, 4, source, len);
+    match find(scratch, first(index, tag::NAME), 4 + copied) {
+        Some((found, exact)) => found.file | if exact { found.file_exact } else { 0 },
+        None => 0,
+    }
+}

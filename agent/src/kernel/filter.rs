@@ -1,0 +1,362 @@
+//! Compiles a plan into the kernel's filter and swaps it in.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, LpmTrie, MapData, MapError, lpm_trie};
+use sumun_abi::{
+    event::file,
+    policy::{
+        ACCESS_BITS, Filter, MATCH_DATA, MATCH_ENTRIES, MODE_ALL, MODE_FILTERED, MODE_NONE, Match,
+        action, filtered, tag,
+    },
+    record::LEVELS,
+};
+use sumun_policy::plan::{CLAUSES_MAX, Clause, KindPlan, Plan};
+use sumun_proto::v1::Kind;
+
+use super::{
+    Error, Kernel, Of,
+    hooks::{HOOKS, SYS_ENTER},
+    trie::{Key, Space, Trie},
+};
+
+/// Longest time that a program can be under way, many times over.
+const QUIET_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Entries of one filter: two are in the map during a swap.
+const ENTRIES_MAX: usize = MATCH_ENTRIES as usize / 2;
+
+/// Kinds by their place in `Filter`.
+const KINDS: [(Kind, usize); filtered::COUNT] = [
+    (Kind::Open, filtered::OPEN),
+    (Kind::CloseWrite, filtered::CLOSE_WRITE),
+    (Kind::Rename, filtered::RENAME),
+    (Kind::Unlink, filtered::UNLINK),
+    (Kind::Connect, filtered::CONNECT),
+    (Kind::Accept, filtered::ACCEPT),
+];
+
+#[expect(unsafe_code, reason = "aya wants to know that a value is plain data")]
+// SAFETY: `repr(C)`, integers only, without implicit padding (size asserted in the abi).
+unsafe impl aya::Pod for Of<Match> {}
+
+/// The maps of the filter.
+pub(super) struct Maps {
+    pub(super) filters: Array<MapData, Of<Filter>>,
+    pub(super) matches: LpmTrie<MapData, [u8; MATCH_DATA], Of<Match>>,
+}
+
+/// A filter ready to be written.
+#[derive(Debug)]
+struct Compiled {
+    filter: Filter,
+    entries: Vec<(Key, Match)>,
+    /// Kinds of which everything is sent because their clauses do not fit.
+    widened: Vec<Kind>,
+}
+
+impl Kernel {
+    /// Generation of the filter that is active, or that will be when the hooks are attached.
+    #[must_use]
+    pub fn filter_generation(&self) -> u32 {
+        self.maps.filters.get(&self.active, 0).map_or(0, |filter| filter.0.generation)
+    }
+
+    /// Makes `plan` the filter. Records judged by it carry `generation` in their header, and after
+    /// this returns no record is judged by the previous one any more. Before
+    /// [`Kernel::attach`] it only prepares: a previous agent's programs go on with theirs.
+    ///
+    /// Returns the kinds of which everything is sent because their clauses do not fit in.
+    ///
+    /// # Errors
+    /// A map cannot be written, or closes are asked for and their hook is refused. The
+    /// previous filter then stays.
+    pub fn set_filter(&mut self, plan: &Plan, generation: u32) -> Result<Vec<Kind>, Error> {
+        let compiled = compile(plan, generation);
+        let index = 1 - self.active;
+        // The other filter may still be in use by a program that began before the last swap.
+        self.wait_quiet()?;
+        self.clear_entries(index)?;
+        for (key, value) in &compiled.entries {
+            self.maps
+                .matches
+                .insert(&map_key(key, index), Of(*value), 0)
+                .map_err(Error::map("fill", "MATCH"))?;
+        }
+        self.maps
+            .filters
+            .set(index, Of(compiled.filter), 0)
+            .map_err(Error::map("write", "FILTERS"))?;
+        let closes = compiled.filter.mode[filtered::CLOSE_WRITE] != MODE_NONE;
+        if self.attached {
+            if closes && !self.closes {
+                self.attach_on_demand()?;
+            }
+            self.switch(index)?;
+            self.wait_quiet()?;
+            if !closes && self.closes {
+                self.pins.remove_link(SYS_ENTER)?;
+            }
+        } else {
+            self.active = index;
+        }
+        self.closes = closes;
+        Ok(compiled.widened)
+    }
+
+    pub(super) fn attach_on_demand(&mut self) -> Result<(), Error> {
+        for hook in HOOKS.iter().filter(|hook| hook.on_demand) {
+            self.attach_one(hook)
+                .map_err(|reason| Error::Hook { hook: hook.program, reason })?;
+        }
+        Ok(())
+    }
+
+    /// Removes the entries of one filter, whoever made them.
+    fn clear_entries(&mut self, index: u32) -> Result<(), Error> {
+        let keys: Result<Vec<_>, MapError> = self.maps.matches.keys().collect();
+        let ours = if index == 0 { 0 } else { tag::FILTER };
+        for key in keys.map_err(Error::map("list", "MATCH"))? {
+            let data = key.data();
+            if data[0] & tag::FILTER == ours {
+                self.maps.matches.remove(&key).map_err(Error::map("clear", "MATCH"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until each level of each CPU has been seen idle: every program that was under
+    /// way at the beginning has ended.
+    fn wait_quiet(&self) -> Result<(), Error> {
+        let begun = Instant::now();
+        let mut idle: Vec<[bool; LEVELS as usize]> = Vec::new();
+        loop {
+            let values = self.busy.get(&0, 0).map_err(Error::map("read", "BUSY"))?;
+            idle.resize(values.len(), [false; LEVELS as usize]);
+            for (idle, busy) in idle.iter_mut().zip(values.iter()) {
+                for (idle, busy) in idle.iter_mut().zip(busy) {
+                    *idle |= *busy == 0;
+                }
+            }
+            if idle.iter().all(|levels| levels.iter().all(|idle| *idle)) {
+                return Ok(());
+            }
+            if begun.elapsed() > QUIET_DEADLINE {
+                return Err(Error::Busy(QUIET_DEADLINE.as_millis() as u64));
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+fn map_key(key: &Key, index: u32) -> lpm_trie::Key<[u8; MATCH_DATA]> {
+    let mut data = [0; MATCH_DATA];
+    data[..key.data.len()].copy_from_slice(&key.data);
+    if index != 0 {
+        data[0] |= tag::FILTER;
+    }
+    lpm_trie::Key::new(key.bits, data)
+}
+
+fn compile(plan: &Plan, generation: u32) -> Compiled {
+    let mut widened = Vec::new();
+    loop {
+        let mut compiler = Compiler::default();
+        compiler.filter.generation = generation;
+        match compiler.add(plan, &widened) {
+            Ok(()) => {
+                compiler.filter.actions = actions(&compiler.filter.mode);
+                return Compiled {
+                    filter: compiler.filter,
+                    entries: compiler.trie.finish(),
+                    widened,
+                };
+            }
+            // Each turn widens one more kind, so this ends.
+            Err(kind) => widened.push(kind),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Compiler {
+    filter: Filter,
+    trie: Trie,
+    file_clauses: usize,
+    net_clauses: usize,
+}
+
+impl Compiler {
+    /// Adds all kinds; the kind that does not fit, if one does not.
+    fn add(&mut self, plan: &Plan, widened: &[Kind]) -> Result<(), Kind> {
+        for (kind, place) in KINDS {
+            let named_by_caller = matches!(kind, Kind::Rename | Kind::Unlink);
+            self.filter.mode[place] = match plan.kind(kind) {
+                KindPlan::None => MODE_NONE,
+                KindPlan::Clauses(clauses) if !named_by_caller && !widened.contains(&kind) => {
+                    for clause in clauses {
+                        self.clause(kind, place, clause).ok_or(kind)?;
+                    }
+                    MODE_FILTERED
+                }
+                // What the caller says of a name never filters.
+                KindPlan::All | KindPlan::Clauses(_) => MODE_ALL,
+            };
+        }
+        Ok(())
+    }
+
+    fn clause(&mut self, kind: Kind, place: usize, clause: &Clause) -> Option<()> {
+        let network = matches!(kind, Kind::Connect | Kind::Accept);
+        let count = if network { &mut self.net_clauses } else { &mut self.file_clauses };
+        if *count >= CLAUSES_MAX {
+            return None;
+        }
+        let bit = 1 << *count;
+        *count += 1;
+        self.filter.clauses[place] |= bit;
+        let space = if network { Space::Net } else { Space::File };
+        if clause.exe_names.is_none() && clause.exe_paths.is_none() {
+            *match space {
+                Space::File => &mut self.filter.any_exe_file,
+                Space::Net => &mut self.filter.any_exe_net,
+            } |= bit;
+        }
+        for name in clause.exe_names.iter().flatten() {
+            self.trie.exe(tag::EXE_NAME, name, bit, space);
+        }
+        for path in clause.exe_paths.iter().flatten() {
+            self.trie.exe(tag::EXE_PATH, path, bit, space);
+        }
+        if network {
+            self.network(clause, bit);
+        } else {
+            self.file(clause, bit);
+        }
+        (self.trie.len() <= ENTRIES_MAX).then_some(())
+    }
+
+    fn file(&mut self, clause: &Clause, bit: u64) {
+        match clause.access_any {
+            None => self.filter.any_access |= bit,
+            Some(asked) => {
+                for (clauses, access) in self.filter.access.iter_mut().zip(ACCESS_BITS) {
+                    if asked & access != 0 {
+                        *clauses |= bit;
+                    }
+                }
+                if asked & !ACCESS_BITS.iter().fold(0, |all, one| all | one) & !file::CALL_COMPAT != 0 {
+                    // A bit that the kernel side does not judge.
+                    self.filter.any_access |= bit;
+                }
+            }
+        }
+        let prefixes = clause.path_prefixes.as_deref().unwrap_or_default();
+        let exact = clause.path_exact.as_deref().unwrap_or_default();
+        let everything = clause.path_prefixes.is_none() && clause.path_exact.is_none();
+        // The root directory itself has neither parent nor name.
+        let any = everything
+            || prefixes.iter().any(Vec::is_empty)
+            || exact.iter().any(|path| path == b"/");
+        if any {
+            self.filter.any_path |= bit;
+            return;
+        }
+        for prefix in prefixes {
+            self.trie.path_prefix(prefix, bit);
+        }
+        for path in exact {
+            self.trie.path_exact(path, bit);
+        }
+    }
+
+    fn network(&mut self, clause: &Clause, bit: u64) {
+        for (ports, any, tag) in [
+            (&clause.src_ports, &mut self.filter.any_src_port, tag::SRC_PORT),
+            (&clause.dst_ports, &mut self.filter.any_dst_port, tag::DST_PORT),
+        ] {
+            match ports {
+                None => *any |= bit,
+                Some(ports) => ports.iter().for_each(|ports| self.trie.ports(tag, *ports, bit)),
+            }
+        }
+        for (nets, any, tags) in [
+            (&clause.src_nets, &mut self.filter.any_src_net, (tag::SRC_NET4, tag::SRC_NET6)),
+            (&clause.dst_nets, &mut self.filter.any_dst_net, (tag::DST_NET4, tag::DST_NET6)),
+        ] {
+            match nets {
+                None => *any |= bit,
+                Some(nets) => nets
+                    .iter()
+                    .for_each(|(address, bits)| self.trie.net(tags, *address, *bits, bit)),
+            }
+        }
+    }
+}
+
+/// What the exit hook has to act on.
+fn actions(mode: &[u32; filtered::COUNT]) -> u32 {
+    use action::*;
+    let mut actions = 0;
+    let mut add = |when: bool, these: &[u8]| {
+        if when {
+            actions |= these.iter().fold(0, |all, one| all | 1_u32 << one);
+        }
+    };
+    let wanted = |kind: usize| mode[kind] != MODE_NONE;
+    add(wanted(filtered::OPEN), &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE]);
+    add(wanted(filtered::CLOSE_WRITE), &[CLOSE]);
+    add(wanted(filtered::RENAME), &[RENAME, RENAMEAT]);
+    add(wanted(filtered::UNLINK), &[UNLINK, UNLINKAT, RMDIR]);
+    add(wanted(filtered::CONNECT), &[CONNECT, SOCKETCALL]);
+    add(wanted(filtered::ACCEPT), &[ACCEPT, SOCKETCALL]);
+    // Cached verdicts depend on where directories are.
+    let cached = [filtered::OPEN, filtered::CLOSE_WRITE]
+        .iter()
+        .any(|kind| mode[*kind] == MODE_FILTERED);
+    add(cached, &[RENAME, RENAMEAT, RMDIR, UNLINKAT, MOUNT]);
+    actions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(kind: Kind, clauses: Vec<Clause>) -> Plan {
+        Plan { kinds: vec![(kind, KindPlan::Clauses(clauses))] }
+    }
+
+    #[test]
+    fn too_many_clauses_widen_their_kind_and_no_other() {
+        let clause = |n: usize| Clause {
+            path_exact: Some(vec![format!("/srv/{n}").into_bytes()]),
+            ..Clause::default()
+        };
+        let mut plan = plan(Kind::Open, (0..CLAUSES_MAX).map(clause).collect());
+        assert_eq!(compile(&plan, 1).widened, []);
+        plan.kinds.push((Kind::CloseWrite, KindPlan::Clauses(vec![clause(0)])));
+        let compiled = compile(&plan, 1);
+        assert_eq!(compiled.widened, [Kind::CloseWrite]);
+        assert_eq!(compiled.filter.mode[filtered::OPEN], MODE_FILTERED);
+        assert_eq!(compiled.filter.mode[filtered::CLOSE_WRITE], MODE_ALL);
+    }
+
+    #[test]
+    fn too_many_entries_widen_their_kind() {
+        let paths = (0..ENTRIES_MAX).map(|n| format!("/srv/{n}").into_bytes()).collect();
+        let clause = Clause { path_exact: Some(paths), ..Clause::default() };
+        let compiled = compile(&plan(Kind::Open, vec![clause]), 1);
+        assert_eq!(compiled.widened, [Kind::Open]);
+        assert_eq!(compiled.entries, []);
+    }
+
+    #[test]
+    fn names_of_the_caller_never_filter() {
+        let clause = Clause { path_exact: Some(vec![b"/x".to_vec()]), ..Clause::default() };
+        let compiled = compile(&plan(Kind::Rename, vec![clause]), 1);
+        assert_eq!(compiled.filter.mode[filtered::RENAME], MODE_ALL);
+    }
+}

@@ -53,7 +53,7 @@ fn show_status(args: &Status) -> anyhow::Result<ExitCode> {
 
 fn check(config: &Config) -> anyhow::Result<ExitCode> {
     Identity::load(&config.collector)?;
-    let loaded = policies::load(&config.policies)?;
+    let loaded = policies::load(&config.policies, &policies::Loaded::default())?;
     for error in loaded.errors() {
         eprintln!("{error}");
     }

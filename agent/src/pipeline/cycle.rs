@@ -139,7 +139,7 @@ impl Pipeline {
         };
         restore(&mut core.tree, &spool, boot_id);
         let spool_epoch = spool.statistics(Lane::Life)?.epoch;
-        let loaded = policies::load(&policies)?;
+        let loaded = policies::load(&policies, &Loaded::default())?;
         let mut pipeline = Self {
             kernel,
             syncer: Syncer::start(spool.clone())?,
@@ -312,8 +312,8 @@ impl Pipeline {
 
     /// Reads the policies again; a bad file leaves the rules that were loaded from it.
     fn reload(&mut self) {
-        let loaded = match policies::load(&self.policies) {
-            Ok(loaded) => loaded.keeping(&self.loaded),
+        let loaded = match policies::load(&self.policies, &self.loaded) {
+            Ok(loaded) => loaded,
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "policies cannot be read; the loaded ones stay");
                 return;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
-use sumun_policy::{CheckedPolicy, Plan, check_files, plan};
+use sumun_policy::{CheckedPolicy, Plan, check_files, loaded, plan};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
 use sumun_proto::v1::{Kind, Scope, ScopeRule};
@@ -15,9 +15,9 @@ use sumun_proto::v1::{Kind, Scope, ScopeRule};
 use crate::kernel::HookStatus;
 use crate::status;
 
-/// The policy directory cannot be read. A directory that is not there is no error: no policies.
+/// A policy directory or file cannot be read. A directory that is not there is no error: no policies.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the policies in {path}: {source}")]
+#[error("cannot read {path}: {source}")]
 pub struct Error {
     path: PathBuf,
     source: std::io::Error,
@@ -27,8 +27,8 @@ pub struct Error {
 #[derive(Debug)]
 pub struct Loaded {
     policies: Vec<CheckedPolicy>,
-    /// Files with errors: path and what to say.
-    refused: Vec<(String, String)>,
+    /// What is wrong with files that have errors.
+    refused: Vec<String>,
     plan: Plan,
     engine: Arc<Engine>,
     hash: String,
@@ -41,13 +41,14 @@ impl Default for Loaded {
 }
 
 /// Reads and checks every `*.toml` of a directory, in the order of their names. A file with
-/// errors is left out and reported.
+/// errors is reported, and what `before` had loaded from it stays: a bad file never unloads
+/// good rules.
 ///
 /// # Errors
-/// When the directory cannot be read.
-pub fn load(directory: &Path) -> Result<Loaded, Error> {
-    let failed = |source| Error {
-        path: directory.to_owned(),
+/// When the directory or a file in it cannot be read.
+pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
+    let failed = |path: &Path, source| Error {
+        path: path.to_owned(),
         source,
     };
     let entries = match fs::read_dir(directory) {
@@ -55,65 +56,36 @@ pub fn load(directory: &Path) -> Result<Loaded, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Ok(Loaded::default());
         }
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(failed(directory, error)),
     };
     let mut paths = Vec::new();
     for entry in entries {
-        let path = entry.map_err(failed)?.path();
+        let path = entry.map_err(|error| failed(directory, error))?.path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             paths.push(path);
         }
     }
     paths.sort();
-    let mut refused = Vec::new();
     let mut texts = Vec::new();
     for path in paths {
-        let name = path.display().to_string();
-        match fs::read_to_string(&path) {
-            Ok(text) => texts.push((name, text)),
-            Err(error) => refused.push((name.clone(), format!("{name}: cannot be read: {error}"))),
+        let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
+        // Bytes that are not UTF-8 become a character that no policy has: an error with its place.
+        texts.push((path.display().to_string(), String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    let checks = check_files(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+    let mut refused = Vec::new();
+    for check in &checks {
+        if check.policy.is_none() {
+            tracing::error!("policy file refused; what was loaded from it before stays\n{check}");
+            refused.push(check.to_string());
+        } else if !check.warnings.is_empty() {
+            tracing::warn!("{check}");
         }
     }
-    let mut policies = Vec::new();
-    for check in check_files(texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))) {
-        for line in check.to_string().lines().filter(|_| check.errors.is_empty()) {
-            tracing::warn!("{line}");
-        }
-        match check.policy {
-            Some(policy) => policies.push(policy),
-            None => {
-                tracing::error!("policy file refused\n{check}");
-                refused.push((check.path.clone(), check.to_string()));
-            }
-        }
-    }
-    Ok(Loaded::compile(policies, refused))
+    Ok(Loaded::compile(loaded(&checks, &before.policies), refused))
 }
 
 impl Loaded {
-    /// These, with the policies of `before` whose files are now refused: a bad
-    /// file never unloads good rules.
-    #[must_use]
-    pub fn keeping(self, before: &Self) -> Self {
-        let kept: Vec<_> = before
-            .policies
-            .iter()
-            .filter(|policy| self.refused.iter().any(|(path, _)| *path == policy.path))
-            .filter(|policy| self.policies.iter().all(|new| new.name != policy.name))
-            .cloned()
-            .collect();
-        if kept.is_empty() {
-            return self;
-        }
-        for policy in &kept {
-            tracing::warn!(policy = %policy.name, path = %policy.path, "the version that was loaded stays");
-        }
-        let mut policies = self.policies;
-        policies.extend(kept);
-        policies.sort_by(|one, two| one.path.cmp(&two.path));
-        Self::compile(policies, self.refused)
-    }
-
     /// The kernel's filter.
     #[must_use]
     pub fn plan(&self) -> &Plan {
@@ -141,7 +113,7 @@ impl Loaded {
     /// What is wrong with the files that are not loaded.
     #[must_use]
     pub fn errors(&self) -> Vec<String> {
-        self.refused.iter().map(|(_, text)| text.clone()).collect()
+        self.refused.clone()
     }
 
     /// The loaded policies, for the status.
@@ -178,7 +150,7 @@ impl Loaded {
             .collect()
     }
 
-    fn compile(policies: Vec<CheckedPolicy>, refused: Vec<(String, String)>) -> Self {
+    fn compile(policies: Vec<CheckedPolicy>, refused: Vec<String>) -> Self {
         let (plan, warnings) = Plan::build(&policies);
         for warning in warnings {
             tracing::warn!("{warning}");
@@ -323,14 +295,14 @@ mod tests {
         let file = dir.path().join("one.toml");
         let good = "[policy]\nname = \"one\"\nversion = 1\n[[rule]]\nid = \"r\"\non = [\"exec\"]\n";
         fs::write(&file, good).expect("write");
-        let first = load(dir.path()).expect("load");
+        let first = load(dir.path(), &Loaded::default()).expect("load");
         assert_eq!((first.rules(), first.errors().len()), (1, 0));
         fs::write(&file, "[policy]\nnmae = \"one\"\n").expect("write");
-        let second = load(dir.path()).expect("load").keeping(&first);
+        let second = load(dir.path(), &first).expect("load");
         assert_eq!((second.rules(), second.errors().len()), (1, 1));
         assert_eq!(second.hash(), first.hash());
         fs::remove_file(&file).expect("remove");
-        let third = load(dir.path()).expect("load").keeping(&second);
+        let third = load(dir.path(), &second).expect("load");
         assert_eq!(third.rules(), 0);
     }
 }

@@ -3,12 +3,15 @@
 //! first five on one thread, `run` wires everything together.
 
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod detect;
 pub mod enrich;
 pub mod enroll;
 pub mod forward;
 pub mod kernel;
+pub mod pipeline;
 pub mod receive;
+pub mod run;
 pub mod spool;
 pub mod status;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sumun_abi::loss::{Stream, reason};
 use sumun_proto::Host;
-use sumun_proto::catalogue::KINDS;
+use sumun_proto::catalogue::{KINDS, kind_name};
 use sumun_proto::v1::{Door, Gap, Lane, Loss, Scope};
 
 use super::batch::Origin;
@@ -335,9 +335,19 @@ impl Pipeline {
         // Known before the kernel can stamp a record with it.
         self.core.detector.load(generation, loaded.engine());
         let before_ns = boot_ns()?;
-        if let Err(error) = self.kernel.set_filter(loaded.plan(), generation) {
-            self.core.detector.unload(generation);
-            return Err(error.into());
+        match self.kernel.set_filter(loaded.plan(), generation) {
+            Ok(widened) => {
+                for kind in widened {
+                    tracing::warn!(
+                        kind = kind_name(kind),
+                        "the rules need more room than the kernel's filter has; every event of the kind is sent"
+                    );
+                }
+            }
+            Err(error) => {
+                self.core.detector.unload(generation);
+                return Err(error.into());
+            }
         }
         let after_ns = boot_ns()?;
         self.generation = generation;

@@ -1,0 +1,212 @@
+//! Losses are exact, an agent that died leaves everything, and there is only one.
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod kernel;
+
+use std::{collections::BTreeMap, fs, process::Command};
+
+use sumun_abi::{
+    loss::reason,
+    record::{RING_BULK, RING_LIFE},
+};
+use sumun_agent::{
+    kernel::{Error, Kernel, StreamId},
+    receive::record::Body,
+};
+use sumun_policy::plan::{KindPlan, Plan};
+use sumun_proto::v1::Kind;
+
+fn opens() -> Plan {
+    Plan { kinds: vec![(Kind::Open, KindPlan::All)] }
+}
+
+/// Sequences seen per stream.
+fn sequences(seen: &[kernel::Seen]) -> BTreeMap<StreamId, Vec<u64>> {
+    let mut found: BTreeMap<StreamId, Vec<u64>> = BTreeMap::new();
+    for record in seen {
+        let header = sumun_agent::receive::record::Record::parse(&record.bytes).unwrap().header;
+        let id = StreamId { ring: header.ring, cpu: header.cpu, level: header.level };
+        found.entry(id).or_default().push(header.seq);
+    }
+    found
+}
+
+#[test]
+fn an_overflow_is_counted_to_the_record() {
+    let Some(mut bench) = kernel::bench_with("overflow", |config| config.bulk_bytes = 64 * 1024) else { return };
+    bench.kernel().set_filter(&opens(), 1).unwrap();
+    drop(bench.drain());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for _ in 0..5000 {
+        drop(fs::File::open(file.path()).unwrap());
+    }
+    // The counters first: every sequence given out until now is in the ring or lost.
+    bench.kernel().set_filter(&Plan::default(), 2).unwrap();
+    assert!(!bench.kernel().in_flight().unwrap());
+    let streams = bench.kernel().streams().unwrap();
+    let seen = bench.drain();
+    let by_stream = sequences(&seen);
+    let mut lost = 0;
+    for (id, stream) in streams {
+        if id.ring != RING_BULK {
+            continue;
+        }
+        let got = by_stream.get(&id).map_or(0, Vec::len) as u64;
+        assert_eq!(stream.lost[reason::TOO_LONG as usize], 0);
+        lost += stream.lost[reason::RING_FULL as usize];
+        assert_eq!(got + stream.lost[reason::RING_FULL as usize], stream.seq, "{id:?}");
+    }
+    let own = seen
+        .iter()
+        .filter(|record| {
+            matches!(record.body, Body::Open(open) if record.text(open.path) == file.path().to_str().unwrap())
+        })
+        .count();
+    eprintln!("{own} of 5000 in a ring of 64 KiB, {lost} lost");
+    assert!(lost > 0 && own < 5000, "the ring never overflowed");
+    for sequences in by_stream.values() {
+        assert!(sequences.is_sorted(), "one stream is in order");
+    }
+    // Once there is room again, nothing is lost.
+    bench.kernel().set_filter(&opens(), 3).unwrap();
+    drop(fs::File::open(file.path()).unwrap());
+    let seen = bench.settle();
+    assert!(seen.iter().any(|record| matches!(record.body, Body::Open(open) if open.header.generation == 3)));
+}
+
+#[test]
+fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
+    let Some(mut bench) = kernel::bench("killed") else { return };
+    bench.kernel().set_filter(&opens(), 5).unwrap();
+    let generation = bench.kernel().pin_generation();
+    drop(bench.drain());
+    let dir = tempfile::tempdir().unwrap();
+    let touch = |name: String| fs::write(dir.path().join(name), "").unwrap();
+    let mut forks = Vec::new();
+    let mut fork = || {
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        forks.push(child.id());
+        child.wait().unwrap();
+    };
+    for round in 0..20 {
+        touch(format!("before{round}"));
+        fork();
+        // Like a kill: nothing is released, nothing was committed.
+        drop(bench.kernel.take());
+        touch(format!("between{round}"));
+        fork();
+        let mut next = Kernel::load(&bench.config).unwrap();
+        assert!(next.reused());
+        assert_eq!((next.pin_generation(), next.filter_generation()), (generation, 5));
+        touch(format!("loaded{round}"));
+        next.attach().unwrap();
+        bench.kernel = Some(next);
+        touch(format!("attached{round}"));
+        fork();
+    }
+    let seen = bench.settle();
+    let mut names: BTreeMap<String, u32> = BTreeMap::new();
+    for record in &seen {
+        if let Body::Open(open) = record.body
+            && let Some(name) = record.text(open.path).strip_prefix(&format!("{}/", dir.path().display()))
+        {
+            *names.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    for round in 0..20 {
+        for name in ["before", "between", "loaded", "attached"] {
+            assert_eq!(names.get(&format!("{name}{round}")), Some(&1), "{name}{round}");
+        }
+    }
+    for pid in forks {
+        let counts = [
+            seen.iter().filter(|r| matches!(r.body, Body::Fork(fork) if fork.child.pid == pid)).count(),
+            seen.iter().filter(|r| matches!(r.body, Body::Exec(exec) if exec.actor.pid == pid)).count(),
+            seen.iter().filter(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid)).count(),
+        ];
+        assert_eq!(counts, [1, 1, 1], "fork, exec, exit of {pid}");
+    }
+    // The sequences of each stream go on without a gap.
+    let streams = bench.kernel().streams().unwrap();
+    assert!(streams.iter().all(|(_, stream)| stream.lost == [0; reason::COUNT]));
+    for (id, sequences) in sequences(&seen) {
+        assert!(
+            sequences.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "{id:?}: {sequences:?}"
+        );
+        assert!(matches!(id.ring, RING_LIFE | RING_BULK));
+    }
+}
+
+#[test]
+fn other_sizes_begin_anew() {
+    let Some(mut bench) = kernel::bench("sizes") else { return };
+    let generation = bench.kernel().pin_generation();
+    drop(bench.kernel.take());
+    bench.config.bulk_bytes /= 2;
+    let next = Kernel::load(&bench.config).unwrap();
+    assert!(!next.reused());
+    assert_ne!(next.pin_generation(), generation);
+    bench.kernel = Some(next);
+    bench.kernel().attach().unwrap();
+    assert!(!bench.settle().is_empty() || bench.kernel().life.backlog() == 0);
+}
+
+#[test]
+fn a_second_agent_is_refused_with_the_pid_of_the_first() {
+    let Some(bench) = kernel::bench("second") else { return };
+    match Kernel::load(&bench.config).map(drop) {
+        Err(Error::Running { pid }) => assert_eq!(pid, Some(std::process::id())),
+        other => panic!("a second agent: {other:?}"),
+    }
+    match sumun_agent::kernel::release(&bench.config) {
+        Err(Error::Running { pid }) => assert_eq!(pid, Some(std::process::id())),
+        other => panic!("released under a running agent: {other:?}"),
+    }
+}
+
+#[test]
+fn release_leaves_nothing() {
+    let Some(mut bench) = kernel::bench("release") else { return };
+    let dir = bench.config.bpffs.join(&bench.config.directory);
+    assert!(dir.is_dir());
+    drop(bench.kernel.take());
+    assert!(sumun_agent::kernel::release(&bench.config).unwrap());
+    assert!(!dir.exists());
+    assert!(!sumun_agent::kernel::release(&bench.config).unwrap());
+}
+
+#[test]
+fn records_that_were_not_committed_are_read_again() {
+    let Some(mut bench) = kernel::bench("rewind") else { return };
+    drop(bench.settle());
+    Command::new("/bin/true").status().unwrap();
+    let kernel = bench.kernel();
+    let mut read = || {
+        let mut seen = Vec::new();
+        let mut drain = kernel.life.drain(u64::MAX / 2);
+        while let Some(record) = drain.next() {
+            seen.push(record.to_vec());
+        }
+        let position = kernel.life.position();
+        kernel.life.rewind();
+        (seen, position)
+    };
+    let (first, position) = read();
+    let (again, _) = read();
+    assert!(first.len() >= 3);
+    assert_eq!(first[..], again[..first.len()]);
+    assert!(kernel.life.drain(u64::MAX / 2).next().is_some());
+    kernel.life.commit(position);
+    // Not read that far since the rewind: nothing is given up.
+    kernel.life.rewind();
+    let (third, _) = {
+        let mut seen = Vec::new();
+        let mut drain = kernel.life.drain(1);
+        while let Some(record) = drain.next() {
+            seen.push(record.to_vec());
+        }
+        (seen, ())
+    };
+    assert_eq!(third[0], first[0]);
+}

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -48,33 +49,39 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     logging();
+    match execute(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with every cause; a backtrace would help nobody here.
+            eprintln!("sumun-collector: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
     let result = runtime.block_on(async {
-        match arguments.command {
+        match command {
             Command::Init { dir, listen, name } => {
                 let made = init::init(&dir, listen, &name).await?;
+                let file = |name| dir.join(name).display().to_string();
                 println!(
-                    "initialised {}, listening on {}",
+                    "initialised {}, listening on {}\n\
+                     start:  sumun-collector run --config {}\n\
+                     enrol:  {} (100 uses, 24 hours)\n\
+                     ask:    sumunctl --config {} agents list",
                     dir.display(),
-                    made.address
-                );
-                println!(
-                    "start:  sumun-collector run --config {}",
-                    dir.join(init::CONFIG).display()
-                );
-                println!(
-                    "enrol:  {} (100 uses, 24 hours)",
-                    dir.join(init::ENROLL_TOKEN).display()
-                );
-                println!(
-                    "ask:    sumunctl --config {} agents list",
-                    dir.join(init::ADMIN).display()
+                    made.address,
+                    file(init::CONFIG),
+                    file(init::ENROLL_TOKEN),
+                    file(init::ADMIN),
                 );
                 Ok(())
             }

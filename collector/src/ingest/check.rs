@@ -44,7 +44,7 @@ pub fn check_delivery(delivery: Delivery) -> Result<Checked, Status> {
     if delivery.number == 0 || delivery.number > i64::MAX.cast_unsigned() {
         return Err(Status::invalid_argument("delivery numbers start at 1"));
     }
-    let body = Bytes::from(delivery.body);
+    let body = delivery.body;
     let actual: [u8; 32] = Sha256::digest(&body).into();
     let given = <[u8; 32]>::try_from(delivery.sha256.as_slice()).ok();
     let sha256 = given.unwrap_or(actual);
@@ -126,7 +126,7 @@ mod tests {
             lane: Lane::Life as i32,
             number: 1,
             sha256: Sha256::digest(&body).to_vec(),
-            body,
+            body: body.into(),
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let body = vec![0xff; 100];
         let garbage = Delivery {
             sha256: Sha256::digest(&body).to_vec(),
-            body,
+            body: body.into(),
             ..delivery(&batch())
         };
         assert!(reason(garbage).contains("not a batch"));
@@ -171,7 +171,7 @@ mod tests {
         let body = vec![0; BATCH_MAX + 1];
         let large = Delivery {
             sha256: Sha256::digest(&body).to_vec(),
-            body,
+            body: body.into(),
             ..delivery(&batch())
         };
         assert!(reason(large).contains("the most"));

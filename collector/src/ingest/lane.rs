@@ -124,7 +124,7 @@ impl Numbers {
             self.window.clear();
         }
         self.high = number;
-        self.loss = loss;
+        self.loss = self.loss.max(loss);
         self.dirty = true;
         let mut slot = [0; SLOT];
         slot[0] = if refused { REFUSED } else { TAKEN };

@@ -1,5 +1,7 @@
 //! At start: what the log holds and the lake does not becomes visible again.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use prost::Message;
 use sqlx::{Row, SqlitePool};
@@ -97,6 +99,9 @@ pub(crate) async fn replay(
 
     let mut records = 0u64;
     let mut current: Option<u64> = None;
+    // The last number of each lane that was read: between two of them nothing
+    // but damage can be missing.
+    let mut seen = HashMap::new();
     while let Some(step) = steps.recv().await {
         match step {
             Step::Lost { from, to } => {
@@ -120,7 +125,7 @@ pub(crate) async fn replay(
                 }
                 current = Some(segment);
                 records += 1;
-                take(lanes, parts, loss, (segment, seq, payload)).await?;
+                take(lanes, &mut seen, parts, loss, (segment, seq, payload)).await?;
             }
         }
     }
@@ -136,11 +141,13 @@ pub(crate) async fn replay(
 
 async fn take(
     lanes: &mut Lanes,
+    seen: &mut HashMap<LaneKey, u64>,
     parts: &seal::Parts,
     loss: i64,
     (segment, seq, payload): (u64, u64, Bytes),
 ) -> Result<(), Error> {
-    let (record, body) = Record::decode(payload).map_err(|source| Error::Record { seq, source })?;
+    let (mut record, body) =
+        Record::decode(payload).map_err(|source| Error::Record { seq, source })?;
     let key = LaneKey {
         agent: record.agent,
         epoch: record.epoch,
@@ -150,6 +157,10 @@ async fn take(
         .get(key)
         .await
         .map_err(database("read delivery numbers from"))?;
+    let before = seen.insert(key, record.number).unwrap_or(numbers.high());
+    if record.missing_from == 0 && record.number > before.saturating_add(1) {
+        record.missing_from = before + 1;
+    }
     let refused = !record.refused.is_empty();
     // Damage that was known when the record was written, not what came later.
     let reconciled = match record.missing_from {

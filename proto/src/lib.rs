@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod catalogue;
+pub mod docs;
 pub mod identity;
 pub mod text;
 pub mod view;

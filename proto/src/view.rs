@@ -196,6 +196,7 @@ impl<'a> View<'a> {
     pub fn get(&self, id: FieldId) -> Value<'a> {
         self.common(id)
             .or_else(|| self.process(id))
+            .or_else(|| self.exited(id))
             .or_else(|| self.file(id))
             .or_else(|| self.network(id))
             .or_else(|| self.alerted(id))
@@ -277,6 +278,18 @@ impl<'a> View<'a> {
             FieldId::ProcParentExeName => exe_name(image_at(self.batch, image.parent)?)?,
             _ => return None,
         })
+    }
+
+    /// The status is that of wait(2): the low seven bits are the signal, the
+    /// second byte is what the process gave to exit(2).
+    fn exited(&self, id: FieldId) -> Option<Value<'a>> {
+        let status = self.event.exit.as_ref()?.code;
+        let signal = status & 0x7f;
+        match id {
+            FieldId::ExitCode if signal == 0 => Some(Value::Int((status >> 8 & 0xff).into())),
+            FieldId::ExitSignal if signal != 0 => Some(Value::Int(signal.into())),
+            _ => None,
+        }
     }
 
     fn file(&self, id: FieldId) -> Option<Value<'a>> {
@@ -510,4 +523,40 @@ fn int(value: u64) -> Value<'static> {
 
 fn nonzero(value: u64) -> Option<Value<'static>> {
     (value != 0).then(|| int(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_has_a_code_or_a_signal() {
+        let (host, batch) = (Host::default(), Batch::default());
+        let read = |code, id| {
+            let event = Event {
+                kind: Kind::Exit.into(),
+                exit: Some(crate::v1::Exit { code }),
+                ..Event::default()
+            };
+            let view = View {
+                host: &host,
+                batch: &batch,
+                event: &event,
+                alert: None,
+            };
+            match view.get(id) {
+                Value::Int(value) => Some(value),
+                other => {
+                    assert_eq!(other, Value::Absent);
+                    None
+                }
+            }
+        };
+        assert_eq!(read(0, FieldId::ExitCode), Some(0));
+        assert_eq!(read(0xff00, FieldId::ExitCode), Some(255));
+        assert_eq!(read(0x100, FieldId::ExitSignal), None);
+        // Killed by signal 11, with a core dump.
+        assert_eq!(read(0x8b, FieldId::ExitSignal), Some(11));
+        assert_eq!(read(0x8b, FieldId::ExitCode), None);
+    }
 }

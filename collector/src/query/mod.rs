@@ -4,6 +4,8 @@
 mod answer;
 mod completeness;
 mod scope;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::path::PathBuf;

@@ -202,8 +202,8 @@ mod tests {
         assert_eq!(missing(&scopes, within, 250), []);
         assert_eq!(
             missing(&scopes, within, 50),
-            [("none".into(), 50, 200)],
-            "before the first word and while nothing was collected"
+            [("none".into(), 50, 100), ("none".into(), 100, 200)],
+            "before the first word, and while nothing was collected"
         );
         assert_eq!(
             missing(&scopes, "file.path.startsWith(\"/\")", 250),

@@ -1,8 +1,8 @@
 //! What a stream says about its lanes.
 
-use nix::time::{ClockId, clock_gettime};
 use sumun_proto::v1::{Goodbye, Heartbeat, Hello, Lane, LaneState};
 
+use crate::pipeline::clock;
 use crate::status::{Status, lane_index};
 
 /// The first message of a stream.
@@ -26,7 +26,7 @@ pub(super) fn heartbeat(status: &Status, lanes: &[Lane]) -> Option<Heartbeat> {
     let lanes = states(status, lanes);
     let wall_offset_ns = progress.wall_offset_ns();
     (wall_offset_ns != 0).then(|| Heartbeat {
-        boot_ns: boot_ns(),
+        boot_ns: clock::boot_ns().unwrap_or_default(),
         wall_offset_ns,
         boot_id: status.run.boot_id.to_vec(),
         lanes,
@@ -42,16 +42,9 @@ pub(super) fn goodbye(status: &Status, lanes: &[Lane]) -> Goodbye {
     Goodbye {
         reason: "stopped".to_owned(),
         lanes: states(status, lanes),
-        boot_ns: boot_ns(),
+        boot_ns: clock::boot_ns().unwrap_or_default(),
         wall_offset_ns: status.progress.wall_offset_ns(),
     }
-}
-
-/// Nanoseconds since boot, the clock of kernel records; 0 where there is none.
-fn boot_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
-        (time.tv_sec() * 1_000_000_000 + time.tv_nsec()).cast_unsigned()
-    })
 }
 
 fn states(status: &Status, lanes: &[Lane]) -> Vec<LaneState> {

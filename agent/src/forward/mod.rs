@@ -53,6 +53,10 @@ const HOLDS: Duration = Duration::from_millis(500);
 /// While the collector is away, another reason is logged this often at most.
 const LOG_AGAIN: Duration = Duration::from_secs(60);
 
+/// An expired certificate is tried to be renewed this often at most; in between
+/// the collector is asked to take it as it is, in case it is the clock that is wrong.
+const RENEW_AGAIN: Duration = Duration::from_secs(10);
+
 /// What is to be done, told to [`run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -74,6 +78,8 @@ enum Away {
     Connect(#[from] connect::Error),
     #[error(transparent)]
     Stream(#[from] Fault),
+    #[error("failed to renew the expired certificate")]
+    Renew(#[from] renew::Error),
     #[error("{fault}")]
     Certificate { fault: String, source: Box<Away> },
 }
@@ -93,6 +99,8 @@ pub async fn run(
         status,
         backoff: Backoff::default(),
         logged: None,
+        renewed: None,
+        doubted: false,
     };
     loop {
         let stopping = match *commands.borrow_and_update() {
@@ -100,16 +108,13 @@ pub async fn run(
             Command::Stop { deadline } => Some(deadline),
         };
         let outcome = forwarder.session(commands.clone()).await;
-        let stopped =
-            matches!(*commands.borrow(), Command::Stop { .. }) || commands.has_changed().is_err();
         match outcome {
-            Ok(()) if stopped => {
+            Ok(End::Stopped) => {
                 forwarder.set(Connection::Closed);
                 info!("said goodbye to the collector");
                 return;
             }
-            // A new certificate.
-            Ok(()) => continue,
+            Ok(End::Renewed) => continue,
             Err(away) => forwarder.away(&away),
         }
         let wait = forwarder.backoff.next(Instant::now());
@@ -129,6 +134,14 @@ pub async fn run(
     }
 }
 
+/// How a connection ended that did not break.
+enum End {
+    /// The agent stops, and what could be sent is sent.
+    Stopped,
+    /// There is a new certificate to connect with.
+    Renewed,
+}
+
 struct Forwarder {
     collector: Collector,
     spool: Spool,
@@ -136,11 +149,15 @@ struct Forwarder {
     backoff: Backoff,
     /// When the collector's absence was last logged, and its reason; `None` while it is there.
     logged: Option<(Instant, String)>,
+    /// When an expired certificate was last tried to be renewed.
+    renewed: Option<Instant>,
+    /// The collector did not accept the certificate.
+    doubted: bool,
 }
 
 impl Forwarder {
     /// One connection, until it breaks, a new certificate is there, or the agent stops.
-    async fn session(&mut self, mut commands: watch::Receiver<Command>) -> Result<(), Away> {
+    async fn session(&mut self, mut commands: watch::Receiver<Command>) -> Result<End, Away> {
         let identity = Identity::load(&self.collector)?;
         let holder = identity.holder.clone();
         self.status
@@ -148,8 +165,11 @@ impl Forwarder {
         let outcome = self.connected(identity, &mut commands).await;
         // An expired certificate is the likeliest reason for whatever failed.
         let now = OffsetDateTime::now_utc().unix_timestamp();
+        if let Err(Away::Stream(Fault::Status(status))) = &outcome {
+            self.doubted = status.code() == tonic::Code::Unauthenticated;
+        }
         outcome.map_err(|away| match (holder.fault_at(now), &away) {
-            (Some(fault), Away::Stream(_)) => Away::Certificate {
+            (Some(fault), Away::Stream(_) | Away::Renew(_)) => Away::Certificate {
                 fault,
                 source: Box::new(away),
             },
@@ -161,13 +181,20 @@ impl Forwarder {
         &mut self,
         identity: Identity,
         commands: &mut watch::Receiver<Command>,
-    ) -> Result<(), Away> {
+    ) -> Result<End, Away> {
         let Identity { holder, tls } = identity;
         let address = self.collector.address.clone();
         let channel = connect::connect(&address, &self.collector.name, tls).await?;
         let client = IngestClient::new(channel)
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        // It expired while this host was off, or the clock of this host is behind.
+        let expired = now >= holder.not_after || std::mem::take(&mut self.doubted);
+        if expired && self.may_renew() {
+            renew::once(client.clone(), &self.collector, &holder, &self.status).await?;
+            return Ok(End::Renewed);
+        }
         let open = |lanes| Stream::open(client.clone(), lanes, self.status.clone(), &self.spool);
         let (alert, rest) = tokio::try_join!(open(ALERT), open(REST))?;
         let (order, orders) = watch::channel(Order::Go);
@@ -187,7 +214,10 @@ impl Forwarder {
             tokio::select! {
                 ended = &mut streams => {
                     ended?;
-                    return Ok(());
+                    return Ok(match *order.borrow() {
+                        Order::Stop(_) => End::Stopped,
+                        Order::Go | Order::Reconnect => End::Renewed,
+                    });
                 }
                 () = &mut holds, if !held => {
                     held = true;
@@ -214,11 +244,23 @@ impl Forwarder {
                     order.send_replace(Order::Stop(deadline.into()));
                     if gone {
                         streams.await?;
-                        return Ok(());
+                        return Ok(End::Stopped);
                     }
                 }
             }
         }
+    }
+
+    /// Whether an expired certificate may be renewed now. Not again and again: by a clock
+    /// that is far ahead, the new one has expired too.
+    fn may_renew(&mut self) -> bool {
+        let due = self
+            .renewed
+            .is_none_or(|last| last.elapsed() >= RENEW_AGAIN);
+        if due {
+            self.renewed = Some(Instant::now());
+        }
+        due
     }
 
     /// The collector is there.

@@ -26,7 +26,7 @@ const AGAIN_MAX: u64 = 60;
 
 /// A renewal that failed.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Identity(#[from] identity::Error),
     #[error("the collector did not answer within 30 s")]
@@ -57,13 +57,8 @@ pub(super) async fn renew(
             }
             _ => {}
         }
-        match try_once(client.clone(), collector, holder).await {
-            Ok(new) => {
-                Counters::add(&status.counters.renewals, 1);
-                status.trouble("certificate", None);
-                info!(expires = %expiry(&new), "renewed the certificate");
-                return;
-            }
+        match once(client.clone(), collector, holder, status).await {
+            Ok(()) => return,
             Err(error) => {
                 let text = chain(&error);
                 if status.trouble("certificate", Some(format!("cannot be renewed: {text}"))) {
@@ -80,11 +75,14 @@ fn expiry(holder: &Holder) -> String {
         .map_or_else(|_| holder.not_after.to_string(), |time| time.to_string())
 }
 
-async fn try_once(
+/// Renews the certificate now, whether it is due or has expired already: for
+/// some days after its end the collector takes it as proof of the key, for this alone.
+pub(super) async fn once(
     mut client: IngestClient<Channel>,
     collector: &Collector,
     holder: &Holder,
-) -> Result<Holder, Error> {
+    status: &Status,
+) -> Result<(), Error> {
     let (key_path, place) = (&collector.key, collector.key.display().to_string());
     let pem = String::from_utf8(identity::read(key_path)?).map_err(|_| identity::Error::Bad {
         place,
@@ -109,7 +107,10 @@ async fn try_once(
         made.certificate_pem.as_bytes(),
         0o644,
     )?;
-    Ok(new)
+    Counters::add(&status.counters.renewals, 1);
+    status.trouble("certificate", None);
+    info!(expires = %expiry(&new), "renewed the certificate");
+    Ok(())
 }
 
 fn replace_ca(path: &Path, pem: &str) -> Result<(), identity::Error> {

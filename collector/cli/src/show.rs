@@ -37,11 +37,14 @@ pub(crate) async fn alert(
     })
     .await?;
     if rows.is_empty() {
-        report(&completeness, output, false)?;
-        return Err(Failure::message_only(format!(
-            "no alert has the id {}; look further back with --since",
+        // Before the completeness, which is the last line; nobody may be reading.
+        let _ = writeln!(
+            std::io::stderr(),
+            "sumunctl: no alert has the id {}; look further back with --since",
             args.id
-        )));
+        );
+        report(&completeness, output, false)?;
+        return Err(Failure::Said);
     }
     let mut out = std::io::stdout().lock();
     match output {

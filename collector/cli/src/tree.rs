@@ -53,13 +53,15 @@ pub(crate) async fn print(
         Ok(pid) if args.process <= PID_MAX => Wanted::Pid(pid),
         _ => Wanted::ExecId(args.process),
     };
+    let host = args.host;
     let request = TreeRequest {
-        host: args.host,
+        host: host.clone(),
         process: Some(wanted),
         since_ns: args.range.since.resolve(now),
         until_ns: args.range.until.map(|until| until.resolve(now)),
     };
     let replies = remote.query.tree(request).await?.into_inner();
+    let mut found = false;
     let completeness = if output == Output::Table {
         let mut forest = Forest::default();
         let completeness = each_row(replies, |row| {
@@ -67,6 +69,7 @@ pub(crate) async fn print(
                 Failure::failed(error.into(), "the collector sent a row that is not JSON")
             })?;
             forest.add(&row);
+            found = true;
             Ok(())
         })
         .await?;
@@ -76,10 +79,26 @@ pub(crate) async fn print(
         completeness
     } else {
         let mut printer = Printer::new(output, &[], |_| Vec::new());
-        let completeness = each_row(replies, |row| printer.row(row)).await?;
+        let completeness = each_row(replies, |row| {
+            found = true;
+            printer.row(row)
+        })
+        .await?;
         printer.finish()?;
         completeness
     };
+    if !found {
+        // Before the completeness, which is the last line; nobody may be reading.
+        let _ = writeln!(
+            std::io::stderr(),
+            "sumunctl: nothing is known of process {} on {} in this range; \
+             look further back with --since",
+            args.process,
+            safe(&host)
+        );
+        report(&completeness, output, false)?;
+        return Err(Failure::Said);
+    }
     report(&completeness, output, args.range.require_complete)
 }
 

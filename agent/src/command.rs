@@ -68,7 +68,13 @@ fn check(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn probe(args: &Probe) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("probe: {:?} is not built yet", args.output)
+    let report = kernel::probe();
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string(&report)?),
+        Output::Table => print!("{report}"),
+    }
+    let works = report.object.available && report.hooks.iter().all(|hook| hook.available);
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn release() -> anyhow::Result<ExitCode> {

@@ -26,6 +26,8 @@ use super::Error;
 pub enum LockPlace {
     /// The kernel's own: for every agent that runs for real.
     Kernel,
+    /// None: for pins that nobody else can know (a probe).
+    Nowhere,
     /// A file, for agents that do not share pins with others (tests).
     File(PathBuf),
 }
@@ -33,7 +35,7 @@ pub enum LockPlace {
 /// Held until dropped, or until the process ends however.
 #[derive(Debug)]
 pub struct Lock {
-    _held: Flock<File>,
+    _held: Option<Flock<File>>,
 }
 
 /// Takes the lock.
@@ -50,9 +52,10 @@ pub fn take(place: &LockPlace) -> Result<Lock, Error> {
             }
         },
         LockPlace::File(path) => open(path.clone())?,
+        LockPlace::Nowhere => return Ok(Lock { _held: None }),
     };
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(held) => Ok(Lock { _held: held }),
+        Ok(held) => Ok(Lock { _held: Some(held) }),
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Running { pid: holder(&file) }),
         Err((_, errno)) => Err(Error::Call { op: "take the agent's lock", source: errno.into() }),
     }

@@ -9,6 +9,7 @@ mod filter;
 mod hooks;
 mod lock;
 mod pins;
+mod probe;
 mod ring;
 mod slots;
 mod streams;
@@ -37,6 +38,7 @@ pub use self::{
     error::Error,
     hooks::HookStatus,
     lock::LockPlace,
+    probe::{Feature, ProbeReport, probe},
     ring::{Drain, Ring},
     streams::StreamId,
 };
@@ -139,6 +141,10 @@ impl Kernel {
         let slots = Slots::resolve(&btf_bytes, &kallsyms)?;
         drop((btf_bytes, kallsyms));
 
+        let missing = probe::missing_capabilities();
+        if !missing.is_empty() {
+            return Err(Error::NotPermitted(missing));
+        }
         let lock = lock::take(&config.lock)?;
         let pins = Pins::open(&config.bpffs, &config.directory)?;
         let (generation, reused) = adopt(&pins, config)?;
@@ -214,12 +220,7 @@ impl Kernel {
                 let attached = self.prepare(hook).and_then(|()| {
                     if hook.on_demand { Ok(()) } else { self.attach_one(hook) }
                 });
-                HookStatus {
-                    hook: hook.program,
-                    kinds: hook.kinds.to_vec(),
-                    available: attached.is_ok(),
-                    reason: attached.err(),
-                }
+                status_of(hook, attached)
             })
             .collect();
         if self.closes {
@@ -305,6 +306,15 @@ impl Kernel {
             .pin(path)
             .map_err(|error| format!("cannot pin its link: {}", chain(&error)))?;
         Ok(())
+    }
+}
+
+fn status_of(hook: &hooks::Hook, tried: Result<(), String>) -> HookStatus {
+    HookStatus {
+        hook: hook.program,
+        kinds: hook.kinds.to_vec(),
+        available: tried.is_ok(),
+        reason: tried.err(),
     }
 }
 

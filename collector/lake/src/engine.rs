@@ -46,6 +46,69 @@ use crate::scan::{named, time_literal};
 /// Rows that a scan handles at once.
 const BATCH: usize = 8 * 1024;
 
+/// Rows that are sorted at once when many are asked for.
+pub const WINDOW: usize = 32 * 1024;
+/// Most times that are remembered to cut a range into parts.
+const SAMPLE: usize = 1024 * 1024;
+
+/// Every n-th time of a scan; n doubles when there are too many.
+#[derive(Debug)]
+struct Sample {
+    times: Vec<i64>,
+    stride: usize,
+    seen: usize,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Sample {
+            times: Vec::new(),
+            stride: 1,
+            seen: 0,
+        }
+    }
+}
+
+impl Sample {
+    fn extend(&mut self, times: &[i64]) {
+        for time in times {
+            if self.seen.is_multiple_of(self.stride) {
+                if self.times.len() == SAMPLE {
+                    let mut kept = false;
+                    self.times.retain(|_| {
+                        kept = !kept;
+                        kept
+                    });
+                    self.stride *= 2;
+                }
+                self.times.push(*time);
+            }
+            self.seen += 1;
+        }
+    }
+
+    fn windows(mut self, range: Range) -> Vec<Range> {
+        self.times.sort_unstable();
+        let step = (WINDOW / self.stride).max(1);
+        let mut windows = Vec::new();
+        let mut since = range.since;
+        for bound in self.times.iter().step_by(step).skip(1) {
+            if *bound > since && *bound < range.until {
+                windows.push(Range {
+                    since,
+                    until: *bound,
+                });
+                since = *bound;
+            }
+        }
+        windows.push(Range {
+            since,
+            until: range.until,
+        });
+        windows
+    }
+}
+
 /// Bounds of all queries together.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -194,6 +257,34 @@ impl Engine {
             times.extend(column.values());
         }
         Ok(times)
+    }
+
+    /// Cuts the range of a query into parts of about [`WINDOW`] rows each, oldest
+    /// first: read one after the other, each part is sorted in memory, however
+    /// many rows there are together. Only times are read for it.
+    ///
+    /// # Errors
+    /// [`Error::Scan`], [`Error::Memory`].
+    pub async fn windows(&self, query: &Query) -> Result<Vec<Range>> {
+        let whole = vec![query.range];
+        if query.source.family == Family::Gap {
+            // A gap that overlaps two parts would be in both.
+            return Ok(whole);
+        }
+        let inputs = self.plan(query, Some(&["time"]))?;
+        if inputs.is_empty() {
+            return Ok(whole);
+        }
+        let mut stream = execute_stream(one_of(inputs)?, Arc::clone(&self.context))
+            .map_err(Error::scan("start a scan"))?;
+        let mut sample = Sample::default();
+        while let Some(batch) = stream.next().await {
+            let batch = batch.map_err(Error::scan("scan for times"))?;
+            let column = as_timestamp_nanosecond_array(batch.column(0))
+                .map_err(Error::scan("read times"))?;
+            sample.extend(column.values());
+        }
+        Ok(sample.windows(query.range))
     }
 
     /// All rows of a query with all columns of its table, oldest first.
@@ -504,4 +595,43 @@ fn sorted(
 #[must_use]
 pub fn times(batch: &RecordBatch) -> Option<&TimestampNanosecondArray> {
     as_timestamp_nanosecond_array(batch.column_by_name("time")?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_cover_the_range_and_hold_few_rows_each() {
+        let range = Range {
+            since: -5,
+            until: i64::MAX,
+        };
+        for rows in [0, 1, WINDOW, 10 * WINDOW, 3 * SAMPLE] {
+            let mut sample = Sample::default();
+            // Two interleaved runs, as of two hosts.
+            let times: Vec<_> = (0..rows as i64).map(|n| n / 2 + n % 2 * 1000).collect();
+            sample.extend(&times);
+            let windows = sample.windows(range);
+            assert_eq!(windows.first().map(|first| first.since), Some(range.since));
+            assert_eq!(windows.last().map(|last| last.until), Some(range.until));
+            for pair in windows.windows(2) {
+                assert_eq!(pair[0].until, pair[1].since);
+            }
+            for window in &windows {
+                let within = |time: &&i64| (window.since..window.until).contains(*time);
+                let count = times.iter().filter(within).count();
+                assert!(count <= 2 * WINDOW, "{count} of {rows}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_rows_of_one_time_stay_together() {
+        let mut sample = Sample::default();
+        sample.extend(&vec![7; 5 * WINDOW]);
+        let range = Range { since: 0, until: 9 };
+        let windows = sample.windows(range);
+        assert_eq!(windows.len(), 2);
+    }
 }

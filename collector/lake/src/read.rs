@@ -7,29 +7,43 @@ use datafusion::arrow::datatypes::{Int64Type, TimestampNanosecondType};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
-use crate::engine::{Engine, Query, times};
+use crate::engine::{Engine, Query, Range, times};
 use crate::error::{Error, Result};
-use crate::family::Family;
 use crate::json;
 
 /// Rows of one query as JSON, oldest first.
-pub struct RowReader {
-    family: Family,
-    stream: SendableRecordBatchStream,
+pub struct RowReader<'a> {
+    engine: &'a Engine,
+    query: Query,
+    /// Parts of the range that are still to be read, newest first; `None`
+    /// until they are known.
+    windows: Option<Vec<Range>>,
+    stream: Option<SendableRecordBatchStream>,
     rows: VecDeque<(i64, String)>,
 }
 
-impl RowReader {
-    /// Starts the query.
-    ///
-    /// # Errors
-    /// [`Error::Scan`].
-    pub fn new(engine: &Engine, query: &Query) -> Result<Self> {
-        Ok(RowReader {
-            family: query.source.family,
-            stream: engine.ordered(query)?,
+impl<'a> RowReader<'a> {
+    /// Of a query that may have any number of rows: they are read in parts of
+    /// [`crate::engine::WINDOW`].
+    #[must_use]
+    pub fn new(engine: &'a Engine, query: Query) -> Self {
+        RowReader {
+            engine,
+            query,
+            windows: None,
+            stream: None,
             rows: VecDeque::new(),
-        })
+        }
+    }
+
+    /// Of a query that is known to have few rows: they are sorted at once.
+    #[must_use]
+    pub fn of_few(engine: &'a Engine, query: Query) -> Self {
+        let windows = Some(vec![query.range]);
+        RowReader {
+            windows,
+            ..Self::new(engine, query)
+        }
     }
 
     /// Time of the next row; `None` at the end.
@@ -38,12 +52,11 @@ impl RowReader {
     /// [`Error::Scan`], [`Error::Memory`].
     pub async fn peek(&mut self) -> Result<Option<i64>> {
         while self.rows.is_empty() {
-            let Some(batch) = self.stream.next().await else {
+            let Some(batch) = self.batch().await? else {
                 return Ok(None);
             };
-            let batch = batch.map_err(Error::scan("scan"))?;
             let Some(times) = times(&batch) else { continue };
-            let rows = json::rows(self.family, &batch);
+            let rows = json::rows(self.query.source.family, &batch);
             self.rows.extend(times.values().iter().copied().zip(rows));
         }
         Ok(self.rows.front().map(|(time, _)| *time))
@@ -52,6 +65,30 @@ impl RowReader {
     /// The row that was peeked at.
     pub fn take(&mut self) -> Option<String> {
         self.rows.pop_front().map(|(_, row)| row)
+    }
+
+    async fn batch(&mut self) -> Result<Option<RecordBatch>> {
+        loop {
+            if let Some(stream) = &mut self.stream {
+                match stream.next().await {
+                    Some(batch) => return batch.map(Some).map_err(Error::scan("scan")),
+                    None => self.stream = None,
+                }
+            }
+            let windows = match &mut self.windows {
+                Some(windows) => windows,
+                unknown => {
+                    let mut windows = self.engine.windows(&self.query).await?;
+                    windows.reverse();
+                    unknown.insert(windows)
+                }
+            };
+            let Some(range) = windows.pop() else {
+                return Ok(None);
+            };
+            self.query.range = range;
+            self.stream = Some(self.engine.ordered(&self.query)?);
+        }
     }
 }
 

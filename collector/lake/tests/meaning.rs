@@ -88,8 +88,8 @@ fn corpus(lake: &Lake, events: &[Vec<u8>]) -> Corpus {
     Corpus { cases, sources }
 }
 
-async fn found(engine: &Engine, query: &Query) -> BTreeSet<u64> {
-    let mut reader = RowReader::new(engine, query).expect("a plan");
+async fn found(engine: &Engine, query: Query) -> BTreeSet<u64> {
+    let mut reader = RowReader::of_few(engine, query);
     let mut found = BTreeSet::new();
     while reader.peek().await.expect("a scan").is_some() {
         let row = reader.take().expect("it was peeked at");
@@ -150,7 +150,7 @@ proptest! {
                     range: ALL,
                     filter: scan::expression(&predicate, family).expect("an expression"),
                 };
-                let found = runtime.block_on(found(&engine, &query));
+                let found = runtime.block_on(found(&engine, query));
                 prop_assert_eq!(&found, &expected, "{} in {}", text, family.name());
                 if family != Family::Gap && !scan::can_match_in(&predicate, family) {
                     prop_assert_eq!(expected.len(), 0, "{} in {}", text, family.name());

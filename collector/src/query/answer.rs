@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use sumun_lake::engine::Query;
+use sumun_lake::engine::{Query, WINDOW};
 use sumun_lake::{Engine, RowReader};
 use sumun_proto::v1::search_reply::Message;
 use sumun_proto::v1::{Completeness, Rows, SearchReply};
@@ -59,11 +59,14 @@ impl Answer<'_> {
                 }
             }
         }
-        let readers: Result<Vec<_>, _> = queries
-            .iter()
-            .map(|query| RowReader::new(self.engine, query))
+        let few = (1..=WINDOW).contains(&limit);
+        let mut readers: Vec<_> = queries
+            .into_iter()
+            .map(|query| match few {
+                true => RowReader::of_few(self.engine, query),
+                false => RowReader::new(self.engine, query),
+            })
             .collect();
-        let mut readers = readers?;
         let mut message = Pending::default();
         loop {
             let mut next: Option<(i64, usize)> = None;

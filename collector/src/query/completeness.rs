@@ -178,7 +178,7 @@ async fn gaps_of(
         parts.push(one_of(FieldId::HostId, ids));
     }
     let query = Query {
-        source: snapshot.table(Family::Gap),
+        source: snapshot.table_of(Family::Gap, asked.ids.as_deref()),
         range: asked.range,
         filter: sumun_lake::scan::exact(&Expr::And(parts), Family::Gap)?,
     };

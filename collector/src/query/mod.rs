@@ -178,7 +178,7 @@ impl QueryService {
         for family in families {
             let filter = scan::expression(&asked.predicate, family).map_err(|e| failed(&e))?;
             queries.push(sumun_lake::engine::Query {
-                source: snapshot.table(family),
+                source: snapshot.table_of(family, asked.ids.as_deref()),
                 range,
                 filter,
             });
@@ -210,7 +210,12 @@ impl QueryService {
                     completeness::of(&engine, &asked, &hosts, &snapshot, truncated).await?;
                 answer.completeness(complete).await
             };
-            if let Err(answer::Stop::Failed(error)) = done.await {
+            let ended = tokio::select! {
+                ended = done => ended,
+                // Nobody reads on: scans that have found nothing yet end too.
+                () = sender.closed() => Err(answer::Stop::Gone),
+            };
+            if let Err(answer::Stop::Failed(error)) = ended {
                 // The reader may be gone; then nobody waits for this.
                 let _ = sender.send(Err(failed(&error))).await;
             }

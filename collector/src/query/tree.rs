@@ -155,7 +155,9 @@ impl Looking<'_> {
         );
         let filter = scan::exact(&Expr::And(parts), Family::Process);
         Ok(Query {
-            source: self.snapshot.table(Family::Process),
+            source: self
+                .snapshot
+                .table_of(Family::Process, Some(&[self.host.to_owned()])),
             range: self.range,
             filter: filter.map_err(|error| failed(&error))?,
         })

@@ -304,7 +304,8 @@ fn sweep(lake: &Lake, known: &[String]) -> Result<(), Error> {
     let mut removed = 0u64;
     for path in lake.list().map_err(|e| Error::Lake("list the lake", e))? {
         // A file that is none of ours is left alone.
-        let ours = path.ends_with(".parquet") || path.ends_with(".parquet.tmp");
+        let written = path.ends_with(".parquet") || path.ends_with(".parquet.tmp");
+        let ours = written && path.starts_with("tenant=");
         if ours && !known.contains(path.as_str()) {
             lake.remove(&path)
                 .map_err(|e| Error::Lake("remove an unfinished file from the lake", e))?;

@@ -51,6 +51,19 @@ impl Snapshot {
         }
     }
 
+    /// One table, without what cannot hold rows of these hosts; `None` = all.
+    #[must_use]
+    pub fn table_of(&self, family: Family, hosts: Option<&[String]>) -> Source {
+        let mut source = self.table(family);
+        if let Some(hosts) = hosts {
+            source
+                .files
+                .retain(|file| file.hosts.iter().any(|host| hosts.contains(host)));
+            source.memory.retain(|set| hosts.contains(&set.host().id));
+        }
+        source
+    }
+
     /// What was collected when, by time.
     #[must_use]
     pub fn scopes(&self) -> &[Arc<HostScope>] {

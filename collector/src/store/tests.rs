@@ -97,7 +97,7 @@ async fn seqs(engine: &Engine, snapshot: &Snapshot) -> Vec<u64> {
         filter: sumun_lake::scan::exact(&sumun_policy::ir::Expr::Const(true), Family::File)
             .unwrap(),
     };
-    let mut reader = RowReader::new(engine, &query).unwrap();
+    let mut reader = RowReader::new(engine, query);
     let mut seqs = Vec::new();
     while reader.peek().await.unwrap().is_some() {
         let row: serde_json::Value = serde_json::from_str(&reader.take().unwrap()).unwrap();
@@ -122,10 +122,15 @@ async fn a_crash_before_the_manifest_leaves_no_file_and_the_log_has_the_rows() {
     let held = store.lock().memory.begin_seal(1, WALL);
     store.write(1, held).await.unwrap();
     assert_eq!(files(dir.path()), 1);
-    std::fs::write(dir.path().join("lake/half.parquet.tmp"), "x").unwrap();
+    let half = dir.path().join("lake/tenant=default/half.parquet.tmp");
+    std::fs::write(half, "x").unwrap();
+    let foreign = dir.path().join("lake/notes.parquet");
+    std::fs::write(&foreign, "of somebody else").unwrap();
     drop(store);
 
     let store = open(dir.path()).await;
+    assert!(foreign.exists(), "a file that is not the lake's is left alone");
+    std::fs::remove_file(&foreign).unwrap();
     assert_eq!(files(dir.path()), 0, "a file that no manifest names is removed");
     assert_eq!(store.snapshot("default").rows(Family::File), 0);
     // The log is replayed: the same segment again.

@@ -101,6 +101,7 @@ pub async fn run(
         logged: None,
         renewed: None,
         doubted: false,
+        received: 0,
     };
     loop {
         let stopping = match *commands.borrow_and_update() {
@@ -153,6 +154,8 @@ struct Forwarder {
     renewed: Option<Instant>,
     /// The collector did not accept the certificate.
     doubted: bool,
+    /// When this process got its certificate, seconds since the Unix epoch; 0 = found it.
+    received: i64,
 }
 
 impl Forwarder {
@@ -182,7 +185,10 @@ impl Forwarder {
         identity: Identity,
         commands: &mut watch::Receiver<Command>,
     ) -> Result<End, Away> {
-        let Identity { holder, tls } = identity;
+        let Identity { mut holder, tls } = identity;
+        // Collectors date certificates back, for hosts whose clock is behind. A life that
+        // began when it came here is what two thirds are counted of, however short it is.
+        holder.not_before = holder.not_before.max(self.received);
         let address = self.collector.address.clone();
         let channel = connect::connect(&address, &self.collector.name, tls).await?;
         let client = IngestClient::new(channel)
@@ -193,6 +199,7 @@ impl Forwarder {
         let expired = now >= holder.not_after || std::mem::take(&mut self.doubted);
         if expired && self.may_renew() {
             renew::once(client.clone(), &self.collector, &holder, &self.status).await?;
+            self.received = now;
             return Ok(End::Renewed);
         }
         let open = |lanes| Stream::open(client.clone(), lanes, self.status.clone(), &self.spool);
@@ -225,6 +232,7 @@ impl Forwarder {
                 }
                 () = &mut renewal, if !renewed => {
                     renewed = true;
+                    self.received = OffsetDateTime::now_utc().unix_timestamp();
                     order.send_if_modified(|order| {
                         let going = *order == Order::Go;
                         if going {

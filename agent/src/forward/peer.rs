@@ -67,16 +67,14 @@ impl Authority {
         params
     }
 
-    /// A certificate for the key of a request, valid for a day.
+    /// A certificate for the key of a request, valid for a day from now on, and dated back so
+    /// far that by its dates alone it would be due for renewal.
     fn sign(&self, csr_der: Vec<u8>) -> String {
         let mut csr =
             CertificateSigningRequestParams::from_der(&csr_der.into()).expect("a request");
         let now = OffsetDateTime::now_utc();
-        csr.params = self.agent_params(
-            AGENT,
-            now - time::Duration::MINUTE,
-            now + time::Duration::DAY,
-        );
+        csr.params =
+            self.agent_params(AGENT, now - time::Duration::WEEK, now + time::Duration::DAY);
         csr.signed_by(&self.issuer).expect("a certificate").pem()
     }
 

@@ -345,7 +345,12 @@ async fn a_certificate_is_renewed_while_connected_and_used_without_a_restart() {
     agent
         .until("acknowledged", || agent.spooled(Lane::Alert) == 0)
         .await;
-    assert!(peer.seen().goodbyes.is_empty(), "a reconnect is no goodbye");
+    let beats = peer.seen().heartbeats.len();
+    let later = peer
+        .until("it goes on", |seen| seen.heartbeats.len() >= beats + 10)
+        .await;
+    assert_eq!(later.renewals, 1, "renewed again and again");
+    assert!(later.goodbyes.is_empty(), "a reconnect is no goodbye");
     agent.stop().await;
 }
 

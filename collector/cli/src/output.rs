@@ -16,6 +16,9 @@ use crate::rows::safe;
 /// Longest cell on a terminal; a pipe gets everything.
 const CELL_MAX: usize = 240;
 
+/// Lines about completeness under a table.
+const REMARKS_MAX: usize = 10;
+
 /// A row of cells.
 pub(crate) type Cells = Vec<Shown>;
 
@@ -277,8 +280,11 @@ fn remarks(completeness: &Completeness) -> Vec<String> {
             gap.reason
         ));
     }
-    for scope in &completeness.scope {
-        lines.push(format!("not collected: {}: {}", scope.host, scope.reason));
+    // What was not collected stands in the reasons of the hosts already.
+    if lines.len() > REMARKS_MAX {
+        let more = lines.len() - REMARKS_MAX;
+        lines.truncate(REMARKS_MAX);
+        lines.push(format!("and {more} more, all in the line below"));
     }
     lines
 }
@@ -344,6 +350,6 @@ mod tests {
             completeness_line(&completeness),
             r#"{"completeness":{"complete":false,"through":"1970-01-01T00:00:01.5Z","truncated":true,"hosts":[{"id":"u","name":"web\n1","complete":false,"through":null,"state":"offline","reason":"data to 10:03, then silent"}],"gaps":[{"host":"u","lane":"bulk","reason":"power_loss","count":null,"from":"1970-01-01T00:00:01Z","to":"1970-01-01T00:00:02Z"}],"scope":[{"host":"u","kind":"open","mode":"filtered","reason":"open: filtered","from":null,"to":null}]}}"#
         );
-        assert_eq!(remarks(&completeness).len(), 4);
+        assert_eq!(remarks(&completeness).len(), 3);
     }
 }

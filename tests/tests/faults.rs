@@ -19,6 +19,8 @@ use sumun_tests::oracle::{self, Exec, FileCall};
 use sumun_tests::programs;
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Always collected, whatever the rules.
+const EXECS: &str = r#"kind == "exec""#;
 
 fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new()
@@ -346,13 +348,13 @@ fn an_agent_that_does_not_come_back_is_named_in_every_answer() {
     Command::new("/bin/true").status().expect("true runs");
     collector
         .ctl()
-        .complete_events(since, unix_ns(), "", LIMIT)
+        .complete_events(since, unix_ns(), EXECS, LIMIT)
         .expect("a complete answer while it lives");
     agent.kill();
     let ctl = collector.ctl();
     let begun = Instant::now();
     let reason = loop {
-        let answer = ctl.events(since, None, "").expect("an answer");
+        let answer = ctl.events(since, None, EXECS).expect("an answer");
         let host = &answer.completeness["hosts"][0];
         let reason = text(host, "reason");
         if reason.contains("silent") {

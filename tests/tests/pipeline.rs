@@ -56,7 +56,7 @@ fn every_exec_is_stored_once_with_parent_path_and_arguments() {
     let until = unix_ns();
     drop(load);
     let done: Vec<Exec> = oracle::read(&oracle).expect("the oracle");
-    let filter = format!("proc.exe.path.startsWith({:?})", format!("{dir}/"));
+    let filter = format!(r#"kind in ["exec", "exit"] && proc.exe.path.startsWith("{dir}/")"#);
     let answer = collector
         .ctl()
         .complete_events(since, until, &filter, LIMIT)

@@ -16,6 +16,8 @@ use sumun_abi::{
     record::{LEVELS, RECORD_MAX},
 };
 
+use crate::kernel::BLOCK;
+
 /// Bytes for walking a path from its end to its start: the longest path, and
 /// room for one component more, so that the last one that fits never reaches past the end.
 pub(crate) const WALK_BYTES: usize = 4096 + 256;
@@ -46,6 +48,10 @@ pub(crate) struct Scratch {
     pub(crate) walker: Walker,
     /// Key for a look-up in `MATCH`.
     pub(crate) key: MatchKey,
+    /// The start of a `struct file`.
+    pub(crate) file: [u8; BLOCK],
+    /// The start of a `struct dentry`.
+    pub(crate) dentry: [u8; BLOCK],
     /// A pointer stored here comes back as a plain number.
     pub(crate) number: u64,
     /// A connect that begins.

@@ -62,7 +62,14 @@ impl Run {
     #[inline(always)]
     pub(crate) fn begin(ring: u8) -> Option<Run> {
         let busy: *mut u64 = BUSY.get_ptr_mut(0)?.cast();
-        let mut level = 0;
+        // Nearly always.
+        add(busy, 1);
+        // SAFETY: a live map value; volatile, as another level may change it.
+        if unsafe { ptr::read_volatile(busy) } == 1 {
+            return Some(Run { level: 0 });
+        }
+        add(busy, u64::MAX);
+        let mut level = 1;
         while level < LEVELS {
             // SAFETY: `level` is below the array's length.
             let counter = unsafe { busy.add(level as usize) };

@@ -49,6 +49,9 @@ macro_rules! slots {
 }
 
 slots! {
+    // From 5.11: a pointer that the verifier knows, whose fields are loaded directly.
+    CURRENT_TASK_BTF = Value("bpf_func_id", "BPF_FUNC_get_current_task_btf");
+
     TASK_PID = Field("task_struct", "pid");
     TASK_TGID = Field("task_struct", "tgid");
     TASK_FLAGS = Field("task_struct", "flags");

@@ -4,7 +4,7 @@ use core::{mem::size_of, ptr::addr_of_mut};
 
 use sumun_abi::{
     event::{
-        file::{CALL_COMPAT, NAMES_DIRECTORY, Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open},
+        file::{ACCESS_WRITE, CALL_COMPAT, NAMES_DIRECTORY, Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open},
         kind,
     },
     policy::{MODE_FILTERED, MODE_NONE, action, filtered},
@@ -15,6 +15,7 @@ use sumun_abi::{
 use super::syscall::Call;
 use crate::{
     kernel::{
+        Block,
         file::{self, File, O_TRUNC},
         get, opaque,
         path::{Tail, Text},
@@ -43,12 +44,16 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
     if mode == MODE_NONE {
         return 0;
     }
-    let task = Task::current();
+    let Some(scratch) = scratch(run.level) else {
+        return 0;
+    };
     let fd = fd as i32;
-    let file = File::of(task, fd);
-    let mut flags = file.access();
+    let file = File::of_current(fd);
+    // SAFETY: the scratch is this run's.
+    let block = Block::read(file.0, unsafe { addr_of_mut!((*scratch).file) });
+    let mut flags = File::access(block);
     if closing {
-        if file.is_lost() || flags & sumun_abi::event::file::ACCESS_WRITE == 0 || !file.is_regular() {
+        if file.is_lost() || flags & ACCESS_WRITE == 0 || !file.is_regular() {
             return 0;
         }
     } else {
@@ -58,15 +63,12 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
         flags |= CALL_COMPAT;
     }
     if mode == MODE_FILTERED && !file.is_lost() {
-        let left = if closing {
-            policy::file::clauses(run.level, index, filter, filtered::CLOSE_WRITE, file, flags)
-        } else {
-            policy::file::clauses(run.level, index, filter, filtered::OPEN, file, flags)
-        };
-        if left == 0 {
+        let wanted = filter.clauses[if closing { filtered::CLOSE_WRITE } else { filtered::OPEN }];
+        if policy::file::clauses(run.level, index, filter, wanted, block, flags) == 0 {
             return 0;
         }
     }
+    let task = Task::current();
     let Some(record) = run.record::<Open>() else {
         return 0;
     };

@@ -63,7 +63,7 @@ fn wanted(number: u64, these: u32) -> Option<(u8, bool)> {
     if mask & (1 << (native & 31) | 1 << (compat & 31)) == 0 {
         return None;
     }
-    let is_compat = Task::current().is_compat();
+    let is_compat = Task::is_compat();
     let action = if is_compat { compat } else { native };
     if mask & 1 << (action & 31) == 0 {
         return None;

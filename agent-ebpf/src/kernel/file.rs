@@ -1,13 +1,13 @@
 //! `struct file` and the descriptor table.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user};
 use core::mem::{MaybeUninit, size_of};
 use sumun_abi::{
     event::file::{ACCESS_APPEND, ACCESS_PATH, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED},
     slot,
 };
 
-use super::{get, read, task::Task};
+use super::{Block, get, load, read, task::Task, value};
 
 // include/linux/fs.h
 const FMODE_READ: u32 = 1;
@@ -31,6 +31,26 @@ const AT_FDCWD: i32 = -100;
 pub(crate) struct File(pub(crate) u64);
 
 impl File {
+    /// The file behind a descriptor of the current process, as `of`.
+    #[inline(always)]
+    pub(crate) fn of_current(fd: i32) -> File {
+        if value(slot::CURRENT_TASK_BTF) == slot::NONE {
+            return File::of(Task::current(), fd);
+        }
+        // SAFETY: no arguments.
+        let task = unsafe { bpf_get_current_task_btf() } as u64;
+        let files: u64 = load(task, slot::TASK_FILES);
+        if files == 0 {
+            return File(0);
+        }
+        let table: u64 = load(files, slot::FILES_FDT);
+        if table == 0 || fd as u32 >= load::<u32>(table, slot::FDTABLE_MAX) {
+            return File(0);
+        }
+        let files: u64 = load(table, slot::FDTABLE_FD);
+        File(read(files + u64::from(fd as u32) * 8))
+    }
+
     /// The file behind a descriptor of a task; 0 if there is none (any more).
     #[inline(always)]
     pub(crate) fn of(task: Task, fd: i32) -> File {
@@ -72,10 +92,10 @@ impl File {
         get::<u16>(self.inode(), slot::INODE_MODE) & S_IFMT == S_IFREG
     }
 
-    /// `ACCESS_*` and `OPEN_CREATED`: what the kernel granted.
+    /// `ACCESS_*` and `OPEN_CREATED` of a file read at once: what the kernel granted.
     #[inline(always)]
-    pub(crate) fn access(self) -> u32 {
-        let mode: u32 = get(self.0, slot::FILE_MODE);
+    pub(crate) fn access(block: Block) -> u32 {
+        let mode: u32 = block.get(slot::FILE_MODE);
         let mut access = 0;
         if mode & FMODE_READ != 0 {
             access |= ACCESS_READ;
@@ -89,7 +109,7 @@ impl File {
         if mode & FMODE_CREATED != 0 {
             access |= OPEN_CREATED;
         }
-        if get::<u32>(self.0, slot::FILE_FLAGS) & O_APPEND != 0 {
+        if block.get::<u32>(slot::FILE_FLAGS) & O_APPEND != 0 {
             access |= ACCESS_APPEND;
         }
         access

@@ -136,6 +136,47 @@ pub(crate) fn get<T: Copy + Plain + Default>(base: u64, index: usize) -> T {
     read(base.wrapping_add(u64::from(offset)))
 }
 
+/// Loads a field through a pointer that the verifier knows the type of: a single instruction,
+/// where `get` is a call. Reads 0 if the memory has gone.
+#[inline(always)]
+pub(crate) fn load<T: Copy + Plain>(base: u64, index: usize) -> T {
+    let offset = value(index);
+    // SAFETY: the verifier refuses the program unless this is a field of the
+    // structure that `base` points to, and lets a fault read 0.
+    unsafe { ptr::read_volatile((base + u64::from(offset)) as *const T) }
+}
+
+/// Bytes of a structure that are read at once where several of its fields are wanted.
+pub(crate) const BLOCK: usize = 96;
+
+/// The first bytes of a structure.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    base: u64,
+    bytes: *const u8,
+}
+
+impl Block {
+    /// Reads the block at `base` into `bytes`, which stays in use as long as the block.
+    #[inline(always)]
+    pub(crate) fn read(base: u64, bytes: *mut [u8; BLOCK]) -> Block {
+        // SAFETY: callers pass room in their scratch; the helper never faults.
+        unsafe { bpf_probe_read_kernel(bytes.cast(), BLOCK as u32, base as *const _) };
+        Block { base, bytes: bytes.cast() }
+    }
+
+    /// A field: from the block if it lies inside in this kernel, else by itself.
+    #[inline(always)]
+    pub(crate) fn get<T: Copy + Plain + Default>(self, index: usize) -> T {
+        let offset = value(index);
+        if offset > (BLOCK - size_of::<T>()) as u32 {
+            return get(self.base, index);
+        }
+        // SAFETY: bound checked.
+        unsafe { self.bytes.add(offset as usize).cast::<T>().read_unaligned() }
+    }
+}
+
 /// Reads a bit field's bit.
 #[inline(always)]
 pub(crate) fn bit(base: u64, index: usize) -> bool {

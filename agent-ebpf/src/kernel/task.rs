@@ -2,13 +2,13 @@
 
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::helpers::generated::bpf_get_current_task;
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 use sumun_abi::{
     event::process::{Actor, Namespaces},
     slot,
 };
 
-use super::{cgroup_index, field, get, read, value};
+use super::{cgroup_index, field, get, load, read, value};
 
 /// `PF_KTHREAD`, include/linux/sched.h.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -81,10 +81,16 @@ impl Task {
         get::<u32>(self.0, slot::TASK_FLAGS) & PF_KTHREAD != 0
     }
 
-    /// True in a 32-bit call.
+    /// True if the current process is in a 32-bit call.
     #[inline(always)]
-    pub(crate) fn is_compat(self) -> bool {
-        get::<u32>(self.0, slot::TASK_COMPAT) & super::compat_mask() != 0
+    pub(crate) fn is_compat() -> bool {
+        let flags: u32 = if value(slot::CURRENT_TASK_BTF) == slot::NONE {
+            get(Task::current().0, slot::TASK_COMPAT)
+        } else {
+            // SAFETY: no arguments.
+            load(unsafe { bpf_get_current_task_btf() } as u64, slot::TASK_COMPAT)
+        };
+        flags & super::compat_mask() != 0
     }
 
     /// Threads still alive, as the thread that leaves sees it.

@@ -11,15 +11,21 @@ use sumun_abi::{
 
 use super::{ALL, copy, exe, find, first};
 use crate::{
-    kernel::{self, file::File, get, path},
+    kernel::{self, Block, get, path},
     maps::{DIRS, FLUSH, Scratch},
     run::{self, scratch},
 };
 
-/// Clauses of a kind (`policy::filtered`) that this file, opened so, could satisfy.
+/// Which of the clauses `left` this file, opened so, could satisfy.
 #[inline(always)]
-pub(crate) fn clauses(level: u32, index: u32, filter: &Filter, kind: usize, file: File, flags: u32) -> u64 {
-    let mut left = filter.clauses[kind];
+pub(crate) fn clauses(
+    level: u32,
+    index: u32,
+    filter: &Filter,
+    mut left: u64,
+    file: Block,
+    flags: u32,
+) -> u64 {
     let flags = if flags & OPEN_TRUNCATE_UNKNOWN != 0 { flags | OPEN_TRUNCATE } else { flags };
     let mut access = filter.any_access;
     let mut bit = 0;
@@ -31,7 +37,12 @@ pub(crate) fn clauses(level: u32, index: u32, filter: &Filter, kind: usize, file
     }
     left &= access;
     if left & !filter.any_path != 0 {
-        left &= filter.any_path | sumun_path_clauses(level, index, file.dentry(), file.mnt());
+        left &= filter.any_path | sumun_path_clauses(
+                level,
+                index,
+                file.get(slot::FILE_DENTRY),
+                file.get(slot::FILE_MNT),
+            );
     }
     if left & !filter.any_exe_file != 0 {
         left &= filter.any_exe_file | exe::sumun_exe_clauses(level, index, exe::FILE);
@@ -53,9 +64,10 @@ extern "C" fn sumun_path_clauses(level: u32, index: u32, dentry: u64, mnt: u64) 
     let Some(filter) = run::filter(index & 1) else {
         return ALL;
     };
-    let parent: u64 = get(dentry, slot::DENTRY_PARENT);
-    if parent == dentry || dentry == get(mnt, slot::VFSMOUNT_ROOT) {
-        // Its path does not lead through its parent: the root of a mount, or a file without a tree.
+    // SAFETY: the scratch is this run's.
+    let block = Block::read(dentry, unsafe { addr_of_mut!((*scratch).dentry) });
+    let parent: u64 = block.get(slot::DENTRY_PARENT);
+    if parent == dentry {
         return whole(level, index, scratch, dentry, mnt);
     }
     let inode: u64 = get(parent, slot::DENTRY_INODE);
@@ -78,6 +90,11 @@ extern "C" fn sumun_path_clauses(level: u32, index: u32, dentry: u64, mnt: u64) 
         // kernel's RCU grace period for LRU elements makes unlikely enough to need no lock.
         Some(verdict) => unsafe { ((*verdict).file, (*verdict).dir) },
         None => {
+            // The path of a mount's root does not lead through its parent. (No walk in a
+            // mount arrives from above its root, so there was no verdict for it to find.)
+            if dentry == get(mnt, slot::VFSMOUNT_ROOT) {
+                return whole(level, index, scratch, dentry, mnt);
+            }
             let walked = path::walk(level, parent, mnt);
             if walked.flaws() & !FLAW_DELETED != 0 {
                 return ALL;
@@ -91,8 +108,8 @@ extern "C" fn sumun_path_clauses(level: u32, index: u32, dentry: u64, mnt: u64) 
     if dir == 0 {
         return file;
     }
-    let source = get(dentry, slot::DENTRY_NAME);
-    let len = u64::from(get::<u32>(dentry, slot::DENTRY_NAME_LEN));
+    let source = block.get(slot::DENTRY_NAME);
+    let len = u64::from(block.get::<u32>(slot::DENTRY_NAME_LEN));
     file | name(scratch, index, dir, source, len)
 }
 

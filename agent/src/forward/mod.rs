@@ -291,7 +291,7 @@ impl Forwarder {
             warn!(
                 collector = %self.collector.address,
                 %reason,
-                "the collector cannot be reached, events stay in the spool"
+                "no connection to the collector, events stay in the spool"
             );
             self.logged = Some((Instant::now(), reason.clone()));
         }

@@ -31,7 +31,7 @@ pub(super) enum Error {
     Identity(#[from] identity::Error),
     #[error("the collector did not answer within 30 s")]
     Silent,
-    #[error("the collector refused: {}", .0.message())]
+    #[error("{}", super::stream::status_text(.0))]
     Refused(tonic::Status),
     #[error("the collector made a certificate for another agent ({0})")]
     Other(String),

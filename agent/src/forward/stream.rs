@@ -14,6 +14,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use tracing::warn;
 
+use super::connect::chain;
 use super::heartbeat::{goodbye, heartbeat, hello};
 use super::outbox::Outbox;
 use super::window::Window;
@@ -53,7 +54,7 @@ pub(super) enum Order {
 pub(super) enum Fault {
     #[error("the collector did not take the stream within 15 s")]
     Open,
-    #[error("the collector refused: {}", status_text(.0))]
+    #[error("{}", status_text(.0))]
     Status(tonic::Status),
     #[error("the collector closed the stream")]
     Closed,
@@ -63,16 +64,12 @@ pub(super) enum Fault {
     Spool(#[from] crate::spool::Error),
 }
 
-fn status_text(status: &tonic::Status) -> String {
-    // A status made of a transport error says so little that its causes have to be added.
-    let chain = super::connect::chain(status);
-    if status.message().is_empty() || status.code() == tonic::Code::Unknown {
-        chain
-    } else {
-        match std::error::Error::source(status) {
-            Some(cause) => format!("{}: {}", status.message(), super::connect::chain(cause)),
-            None => status.message().to_owned(),
-        }
+/// A status that the collector sent has a message; one that stands for a broken
+/// connection has a cause.
+pub(super) fn status_text(status: &tonic::Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => format!("the connection broke: {}", chain(cause)),
+        None => format!("the collector refused: {}", status.message()),
     }
 }
 

@@ -87,7 +87,7 @@ fn printer(kind: Kind, output: Output) -> Printer {
         Kind::Alerts => Printer::new(
             output,
             &[
-                "TIME", "HOST", "SEVERITY", "RULE", "KIND", "PROCESS", "WHAT", "ID",
+                "TIME", "HOST", "SEVERITY", "RULE", "KIND", "PROCESS", "ID", "WHAT",
             ],
             alert_cells,
         ),
@@ -132,8 +132,8 @@ fn alert_cells(row: &Value) -> Cells {
         )),
         Shown::new(text(row, "kind")),
         Shown::new(process(row)),
-        Shown::new(what(row)),
         Shown::new(AlertId::of(row).map_or_else(String::new, |id| id.to_string())),
+        Shown::new(what(row)),
     ]
 }
 

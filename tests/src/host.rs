@@ -60,6 +60,15 @@ impl Collector {
     /// # Errors
     /// It does not get ready; the message holds what it printed.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// As [`Self::start`], with lines of its configuration replaced: (what stands
+    /// in it, what to write instead).
+    ///
+    /// # Errors
+    /// As [`Self::start`], or a line that is not there.
+    pub fn start_with(lines: &[(&str, &str)]) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("sumun-collector.")
             .tempdir()?;
@@ -73,6 +82,13 @@ impl Collector {
             "sumun-collector init: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        let path = dir.path().join("collector.toml");
+        let mut config = fs::read_to_string(&path)?;
+        for (old, new) in lines {
+            ensure!(config.contains(old), "'{old}' is not in: {config}");
+            config = config.replace(old, new);
+        }
+        fs::write(&path, config)?;
         let process = Self::run(dir.path())?;
         Ok(Self { process, dir })
     }

@@ -11,6 +11,7 @@ pub mod bench;
 pub mod check;
 pub mod clock;
 pub mod ctl;
+pub mod duck;
 pub mod elf;
 pub mod generator;
 pub mod host;

@@ -153,7 +153,7 @@ fn killed_at_random_moments_nothing_is_lost_unrecorded_or_doubled() {
         scratch.path().join("opens"),
         scratch.path().join("execs.jsonl"),
     );
-    let opens = storm("open-storm", &files, 500 * seconds, 500, &opens_oracle);
+    let opens = storm("open-storm", &files, 1500 * seconds, 1500, &opens_oracle);
     let programs_run = storm("exec-storm", &execs, 50 * seconds, 50, &execs_oracle);
     let mut random = rand::rng();
     for round in 0..kills {
@@ -373,7 +373,7 @@ fn an_agent_that_does_not_come_back_is_named_in_every_answer() {
         std::thread::sleep(Duration::from_millis(500));
     };
     assert!(
-        reason.starts_with("data to ") && reason.ends_with(", then silent"),
+        reason.starts_with("data to ") && reason.contains(", then silent"),
         "the reason is '{reason}'"
     );
     let agents = ctl.agents().expect("the agents");

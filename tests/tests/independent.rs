@@ -1,30 +1,18 @@
 //! Another engine reads the lake and counts the same rows.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use sumun_tests::clock::unix_ns;
-use sumun_tests::generator;
 use sumun_tests::host::{Agent, Collector, Turn};
 use sumun_tests::oracle::{self, FileCall};
+use sumun_tests::{duck, generator};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Python with DuckDB, as `make setup-test` installs it.
-fn python() -> Option<PathBuf> {
-    let cache = std::env::var_os("SUMUN_CACHE").map_or_else(
-        || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/sumun"),
-        PathBuf::from,
-    );
-    let python = cache.join("venv/bin/python3");
-    python.exists().then_some(python)
-}
-
 #[test]
 fn duckdb_counts_the_same_rows_in_the_lake() {
-    let Some(python) = python() else {
+    let Some(python) = duck::python() else {
         println!(
             "SKIPPED duckdb_counts_the_same_rows: DuckDB is not installed, run 'make setup-test'"
         );
@@ -53,7 +41,8 @@ when = 'file.path.startsWith("{dir}/")'
 effect = "record"
 "#
     );
-    let mut collector = Collector::start().expect("a collector");
+    let collector = Collector::start_with(&[("# segment_seconds = 60", "segment_seconds = 1")])
+        .expect("a collector");
     let mut agent = Agent::start(turn, &collector, &[("independent", &policy)]).expect("an agent");
     let oracle = scratch.path().join("opens");
     let since = unix_ns();
@@ -86,49 +75,17 @@ effect = "record"
         counts.push((kind, produced));
     }
     agent.stop().expect("the agent stops");
-    // The newest rows are in the collector's memory and log; stopping it puts them into the lake.
-    collector.stop().expect("the collector stops");
-
-    let lake = collector.dir().join("lake");
-    let script = r"
-import duckdb, glob, sys
-lake, prefix = sys.argv[1:3]
-files = glob.glob(lake + '/**/*.parquet', recursive=True)
-assert files, 'no Parquet file under ' + lake
-file_rows = [f for f in files if '/file/' in f or 'family=file' in f]
-assert file_rows, 'no file of the family file: ' + str(files)
-for kind in sys.argv[3:]:
-    query = 'select count(*), count(distinct file_ino), count(distinct file_path) from read_parquet(?, union_by_name=true) where kind = ? and starts_with(file_path, ?)'
-    print(kind, *duckdb.execute(query, [file_rows, kind, prefix]).fetchone())
-";
-    let output = Command::new(python)
-        .args(["-c", script])
-        .arg(&lake)
-        .arg(format!("{dir}/"))
-        .args(["open", "rename"])
-        .output()
-        .expect("python can be started");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    for (kind, count) in counts {
-        let line = said
-            .lines()
-            .find(|line| line.starts_with(&format!("{kind} ")))
-            .expect("a count of every kind");
-        let numbers: Vec<usize> = line
-            .split(' ')
-            .skip(1)
-            .map(|number| number.parse().expect("a number"))
-            .collect();
-        assert_eq!(numbers[0], count, "{kind}: DuckDB's count of rows");
-        assert_eq!(
-            numbers[2], count,
-            "{kind}: DuckDB's count of distinct paths"
-        );
+    for (kind, produced) in counts {
+        let quiet = Duration::from_secs(5);
+        let counted = duck::settled(&python, collector.dir(), kind, &format!("{dir}/"), quiet)
+            .expect("DuckDB counts");
+        let produced = produced as u64;
+        let expected = duck::Count {
+            rows: produced,
+            origins: produced,
+            paths: produced,
+        };
+        assert_eq!(counted, expected, "{kind}");
+        println!("DuckDB agrees: {produced} rows of kind {kind}");
     }
-    println!("DuckDB agrees: {}", said.trim().replace('\n', ", "));
 }

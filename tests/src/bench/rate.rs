@@ -13,10 +13,13 @@ use super::report::{Report, quantile};
 use crate::check::{int, text};
 use crate::clock::unix_ns;
 use crate::ctl::Ctl;
+use crate::duck;
 use crate::elf;
 use crate::generator::Background;
 use crate::host::{Agent, Collector};
 
+/// Seconds that the collector keeps rows in its log before they are in the lake.
+pub const SEGMENT_SECONDS: u64 = 5;
 /// How long the store may take until it has everything.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -70,7 +73,7 @@ pub struct Plan<'a> {
 }
 
 /// Runs the stream, and counts with another engine what the lake holds in the
-/// end. Stops agent and collector for that.
+/// end. Stops the agent for that.
 ///
 /// # Errors
 /// A program fails, or the store never gets complete.
@@ -120,8 +123,9 @@ pub fn run(
         .map(|gap| int(gap, "gap.count").context("a gap without a count"))
         .sum::<Result<i64>>()?;
     agent.stop()?;
-    collector.stop()?;
-    let (stored, distinct) = count(python, &collector.dir().join("lake"), &format!("{dir}/"))?;
+    let quiet = Duration::from_secs(SEGMENT_SECONDS * 3);
+    let counted = duck::settled(python, collector.dir(), "open", &format!("{dir}/"), quiet)?;
+    let (stored, distinct) = (counted.rows, counted.origins);
     // The generator writes each file once before it opens them.
     let made = 1000;
     let expected = produced + made;
@@ -243,35 +247,6 @@ fn catch_up(ctl: &Ctl, since: u64, until: u64, filter: &str) -> Result<Duration>
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// Rows of the lake, and how many of them have an origin of their own.
-fn count(python: &Path, lake: &Path, prefix: &str) -> Result<(u64, u64)> {
-    let script = r"
-import duckdb, glob, sys
-lake, prefix = sys.argv[1:]
-files = [f for f in glob.glob(lake + '/**/*.parquet', recursive=True) if '/file/' in f or 'family=file' in f]
-assert files, 'no file of the family file under ' + lake
-key = 'origin_pin, origin_ring, origin_cpu, origin_level, origin_seq'
-where = '''from read_parquet(?, union_by_name=true) where kind = 'open' and starts_with(file_path, ?)'''
-rows = duckdb.execute('select count(*) ' + where, [files, prefix]).fetchone()[0]
-distinct = duckdb.execute(f'select count(*) from (select distinct {key} {where})', [files, prefix]).fetchone()[0]
-print(rows, distinct)
-";
-    let output = Command::new(python)
-        .args(["-c", script])
-        .arg(lake)
-        .arg(prefix)
-        .output()
-        .context("start python")?;
-    ensure!(
-        output.status.success(),
-        "DuckDB: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let said = String::from_utf8(output.stdout)?;
-    let (rows, distinct) = said.trim().split_once(' ').context("two counts")?;
-    Ok((rows.parse()?, distinct.parse()?))
 }
 
 /// How long an exec takes until `sumunctl` shows it, on an idle agent. Each time

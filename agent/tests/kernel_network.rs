@@ -434,6 +434,25 @@ fn mptcp() -> Option<OwnedFd> {
     Some(owned(fd))
 }
 
+const STATE: &[&str] = &["inet_sock_set_state", "inet_sock_set_state_again"];
+const EXIT: &[&str] = &["sys_exit"];
+
+/// No more records are missing than the kernel says it left out runs of these
+/// programs: of two that do the same, of both.
+fn nothing_else_missing(bench: &mut Bench, programs: &[&str], missing: usize) {
+    let missed = bench.kernel().missed().unwrap();
+    let most = missed
+        .iter()
+        .filter(|(program, _)| programs.contains(program))
+        .map(|(_, count)| *count)
+        .min()
+        .unwrap();
+    assert!(missing as u64 <= most, "{missing} records are missing, and of runs at most {most}");
+    if most > 0 {
+        eprintln!("{missing} records are missing; runs that the kernel left out: {missed:?}");
+    }
+}
+
 #[test]
 fn two_thousand_connects_at_once_are_two_thousand() {
     const THREADS: usize = 4;
@@ -463,23 +482,23 @@ fn two_thousand_connects_at_once_are_two_thousand() {
     });
     wanted.sort_unstable();
     let (connects, accepts) = settled(&mut bench);
-    for found in [connects, accepts] {
+    for (found, hook) in [(connects, STATE), (accepts, EXIT)] {
         assert!(found.iter().all(|found| found.result == 0 && ends(found).1 == server));
         let mut sources: Vec<_> = found.iter().map(|found| ends(found).0).collect();
         sources.sort_unstable();
-        assert_eq!(sources.len(), THREADS * EACH);
-        assert_eq!(sources, wanted);
+        let mut left = wanted.iter();
+        for source in &sources {
+            assert!(left.any(|wanted| wanted == source), "{source} twice, or never connected");
+        }
+        nothing_else_missing(&mut bench, hook, wanted.len() - sources.len());
     }
     for (id, stream) in bench.kernel().streams().unwrap() {
         assert_eq!(stream.lost, [0; 4], "{id:?}");
     }
 }
 
-#[test]
-fn an_accepted_socket_that_a_sibling_closes_is_marked() {
-    const ROUNDS: usize = 3000;
-    let Some(mut bench) = bench("net-lost") else { return };
-    let listener = TcpListener::bind((LOCAL, 0)).unwrap();
+/// Accepts while a sibling closes what it gets; how many descriptors were found empty.
+fn accept_and_lose(bench: &mut Bench, listener: &TcpListener, rounds: usize) -> usize {
     let server = listener.local_addr().unwrap();
     // The lowest free number, which is what accept returns each time: clients live elsewhere.
     let number = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
@@ -493,7 +512,7 @@ fn an_accepted_socket_that_a_sibling_closes_is_marked() {
         });
         scope.spawn(move || {
             unshare(CloneFlags::CLONE_FILES).unwrap();
-            for _ in 0..ROUNDS {
+            for _ in 0..rounds {
                 // Reset rather than closed, so that no port stays taken.
                 let client = stream(AddressFamily::Inet, SockFlag::empty());
                 to(&client, server).unwrap();
@@ -501,18 +520,20 @@ fn an_accepted_socket_that_a_sibling_closes_is_marked() {
                 setsockopt(&client, sockopt::Linger, &linger).unwrap();
             }
         });
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             close_number(accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap());
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let (connects, accepts) = settled(&mut bench);
-    assert_eq!((connects.len(), accepts.len()), (ROUNDS, ROUNDS));
+    let (connects, accepts) = settled(bench);
+    assert!(connects.len() <= rounds && accepts.len() <= rounds);
+    nothing_else_missing(bench, STATE, rounds - connects.len());
+    nothing_else_missing(bench, EXIT, rounds - accepts.len());
     let mut sources: HashMap<SocketAddr, usize> = HashMap::new();
     for found in &connects {
         *sources.entry(ends(found).0).or_default() += 1;
     }
-    let mut lost = 0;
+    let (mut lost, mut unknown) = (0, rounds - connects.len());
     for found in &accepts {
         assert_ne!(found.flags & CONN_RACY, 0);
         if found.flags & CONN_LOST != 0 {
@@ -521,11 +542,30 @@ fn an_accepted_socket_that_a_sibling_closes_is_marked() {
         }
         let (src, dst) = ends(found);
         assert_eq!(dst, server);
-        let left = sources.get_mut(&src).unwrap_or_else(|| panic!("nobody connected from {src}"));
-        assert_ne!(*left, 0, "{src} twice");
-        *left -= 1;
+        match sources.get_mut(&src).filter(|left| **left > 0) {
+            Some(left) => *left -= 1,
+            // Its connect is one of the missing records.
+            None if unknown > 0 => unknown -= 1,
+            None => panic!("{src} twice, or never connected"),
+        }
     }
-    eprintln!("{lost} of {ROUNDS} accepted sockets were gone when looked for");
+    lost
+}
+
+#[test]
+fn an_accepted_socket_that_a_sibling_closes_is_marked() {
+    const ROUNDS: usize = 3000;
+    let Some(mut bench) = bench("net-lost") else { return };
+    let listener = TcpListener::bind((LOCAL, 0)).unwrap();
+    // On a machine with better things to do the two may never meet.
+    for batch in 1..=20 {
+        let lost = accept_and_lose(&mut bench, &listener, ROUNDS);
+        if lost > 0 {
+            eprintln!("{lost} of {ROUNDS} accepted sockets were gone when looked for (batch {batch})");
+            return;
+        }
+    }
+    panic!("not exercised: no race was won");
 }
 
 #[test]

@@ -62,6 +62,19 @@ const ERESTART_RESTARTBLOCK: i32 = 516;
 /// Every change of state of every socket with such states.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    changed(&ctx, false)
+}
+
+/// The same once more, after the first. The kernel leaves a program out while it runs on
+/// the same CPU already: a packet that interrupts it changes another socket's state unseen.
+/// It cannot be in both at once, and what the first has done the second finds done.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn inet_sock_set_state_again(ctx: BtfTracePointContext) -> i32 {
+    changed(&ctx, true)
+}
+
+#[inline(always)]
+fn changed(ctx: &BtfTracePointContext, again: bool) -> i32 {
     let (old, new) = (ctx.arg::<u64>(1) as u32, ctx.arg::<u64>(2) as u32);
     if new != SYN_SENT && old != SYN_SENT && old != SYN_RECV {
         return 0;
@@ -74,7 +87,7 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         // DCCP and SCTP have these states too; of MPTCP the paths are looked at.
         if sock.protocol() == socket::TCP {
             if new == SYN_SENT {
-                sumun_connect_begins(run.level, index, sock.0);
+                sumun_connect_begins(run.level, index, sock.0, u32::from(again));
             } else {
                 sumun_connect_ends(run.level, index, sock.0, old, new);
             }
@@ -87,7 +100,17 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
 /// In the caller's context: remember who it is.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64) -> u64 {
+extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64, again: u32) -> u64 {
+    let task = Task::current();
+    let tid = task.tid();
+    if again != 0
+        && let Some(calling) = CALLING.get_ptr(&tid)
+        && let Some((owner, _)) = Sock(sock).owner()
+        // SAFETY: a live map value.
+        && unsafe { (*calling).sock } == owner.0
+    {
+        return 0;
+    }
     // What a socket that was at this address left behind, if anything.
     let _ = FLIGHTS.remove(&sock);
     if level >= LEVELS {
@@ -106,8 +129,6 @@ extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64) -> u64 {
         return 0;
     };
     let run = Run { level };
-    let task = Task::current();
-    let tid = task.tid();
     let _ = REPORTED.remove(&owner.0);
     if let Some(left) = FAILING.get_ptr(&tid) {
         unfinished(run, filter, tid, left, RESULT_UNKNOWN);

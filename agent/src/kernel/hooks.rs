@@ -93,6 +93,18 @@ pub(super) const HOOKS: &[Hook] = &[
         ],
         on_demand: false,
     },
+    // After the first, for what that one misses.
+    Hook {
+        program: "inet_sock_set_state_again",
+        tracepoint: "inet_sock_set_state",
+        kinds: &["connect"],
+        required: with_path![
+            s::SOCKET_SK, s::SOCKET_INODE, s::FILE_PRIVATE, s::SOCK_FAMILY, s::SOCK_DPORT,
+            s::SOCK_DADDR, s::SOCK_SADDR, s::SOCK_PROTOCOL, s::SOCK_TYPE, s::SOCK_ERR,
+            s::SOCK_SOCKET, s::SOCK_KERN, s::INET_SPORT, s::TCP_FASTOPEN_REQ,
+        ],
+        on_demand: false,
+    },
     Hook {
         program: SYS_ENTER,
         tracepoint: "sys_enter",

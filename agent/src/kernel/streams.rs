@@ -1,11 +1,16 @@
 //! What each stream has given out and lost.
 
+use std::{
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
 use sumun_abi::{
     loss::Stream,
     record::{LEVELS, RINGS},
 };
 
-use super::{Error, Kernel};
+use super::{Error, Kernel, hooks::HOOKS};
 
 /// Names a stream within one set of pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,5 +59,33 @@ impl Kernel {
     pub fn in_flight(&self) -> Result<bool, Error> {
         let values = self.busy.get(&0, 0).map_err(Error::map("read", "BUSY"))?;
         Ok(values.iter().any(|levels| levels.iter().any(|level| *level != 0)))
+    }
+
+    /// How often the kernel left a hook's program out because it was running on the same CPU
+    /// already, since it was loaded. From 6.1 on a packet can do that to the state of
+    /// sockets; where tracepoints can be preempted (7.x), any other task to every hook. No
+    /// stream knows of it, and most of these runs would have found nothing of interest: it
+    /// is the most that can be missing. Older kernels leave none out.
+    ///
+    /// # Errors
+    /// The counters cannot be read.
+    pub fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        let mut found = Vec::new();
+        for hook in HOOKS {
+            let Some(program) = self.ebpf.program(hook.program) else {
+                continue;
+            };
+            // Not loaded: this kernel does not have what it needs.
+            let Ok(fd) = program.fd() else { continue };
+            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+            let text = fs::read_to_string(&path).map_err(Error::file("read", path))?;
+            let misses = text
+                .lines()
+                .find_map(|line| line.strip_prefix("recursion_misses:"))
+                .and_then(|count| count.trim().parse().ok())
+                .unwrap_or(0);
+            found.push((hook.program, misses));
+        }
+        Ok(found)
     }
 }

@@ -42,7 +42,9 @@ fn bench(name: &str) -> Option<Bench> {
 }
 
 fn load(bench: &mut Bench, connects: KindPlan, accepts: KindPlan) {
-    let plan = Plan { kinds: vec![(Kind::Connect, connects), (Kind::Accept, accepts)] };
+    let plan = Plan {
+        kinds: vec![(Kind::Connect, connects), (Kind::Accept, accepts)],
+    };
     // Verdicts are kept by generation: no two filters have the same.
     let generation = bench.kernel().filter_generation() + 1;
     assert_eq!(bench.kernel().set_filter(&plan, generation).unwrap(), []);
@@ -111,12 +113,20 @@ fn settled(bench: &mut Bench) -> (Vec<Connection>, Vec<Connection>) {
 }
 
 fn one(found: &[Connection]) -> Connection {
-    let [found] = found else { panic!("{} records: {found:?}", found.len()) };
+    let [found] = found else {
+        panic!("{} records: {found:?}", found.len())
+    };
     *found
 }
 
 fn stream(family: AddressFamily, flags: SockFlag) -> OwnedFd {
-    socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None).unwrap()
+    socket(
+        family,
+        SockType::Stream,
+        flags | SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap()
 }
 
 fn to(fd: &OwnedFd, address: SocketAddr) -> Result<(), Errno> {
@@ -135,7 +145,11 @@ fn own_end(fd: &OwnedFd) -> SocketAddr {
 /// A port that nobody listens on, for as long as its socket lives.
 fn closed_port() -> (OwnedFd, SocketAddr) {
     let held = stream(AddressFamily::Inet, SockFlag::empty());
-    bind(held.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(LOCAL, 0))).unwrap();
+    bind(
+        held.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(LOCAL, 0)),
+    )
+    .unwrap();
     let address = own_end(&held);
     (held, address)
 }
@@ -160,7 +174,9 @@ fn close_number(fd: RawFd) {
 
 #[test]
 fn a_connect_and_its_accept_have_both_ends() {
-    let Some(mut bench) = bench("net-ends") else { return };
+    let Some(mut bench) = bench("net-ends") else {
+        return;
+    };
     for local in [LOCAL, LOCAL6] {
         let (server, client, tid) = alone(|| {
             let listener = TcpListener::bind((local, 0)).unwrap();
@@ -173,7 +189,11 @@ fn a_connect_and_its_accept_have_both_ends() {
         let (connects, accepts) = settled(&mut bench);
         for found in [one(&connects), one(&accepts)] {
             assert_eq!(ends(&found), (client, server));
-            assert_eq!((found.result, found.protocol, found.flags), (0, 6, 0), "{found:?}");
+            assert_eq!(
+                (found.result, found.protocol, found.flags),
+                (0, 6, 0),
+                "{found:?}"
+            );
             assert_eq!((found.actor.tid, found.actor.files_shared), (tid, 0));
         }
     }
@@ -181,7 +201,9 @@ fn a_connect_and_its_accept_have_both_ends() {
 
 #[test]
 fn a_mapped_address_is_the_address_it_maps() {
-    let Some(mut bench) = bench("net-mapped") else { return };
+    let Some(mut bench) = bench("net-mapped") else {
+        return;
+    };
     let (server, client) = alone(|| {
         // Both sockets are of IPv6, the packets between them of IPv4.
         let listener = TcpListener::bind("[::]:0").unwrap();
@@ -190,7 +212,10 @@ fn a_mapped_address_is_the_address_it_maps() {
         let client = stream(AddressFamily::Inet6, SockFlag::empty());
         to(&client, mapped).unwrap();
         listener.accept().unwrap();
-        (SocketAddr::new(LOCAL, port), SocketAddr::new(LOCAL, own_end(&client).port()))
+        (
+            SocketAddr::new(LOCAL, port),
+            SocketAddr::new(LOCAL, own_end(&client).port()),
+        )
     });
     let (connects, accepts) = settled(&mut bench);
     for found in [one(&connects), one(&accepts)] {
@@ -201,7 +226,9 @@ fn a_mapped_address_is_the_address_it_maps() {
 
 #[test]
 fn a_connect_that_does_not_wait_is_recorded_once() {
-    let Some(mut bench) = bench("net-nonblock") else { return };
+    let Some(mut bench) = bench("net-nonblock") else {
+        return;
+    };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();
     let server = listener.local_addr().unwrap();
     let client = stream(AddressFamily::Inet, SockFlag::SOCK_NONBLOCK);
@@ -228,25 +255,38 @@ struct Full {
 impl Full {
     fn new() -> Self {
         let listener = stream(AddressFamily::Inet, SockFlag::empty());
-        bind(listener.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(LOCAL, 0))).unwrap();
+        bind(
+            listener.as_raw_fd(),
+            &SockaddrStorage::from(SocketAddr::new(LOCAL, 0)),
+        )
+        .unwrap();
         listen(&listener, Backlog::new(0).unwrap()).unwrap();
         let server = own_end(&listener);
         let queued = stream(AddressFamily::Inet, SockFlag::empty());
         to(&queued, server).unwrap();
         let outside = stream(AddressFamily::Inet, SockFlag::SOCK_NONBLOCK);
         assert_eq!(to(&outside, server), Err(Errno::EINPROGRESS));
-        Full { listener, server, _queued: queued, outside }
+        Full {
+            listener,
+            server,
+            _queued: queued,
+            outside,
+        }
     }
 }
 
 #[test]
 fn a_connect_completed_later_names_its_caller() {
-    let Some(mut bench) = bench("net-deferred") else { return };
+    let Some(mut bench) = bench("net-deferred") else {
+        return;
+    };
     let full = Full::new();
     let (connects, _) = settled(&mut bench);
     assert_eq!(connects.len(), 1, "the one in the queue");
     let before = Instant::now();
-    drop(owned(accept4(full.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap()));
+    drop(owned(
+        accept4(full.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap(),
+    ));
     // The next try comes from a timer, whoever runs then.
     wait_for(&full.outside, PollFlags::POLLOUT);
     eprintln!("completed after {:?}", before.elapsed());
@@ -259,12 +299,17 @@ fn a_connect_completed_later_names_its_caller() {
 
 #[test]
 fn a_connect_given_up_has_no_result() {
-    let Some(mut bench) = bench("net-given-up") else { return };
+    let Some(mut bench) = bench("net-given-up") else {
+        return;
+    };
     let full = Full::new();
     let (own, server) = (own_end(&full.outside), full.server);
     drop(full.outside);
     let (connects, _) = settled(&mut bench);
-    let found: Vec<_> = connects.into_iter().filter(|found| found.src_port == own.port()).collect();
+    let found: Vec<_> = connects
+        .into_iter()
+        .filter(|found| found.src_port == own.port())
+        .collect();
     let found = one(&found);
     assert_eq!(ends(&found), (own, server));
     assert_eq!((found.result, found.flags), (RESULT_UNKNOWN, CONN_DEFERRED));
@@ -272,7 +317,9 @@ fn a_connect_given_up_has_no_result() {
 
 #[test]
 fn a_refused_connect_is_recorded_once() {
-    let Some(mut bench) = bench("net-refused") else { return };
+    let Some(mut bench) = bench("net-refused") else {
+        return;
+    };
     let (_held, nobody) = closed_port();
     let refused = -(Errno::ECONNREFUSED as i32);
 
@@ -312,21 +359,30 @@ fn a_refused_connect_is_recorded_once() {
     assert_eq!(one(&connects).result, refused);
     // After that the socket tries anew.
     let again = to(&client, nobody);
-    assert!(matches!(again, Err(Errno::EINPROGRESS | Errno::ECONNREFUSED)), "{again:?}");
+    assert!(
+        matches!(again, Err(Errno::EINPROGRESS | Errno::ECONNREFUSED)),
+        "{again:?}"
+    );
     let (connects, _) = settled(&mut bench);
     assert_eq!(one(&connects).result, refused);
 }
 
 #[test]
 fn without_a_route_the_address_is_the_callers_word() {
-    let Some(mut bench) = bench("net-route") else { return };
+    let Some(mut bench) = bench("net-route") else {
+        return;
+    };
     let targets: [SocketAddr; 3] = [
         "198.51.100.7:4711".parse().unwrap(),
         "[2001:db8::7]:4711".parse().unwrap(),
         "[::ffff:198.51.100.7]:4711".parse().unwrap(),
     ];
     for target in targets {
-        let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if target.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let error = apart(|| {
             // Neither datagrams nor local sockets are of interest, failed or not.
             let datagrams = socket(family, SockType::Datagram, SockFlag::empty(), None).unwrap();
@@ -342,7 +398,10 @@ fn without_a_route_the_address_is_the_callers_word() {
         let shown = SocketAddr::new(target.ip().to_canonical(), target.port());
         assert_eq!(ends(&found).1, shown);
         assert_eq!((found.result, found.flags), (-(error as i32), CONN_CALLER));
-        assert!(matches!(error, Errno::ENETUNREACH | Errno::EADDRNOTAVAIL), "{error}");
+        assert!(
+            matches!(error, Errno::ENETUNREACH | Errno::EADDRNOTAVAIL),
+            "{error}"
+        );
     }
     // Where others share the descriptors, it says so.
     let client = stream(AddressFamily::Inet, SockFlag::empty());
@@ -356,7 +415,9 @@ fn without_a_route_the_address_is_the_callers_word() {
 
 #[test]
 fn a_connect_that_fails_before_its_first_packet_has_the_calls_error() {
-    let Some(mut bench) = bench("net-taken") else { return };
+    let Some(mut bench) = bench("net-taken") else {
+        return;
+    };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();
     let server = listener.local_addr().unwrap();
     let first = stream(AddressFamily::Inet, SockFlag::empty());
@@ -364,7 +425,11 @@ fn a_connect_that_fails_before_its_first_packet_has_the_calls_error() {
     for client in [&first, &second] {
         setsockopt(client, sockopt::ReuseAddr, &true).unwrap();
     }
-    bind(first.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(LOCAL, 0))).unwrap();
+    bind(
+        first.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(LOCAL, 0)),
+    )
+    .unwrap();
     let own = own_end(&first);
     bind(second.as_raw_fd(), &SockaddrStorage::from(own)).unwrap();
     to(&first, server).unwrap();
@@ -380,9 +445,15 @@ fn a_connect_that_fails_before_its_first_packet_has_the_calls_error() {
 
 #[test]
 fn a_socket_connected_to_itself_is_one_connect() {
-    let Some(mut bench) = bench("net-itself") else { return };
+    let Some(mut bench) = bench("net-itself") else {
+        return;
+    };
     let client = stream(AddressFamily::Inet, SockFlag::empty());
-    bind(client.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(LOCAL, 0))).unwrap();
+    bind(
+        client.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(LOCAL, 0)),
+    )
+    .unwrap();
     let own = own_end(&client);
     to(&client, own).unwrap();
     let (connects, accepts) = settled(&mut bench);
@@ -393,9 +464,15 @@ fn a_socket_connected_to_itself_is_one_connect() {
 
 #[test]
 fn several_paths_are_one_connection() {
-    let Some(mut bench) = bench("net-mptcp") else { return };
+    let Some(mut bench) = bench("net-mptcp") else {
+        return;
+    };
     let Some(listener) = mptcp() else { return };
-    bind(listener.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(LOCAL, 0))).unwrap();
+    bind(
+        listener.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(LOCAL, 0)),
+    )
+    .unwrap();
     listen(&listener, Backlog::new(8).unwrap()).unwrap();
     let server = own_end(&listener);
     let client = alone(|| {
@@ -415,7 +492,11 @@ fn several_paths_are_one_connection() {
     assert_eq!(connects.len(), 2, "{connects:?}");
     for found in [connects[0], one(&accepts)] {
         assert_eq!(ends(&found), (client, server));
-        assert_eq!((found.result, found.protocol, found.flags), (0, 262, 0), "{found:?}");
+        assert_eq!(
+            (found.result, found.protocol, found.flags),
+            (0, 262, 0),
+            "{found:?}"
+        );
     }
     assert_eq!(ends(&connects[1]).1, nobody);
     assert_eq!(connects[1].result, -(Errno::ECONNREFUSED as i32));
@@ -447,7 +528,10 @@ fn nothing_else_missing(bench: &mut Bench, programs: &[&str], missing: usize) {
         .map(|(_, count)| *count)
         .min()
         .unwrap();
-    assert!(missing as u64 <= most, "{missing} records are missing, and of runs at most {most}");
+    assert!(
+        missing as u64 <= most,
+        "{missing} records are missing, and of runs at most {most}"
+    );
     if most > 0 {
         eprintln!("{missing} records are missing; runs that the kernel left out: {missed:?}");
     }
@@ -457,7 +541,9 @@ fn nothing_else_missing(bench: &mut Bench, programs: &[&str], missing: usize) {
 fn two_thousand_connects_at_once_are_two_thousand() {
     const THREADS: usize = 4;
     const EACH: usize = 500;
-    let Some(mut bench) = bench("net-storm") else { return };
+    let Some(mut bench) = bench("net-storm") else {
+        return;
+    };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();
     let server = listener.local_addr().unwrap();
     let mut wanted: Vec<SocketAddr> = thread::scope(|scope| {
@@ -467,7 +553,11 @@ fn two_thousand_connects_at_once_are_two_thousand() {
             }
         });
         let client = |n: usize| {
-            let flags = if n % 2 == 0 { SockFlag::empty() } else { SockFlag::SOCK_NONBLOCK };
+            let flags = if n % 2 == 0 {
+                SockFlag::empty()
+            } else {
+                SockFlag::SOCK_NONBLOCK
+            };
             let client = stream(AddressFamily::Inet, flags);
             match to(&client, server) {
                 Err(Errno::EINPROGRESS) => wait_for(&client, PollFlags::POLLOUT),
@@ -478,17 +568,27 @@ fn two_thousand_connects_at_once_are_two_thousand() {
         let clients: Vec<_> = (0..THREADS)
             .map(|n| scope.spawn(move || (0..EACH).map(|_| client(n)).collect::<Vec<_>>()))
             .collect();
-        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+        clients
+            .into_iter()
+            .flat_map(|client| client.join().unwrap())
+            .collect()
     });
     wanted.sort_unstable();
     let (connects, accepts) = settled(&mut bench);
     for (found, hook) in [(connects, STATE), (accepts, EXIT)] {
-        assert!(found.iter().all(|found| found.result == 0 && ends(found).1 == server));
+        assert!(
+            found
+                .iter()
+                .all(|found| found.result == 0 && ends(found).1 == server)
+        );
         let mut sources: Vec<_> = found.iter().map(|found| ends(found).0).collect();
         sources.sort_unstable();
         let mut left = wanted.iter();
         for source in &sources {
-            assert!(left.any(|wanted| wanted == source), "{source} twice, or never connected");
+            assert!(
+                left.any(|wanted| wanted == source),
+                "{source} twice, or never connected"
+            );
         }
         nothing_else_missing(&mut bench, hook, wanted.len() - sources.len());
     }
@@ -516,7 +616,10 @@ fn accept_and_lose(bench: &mut Bench, listener: &TcpListener, rounds: usize) -> 
                 // Reset rather than closed, so that no port stays taken.
                 let client = stream(AddressFamily::Inet, SockFlag::empty());
                 to(&client, server).unwrap();
-                let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+                let linger = libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
                 setsockopt(&client, sockopt::Linger, &linger).unwrap();
             }
         });
@@ -555,13 +658,17 @@ fn accept_and_lose(bench: &mut Bench, listener: &TcpListener, rounds: usize) -> 
 #[test]
 fn an_accepted_socket_that_a_sibling_closes_is_marked() {
     const ROUNDS: usize = 3000;
-    let Some(mut bench) = bench("net-lost") else { return };
+    let Some(mut bench) = bench("net-lost") else {
+        return;
+    };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();
     // On a machine with better things to do the two may never meet.
     for batch in 1..=20 {
         let lost = accept_and_lose(&mut bench, &listener, ROUNDS);
         if lost > 0 {
-            eprintln!("{lost} of {ROUNDS} accepted sockets were gone when looked for (batch {batch})");
+            eprintln!(
+                "{lost} of {ROUNDS} accepted sockets were gone when looked for (batch {batch})"
+            );
             return;
         }
     }
@@ -570,10 +677,15 @@ fn an_accepted_socket_that_a_sibling_closes_is_marked() {
 
 #[test]
 fn only_what_a_clause_could_match_leaves_the_kernel() {
-    let Some(mut bench) = kernel::bench("net-filter") else { return };
+    let Some(mut bench) = kernel::bench("net-filter") else {
+        return;
+    };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();
     let listener6 = TcpListener::bind((LOCAL6, 0)).unwrap();
-    let (v4, v6) = (listener.local_addr().unwrap(), listener6.local_addr().unwrap());
+    let (v4, v6) = (
+        listener.local_addr().unwrap(),
+        listener6.local_addr().unwrap(),
+    );
     let executable = std::env::current_exe().unwrap();
     let name = executable.file_name().unwrap().as_encoded_bytes().to_vec();
     let ports = |first: u16, last: u16| Some(vec![Ports { first, last }]);
@@ -581,18 +693,104 @@ fn only_what_a_clause_could_match_leaves_the_kernel() {
     let clause = Clause::default;
     // The clause, and whether it could match a connection to v4 and one to v6.
     let cases = [
-        (Clause { dst_ports: ports(v4.port(), v4.port()), ..clause() }, true, false),
-        (Clause { dst_ports: ports(1024, 65535), ..clause() }, true, true),
-        (Clause { dst_ports: ports(9, 9), ..clause() }, false, false),
-        (Clause { src_ports: ports(v4.port(), v4.port()), ..clause() }, false, false),
-        (Clause { src_ports: ports(1024, 65535), ..clause() }, true, true),
-        (Clause { dst_nets: net("127.0.0.0", 8), ..clause() }, true, false),
-        (Clause { dst_nets: net("127.0.0.2", 32), ..clause() }, false, false),
-        (Clause { src_nets: net("::1", 128), ..clause() }, false, true),
-        (Clause { src_nets: net("::", 64), dst_ports: ports(v6.port(), v6.port()), ..clause() }, false, true),
-        (Clause { src_nets: net("::", 64), dst_ports: ports(9, 9), ..clause() }, false, false),
-        (Clause { exe_names: Some(vec![name]), ..clause() }, true, true),
-        (Clause { exe_names: Some(vec![b"another".to_vec()]), ..clause() }, false, false),
+        (
+            Clause {
+                dst_ports: ports(v4.port(), v4.port()),
+                ..clause()
+            },
+            true,
+            false,
+        ),
+        (
+            Clause {
+                dst_ports: ports(1024, 65535),
+                ..clause()
+            },
+            true,
+            true,
+        ),
+        (
+            Clause {
+                dst_ports: ports(9, 9),
+                ..clause()
+            },
+            false,
+            false,
+        ),
+        (
+            Clause {
+                src_ports: ports(v4.port(), v4.port()),
+                ..clause()
+            },
+            false,
+            false,
+        ),
+        (
+            Clause {
+                src_ports: ports(1024, 65535),
+                ..clause()
+            },
+            true,
+            true,
+        ),
+        (
+            Clause {
+                dst_nets: net("127.0.0.0", 8),
+                ..clause()
+            },
+            true,
+            false,
+        ),
+        (
+            Clause {
+                dst_nets: net("127.0.0.2", 32),
+                ..clause()
+            },
+            false,
+            false,
+        ),
+        (
+            Clause {
+                src_nets: net("::1", 128),
+                ..clause()
+            },
+            false,
+            true,
+        ),
+        (
+            Clause {
+                src_nets: net("::", 64),
+                dst_ports: ports(v6.port(), v6.port()),
+                ..clause()
+            },
+            false,
+            true,
+        ),
+        (
+            Clause {
+                src_nets: net("::", 64),
+                dst_ports: ports(9, 9),
+                ..clause()
+            },
+            false,
+            false,
+        ),
+        (
+            Clause {
+                exe_names: Some(vec![name]),
+                ..clause()
+            },
+            true,
+            true,
+        ),
+        (
+            Clause {
+                exe_names: Some(vec![b"another".to_vec()]),
+                ..clause()
+            },
+            false,
+            false,
+        ),
         (
             Clause {
                 exe_paths: Some(vec![executable.as_os_str().as_encoded_bytes().to_vec()]),
@@ -622,7 +820,10 @@ fn only_what_a_clause_could_match_leaves_the_kernel() {
         }
     }
     // The caller's word for an address filters nothing.
-    let plan = KindPlan::Clauses(vec![Clause { dst_ports: ports(9, 9), ..clause() }]);
+    let plan = KindPlan::Clauses(vec![Clause {
+        dst_ports: ports(9, 9),
+        ..clause()
+    }]);
     load(&mut bench, plan, KindPlan::None);
     let target = "198.51.100.7:4711".parse().unwrap();
     apart(|| to(&stream(AddressFamily::Inet, SockFlag::empty()), target)).unwrap_err();
@@ -639,7 +840,9 @@ fn only_what_a_clause_could_match_leaves_the_kernel() {
 
 #[test]
 fn accepting_a_local_socket_is_no_network_event() {
-    let Some(mut bench) = bench("net-unix") else { return };
+    let Some(mut bench) = bench("net-unix") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -665,7 +868,10 @@ mod compat {
     /// Memory that a 32-bit pointer reaches.
     struct Low(*mut u8);
 
-    #[expect(unsafe_code, reason = "memory and instructions of another call interface")]
+    #[expect(
+        unsafe_code,
+        reason = "memory and instructions of another call interface"
+    )]
     impl Low {
         fn new() -> Self {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
@@ -715,7 +921,9 @@ mod compat {
     }
 
     fn given(address: SocketAddr) -> Vec<u8> {
-        let SocketAddr::V4(address) = address else { panic!("IPv4 is enough") };
+        let SocketAddr::V4(address) = address else {
+            panic!("IPv4 is enough")
+        };
         let mut bytes = (libc::AF_INET as u16).to_ne_bytes().to_vec();
         bytes.extend(address.port().to_be_bytes());
         bytes.extend(address.ip().octets());
@@ -729,7 +937,9 @@ mod compat {
 
     #[test]
     fn calls_of_32_bits_are_calls() {
-        let Some(mut bench) = bench("net-compat") else { return };
+        let Some(mut bench) = bench("net-compat") else {
+            return;
+        };
         let listener = TcpListener::bind((LOCAL, 0)).unwrap();
         let server = listener.local_addr().unwrap();
         let broadcast = SocketAddr::from((Ipv4Addr::BROADCAST, 4711));
@@ -755,7 +965,8 @@ mod compat {
             }
             assert_eq!(result, 0);
             let accepted = if through_socketcall {
-                let arguments = low.write(64, &words(&[accepting, 0, 0, libc::SOCK_CLOEXEC as u32]));
+                let arguments =
+                    low.write(64, &words(&[accepting, 0, 0, libc::SOCK_CLOEXEC as u32]));
                 Low::call(SOCKETCALL, [18, arguments, 0, 0])
             } else {
                 Low::call(ACCEPT4, [accepting, 0, 0, libc::SOCK_CLOEXEC as u32])
@@ -773,7 +984,10 @@ mod compat {
                 assert_eq!(found.result, 0);
             }
             assert_eq!(ends(&connects[1]).1, broadcast);
-            assert_eq!((connects[1].result, connects[1].flags), (error, CONN_CALLER | CONN_RACY));
+            assert_eq!(
+                (connects[1].result, connects[1].flags),
+                (error, CONN_CALLER | CONN_RACY)
+            );
         }
     }
 }

@@ -202,7 +202,12 @@ extern "C" fn sumun_connect_ends(level: u32, index: u32, sock: u64, old: u32, ne
         addr_of_mut!((*record).actor).write((*flight).actor);
         addr_of_mut!((*record).begun_ns).write((*flight).begun_ns);
         addr_of_mut!((*record).protocol).write(u32::from((*flight).protocol));
-        ((*flight).owner, (*flight).exe, (*flight).generation, (*flight).crossed)
+        (
+            (*flight).owner,
+            (*flight).exe,
+            (*flight).generation,
+            (*flight).crossed,
+        )
     };
     let _ = FLIGHTS.remove(&sock);
     if old == SYN_RECV && crossed == 0 {
@@ -229,7 +234,11 @@ extern "C" fn sumun_connect_ends(level: u32, index: u32, sock: u64, old: u32, ne
     let call = match CALLING.get_ptr(&tid) {
         // SAFETY: a live map value.
         Some(calling) => unsafe {
-            if (*calling).sock == owner { Some((*calling).sure != 0) } else { None }
+            if (*calling).sock == owner {
+                Some((*calling).sure != 0)
+            } else {
+                None
+            }
         },
         None => None,
     };
@@ -242,7 +251,11 @@ extern "C" fn sumun_connect_ends(level: u32, index: u32, sock: u64, old: u32, ne
         addr_of_mut!((*record).flags).write(flags);
     }
     // A filter that came meanwhile asks for other executables.
-    let exe = if generation == filter.generation { exe } else { policy::ALL };
+    let exe = if generation == filter.generation {
+        exe
+    } else {
+        policy::ALL
+    };
     if filter.mode[filtered::CONNECT] == MODE_FILTERED
         && policy::network::clauses(level, index, filter, filtered::CONNECT, exe, record) == 0
     {
@@ -261,7 +274,10 @@ extern "C" fn sumun_connect_ends(level: u32, index: u32, sock: u64, old: u32, ne
     if result != 0 && result != RESULT_UNKNOWN {
         let ino = Sock(owner).ino();
         if ino != 0 {
-            let reported = Reported { ino, error: u64::from(error as u32) };
+            let reported = Reported {
+                ino,
+                error: u64::from(error as u32),
+            };
             let _ = REPORTED.insert(&owner, &reported, 0);
         }
     }
@@ -287,23 +303,38 @@ fn unfinished(run: Run, filter: &Filter, tid: u32, left: *const Connection, resu
 
 #[inline(always)]
 fn send(run: Run, filter: &Filter, kind: u16) {
-    run.send(RING_BULK, kind, filter.generation, size_of::<Connection>() as u32);
+    run.send(
+        RING_BULK,
+        kind,
+        filter.generation,
+        size_of::<Connection>() as u32,
+    );
 }
 
 /// Errors that say nothing about this attempt: it goes on, was made
 /// before, or there was none.
 #[inline(always)]
 fn is_no_failure(result: i32) -> bool {
-    matches!(-result, EINPROGRESS | EALREADY | EISCONN | EINTR | EBADF | ENOTSOCK | EFAULT)
-        || (ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&-result)
+    matches!(
+        -result,
+        EINPROGRESS | EALREADY | EISCONN | EINTR | EBADF | ENOTSOCK | EFAULT
+    ) || (ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&-result)
 }
 
 /// connect(fd, address, length) returned.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_connect(call: u64, fd: u64, address: u64, len: u64, result: u64) -> u64 {
+pub(crate) extern "C" fn sumun_connect(
+    call: u64,
+    fd: u64,
+    address: u64,
+    len: u64,
+    result: u64,
+) -> u64 {
     let call = Call(call);
-    let run = Run { level: call.level() };
+    let run = Run {
+        level: call.level(),
+    };
     let index = call.filter();
     let result = result as i32;
     let Some(filter) = run::filter(index) else {
@@ -324,7 +355,11 @@ pub(crate) extern "C" fn sumun_connect(call: u64, fd: u64, address: u64, len: u6
         // io_uring can have left it; where descriptors are shared, this one can lead elsewhere by now.
         let ours = begun == sock.0 || sure && shared;
         if let Some(left) = FAILING.get_ptr(&tid) {
-            let result = if ours && failed { result } else { RESULT_UNKNOWN };
+            let result = if ours && failed {
+                result
+            } else {
+                RESULT_UNKNOWN
+            };
             unfinished(run, filter, tid, left, result);
         }
         if ours {
@@ -364,7 +399,11 @@ pub(crate) extern "C" fn sumun_connect(call: u64, fd: u64, address: u64, len: u6
         protocol = sock.protocol();
     }
     socket::store(record, family, src, dst);
-    let flags = if shared { CONN_CALLER | CONN_RACY } else { CONN_CALLER };
+    let flags = if shared {
+        CONN_CALLER | CONN_RACY
+    } else {
+        CONN_CALLER
+    };
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));
@@ -407,7 +446,13 @@ fn given(address: u64, len: u64) -> Option<(u16, End)> {
     let first: u64 = read_user(address)?;
     let port = u16::from_be((first >> 16) as u16);
     match first as u16 {
-        FAMILY_INET => Some((FAMILY_INET, End { address: [first >> 32, 0], port })),
+        FAMILY_INET => Some((
+            FAMILY_INET,
+            End {
+                address: [first >> 32, 0],
+                port,
+            },
+        )),
         FAMILY_INET6 if len >= 24 => {
             let halves = [read_user(address + 8)?, read_user(address + 16)?];
             let (family, address) = socket::normal(halves);
@@ -422,7 +467,9 @@ fn given(address: u64, len: u64) -> Option<(u16, End)> {
 #[inline(never)]
 pub(crate) extern "C" fn sumun_accept(call: u64, listener: u64, fd: u64) -> u64 {
     let call = Call(call);
-    let run = Run { level: call.level() };
+    let run = Run {
+        level: call.level(),
+    };
     let index = call.filter();
     let Some(filter) = run::filter(index) else {
         return 0;
@@ -483,7 +530,12 @@ const SYS_ACCEPT4: u64 = 18;
 /// caller may have changed since.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_socketcall(call: u64, number: u64, arguments: u64, result: u64) -> u64 {
+pub(crate) extern "C" fn sumun_socketcall(
+    call: u64,
+    number: u64,
+    arguments: u64,
+    result: u64,
+) -> u64 {
     if number != SYS_CONNECT && number != SYS_ACCEPT && number != SYS_ACCEPT4 {
         return 0;
     }

@@ -31,7 +31,10 @@ pub(crate) struct End {
 
 impl End {
     /// No address, port 0.
-    pub(crate) const NONE: End = End { address: [0; 2], port: 0 };
+    pub(crate) const NONE: End = End {
+        address: [0; 2],
+        port: 0,
+    };
 }
 
 /// An IPv6 address: its halves, or the IPv4 address that it is the mapped form of
@@ -142,13 +145,23 @@ impl Sock {
             let (family, other) = normal(halves(self.0, slot::SOCK_DADDR6));
             let own = halves(self.0, slot::SOCK_SADDR6);
             // Beside an IPv4 address, `::` is no address yet, too.
-            let own = if family == FAMILY_INET { [own[1] >> 32, 0] } else { own };
+            let own = if family == FAMILY_INET {
+                [own[1] >> 32, 0]
+            } else {
+                own
+            };
             (family, own, other)
         };
         (
             family,
-            End { address: own, port: own_port },
-            End { address: other, port },
+            End {
+                address: own,
+                port: own_port,
+            },
+            End {
+                address: other,
+                port,
+            },
         )
     }
 }
@@ -167,8 +180,12 @@ fn halves(base: u64, index: usize) -> [u64; 2] {
 pub(crate) fn store(out: *mut Connection, family: u16, src: End, dst: End) {
     // SAFETY: callers pass their record; its addresses lie at multiples of eight.
     unsafe {
-        addr_of_mut!((*out).src).cast::<[u64; 2]>().write(src.address);
-        addr_of_mut!((*out).dst).cast::<[u64; 2]>().write(dst.address);
+        addr_of_mut!((*out).src)
+            .cast::<[u64; 2]>()
+            .write(src.address);
+        addr_of_mut!((*out).dst)
+            .cast::<[u64; 2]>()
+            .write(dst.address);
         addr_of_mut!((*out).src_port).write(src.port);
         addr_of_mut!((*out).dst_port).write(dst.port);
         addr_of_mut!((*out).family).write(family);

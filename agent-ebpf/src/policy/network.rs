@@ -73,7 +73,11 @@ fn port(level: u32, index: u32, tag: u8, port: u16) -> u64 {
         return ALL;
     };
     // SAFETY: two bytes of the key's text.
-    unsafe { super::text(scratch).cast::<u16>().write_unaligned(port.to_be()) };
+    unsafe {
+        super::text(scratch)
+            .cast::<u16>()
+            .write_unaligned(port.to_be())
+    };
     find(scratch, first(index, tag), 2).map_or(0, |(found, _)| found.net)
 }
 

@@ -58,7 +58,9 @@ impl Kernel {
     /// The map cannot be read.
     pub fn in_flight(&self) -> Result<bool, Error> {
         let values = self.busy.get(&0, 0).map_err(Error::map("read", "BUSY"))?;
-        Ok(values.iter().any(|levels| levels.iter().any(|level| *level != 0)))
+        Ok(values
+            .iter()
+            .any(|levels| levels.iter().any(|level| *level != 0)))
     }
 
     /// How often the kernel left a hook's program out because it was running on the same CPU

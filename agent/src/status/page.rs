@@ -147,13 +147,15 @@ pub fn text(status: &Value) -> String {
         ("  state", &status["collector"]["state"]),
         ("  reason", &status["collector"]["reason"]),
         ("  certificate", &status["collector"]["certificate_expires"]),
-        ("memory", &status["memory"]["pss_bytes"]),
         ("metrics", &status["metrics"]),
     ] {
         let value = word(value);
         if !value.is_empty() {
             let _ = writeln!(page, "{name:<14} {value}");
         }
+    }
+    if let Some(bytes) = status["memory"]["pss_bytes"].as_u64() {
+        let _ = writeln!(page, "{:<14} {} MiB", "memory", bytes.div_ceil(1 << 20));
     }
     page.push_str("\nhooks\n");
     for hook in rows("hooks") {
@@ -267,6 +269,7 @@ mod tests {
             "open         tracepoint   no BPF LSM",
             "bulk   batch 9, spooled 0 events in 0 batches, 0 bytes on disk, 0 events given up",
             "web version 3",
+            " MiB\n",
             "not loaded: bad.toml:1:2: wrong",
             "ring 1 cpu 3 level 0: 17 ring_full",
         ] {

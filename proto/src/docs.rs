@@ -7,13 +7,19 @@ use crate::catalogue::{FIELDS, FieldInfo, FieldType, KINDS, Tier, family};
 /// Tables in the order of the page, with what one row of each is.
 const TABLES: &[(&str, &str)] = &[
     ("process", "A fork, an exec or an exit."),
-    ("file", "A successful open, a close after writing, a rename or an unlink."),
+    (
+        "file",
+        "A successful open, a close after writing, a rename or an unlink.",
+    ),
     ("network", "A TCP connect with its result, or an accept."),
     (
         "alert",
         "A rule that matched, with all fields of the event it matched on; the event has a row of its own.",
     ),
-    ("gap", "Something that is missing, where it is missing, and why."),
+    (
+        "gap",
+        "Something that is missing, where it is missing, and why.",
+    ),
 ];
 
 /// The page's text.
@@ -45,7 +51,10 @@ pub fn events_page() -> String {
 fn groups() -> Vec<(&'static str, Vec<&'static FieldInfo>)> {
     let mut groups: Vec<(&str, Vec<&FieldInfo>)> = Vec::new();
     for field in FIELDS {
-        let group = field.name.split_once('.').map_or("event", |(first, _)| first);
+        let group = field
+            .name
+            .split_once('.')
+            .map_or("event", |(first, _)| first);
         match groups.iter_mut().find(|(known, _)| *known == group) {
             Some((_, fields)) => fields.push(field),
             None => groups.push((group, vec![field])),

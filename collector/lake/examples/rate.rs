@@ -71,7 +71,9 @@ fn batch(number: u64) -> Batch {
             parent_pid: 1000 + parent as u32,
             seen: true,
             exe_path: format!("/usr/lib/service-{}/bin/worker-{}", image % 7, image),
-            args: (0..6).map(|arg| format!("--option-{arg}={}", image * 31)).collect(),
+            args: (0..6)
+                .map(|arg| format!("--option-{arg}={}", image * 31))
+                .collect(),
             cwd: "/var/lib/service".into(),
             cgroup_id: 4000 + image % 5,
             cgroup_hierarchy: "unified".into(),
@@ -93,7 +95,11 @@ fn batch(number: u64) -> Batch {
                     seq,
                 }),
                 file: Some(File {
-                    path: Some(format!("/srv/data/{}/file-{:016x}", seq % 97, seq.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
+                    path: Some(format!(
+                        "/srv/data/{}/file-{:016x}",
+                        seq % 97,
+                        seq.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    )),
                     source: Source::Object.into(),
                     flags: 1,
                     dev: 0x80_0001,

@@ -47,7 +47,7 @@ use crate::scan::{named, time_literal};
 const BATCH: usize = 8 * 1024;
 
 /// Rows that are sorted at once when many are asked for.
-pub const WINDOW: usize = 32 * 1024;
+pub const WINDOW: usize = 16 * 1024;
 /// Most times that are remembered to cut a range into parts.
 const SAMPLE: usize = 1024 * 1024;
 
@@ -192,8 +192,7 @@ impl Engine {
             .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_bytes)))
             .build_arc()
             .map_err(Error::scan("set up the query engine"))?;
-        let store =
-            ObjectStoreUrl::parse("sumun://lake").map_err(Error::scan("name the lake"))?;
+        let store = ObjectStoreUrl::parse("sumun://lake").map_err(Error::scan("name the lake"))?;
         env.register_object_store(store.as_ref(), lake.store());
         let threads = options.threads.max(1);
         let config = SessionConfig::new()
@@ -244,8 +243,8 @@ impl Engine {
         }
         let union = one_of(inputs)?;
         let plan = sorted(union, &["time"], true, Some(most))?;
-        let stream = execute_stream(plan, Arc::clone(&self.context))
-            .map_err(Error::scan("start a scan"))?;
+        let stream =
+            execute_stream(plan, Arc::clone(&self.context)).map_err(Error::scan("start a scan"))?;
         let batches: Vec<RecordBatch> = stream
             .try_collect()
             .await
@@ -327,7 +326,11 @@ impl Engine {
         let family = *family;
         let Range { since, until } = query.range;
         // Comparisons of time first: they prune best and cost least.
-        let end = if family == Family::Gap { "gap_to" } else { "time" };
+        let end = if family == Family::Gap {
+            "gap_to"
+        } else {
+            "time"
+        };
         let filter = named(end)
             .gt_eq(time_literal(since))
             .and(named("time").lt(time_literal(until)))
@@ -335,10 +338,7 @@ impl Engine {
         let schema = family.schema();
         let wanted: Vec<usize> = match columns {
             None => (0..schema.fields().len()).collect(),
-            Some(names) => names
-                .iter()
-                .filter_map(|name| family.index(name))
-                .collect(),
+            Some(names) => names.iter().filter_map(|name| family.index(name)).collect(),
         };
         let mut needed: Vec<usize> = filter
             .column_refs()
@@ -578,7 +578,12 @@ fn sorted(
     };
     let keys: PlanResult<Vec<_>> = keys
         .iter()
-        .map(|key| Ok(PhysicalSortExpr::new(physical(&named(key), &schema)?, options)))
+        .map(|key| {
+            Ok(PhysicalSortExpr::new(
+                physical(&named(key), &schema)?,
+                options,
+            ))
+        })
         .collect();
     let ordering = keys.map_err(failed)?;
     let Some(ordering) = LexOrdering::new(ordering) else {

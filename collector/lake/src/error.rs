@@ -59,7 +59,9 @@ pub enum Error {
         source: datafusion::error::DataFusionError,
     },
     /// The query needs more memory and spill space than it may use.
-    #[error("query needs more than its share of memory: narrow the time range or the predicate, or set a limit")]
+    #[error(
+        "query needs more than its share of memory: narrow the time range or the predicate, or set a limit"
+    )]
     Memory,
 }
 

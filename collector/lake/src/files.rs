@@ -55,7 +55,9 @@ impl Lake {
             None => PathBuf::from(url),
             Some(("file", path)) => PathBuf::from(path),
             Some((scheme, _)) => {
-                return Err(location(format!("{scheme}:// is not supported yet, use a folder")));
+                return Err(location(format!(
+                    "{scheme}:// is not supported yet, use a folder"
+                )));
             }
         };
         fs::create_dir_all(&path).map_err(|e| Error::io("create directory", &path, e))?;
@@ -157,11 +159,7 @@ impl Lake {
     /// Makes a file of that path: `fill` writes it under a temporary name; it
     /// gets its own once it is on disk, and the folders that are new are on disk
     /// too when this returns. A file left by a crash is replaced.
-    pub(crate) fn create(
-        &self,
-        path: &str,
-        fill: impl FnOnce(&File) -> Result<()>,
-    ) -> Result<u64> {
+    pub(crate) fn create(&self, path: &str, fill: impl FnOnce(&File) -> Result<()>) -> Result<u64> {
         let local = self.local(path);
         let mut folders = Vec::new();
         let mut folder = local.parent();

@@ -134,10 +134,7 @@ impl ScalarUDFImpl for Judge {
             return exec_err!("sumun_judge takes {} columns", self.columns.len());
         }
         let rows = arrays.first().map_or(args.number_rows, |array| array.len());
-        let columns = arrays
-            .iter()
-            .map(Typed::of)
-            .collect::<Result<Vec<_>>>()?;
+        let columns = arrays.iter().map(Typed::of).collect::<Result<Vec<_>>>()?;
         let outcomes: BooleanArray = (0..rows)
             .map(|row| {
                 Row {
@@ -250,7 +247,11 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn column(&self, wanted: Argument) -> Option<&'a Typed<'a>> {
-        let at = self.judge.columns.iter().position(|known| *known == wanted)?;
+        let at = self
+            .judge
+            .columns
+            .iter()
+            .position(|known| *known == wanted)?;
         self.columns.get(at)
     }
 
@@ -263,8 +264,7 @@ impl<'a> Row<'a> {
 
     /// Whether the field is unknown, or the list incomplete.
     fn unknown(&self, id: FieldId) -> bool {
-        unknown_bit(id)
-            .is_some_and(|bit| self.int(Argument::Unknown).unwrap_or(0) & bit != 0)
+        unknown_bit(id).is_some_and(|bit| self.int(Argument::Unknown).unwrap_or(0) & bit != 0)
     }
 
     /// The items of a list.
@@ -364,9 +364,10 @@ impl<'a> Row<'a> {
                 Some(op.holds(&left, &right))
             }
             Expr::In { value, set } => match (self.value(value, item)?, set) {
-                (Val::Str(text), Set::Str(set)) => {
-                    Some(set.binary_search_by(|known| known.as_str().cmp(text)).is_ok())
-                }
+                (Val::Str(text), Set::Str(set)) => Some(
+                    set.binary_search_by(|known| known.as_str().cmp(text))
+                        .is_ok(),
+                ),
                 (Val::Int(number), Set::Int(set)) => Some(set.binary_search(&number).is_ok()),
                 _ => None,
             },
@@ -427,9 +428,7 @@ impl<'a> Row<'a> {
             Operand::Field(id) if id.info().ty == FieldType::StrList => {
                 Some(self.list(Argument::Field(*id)).is_some())
             }
-            Operand::Field(id) => {
-                (!self.unknown(*id)).then(|| self.field(*id).is_some())
-            }
+            Operand::Field(id) => (!self.unknown(*id)).then(|| self.field(*id).is_some()),
             Operand::Ancestor(id) => {
                 let Item::Ancestor { path, unknown, .. } = item else {
                     return None;

@@ -213,7 +213,10 @@ fn ints(batch: &RecordBatch, column: &str, row: usize) -> Vec<i64> {
         .and_then(|array| array.as_list_opt::<i32>())
         .filter(|array| array.is_valid(row))
         .map(|array| array.value(row));
-    match list.as_ref().and_then(|list| list.as_primitive_opt::<Int64Type>()) {
+    match list
+        .as_ref()
+        .and_then(|list| list.as_primitive_opt::<Int64Type>())
+    {
         Some(items) => items.values().to_vec(),
         None => Vec::new(),
     }

@@ -178,7 +178,12 @@ pub fn rows(host: &Arc<Host>, batch: &Batch) -> Result<Vec<RowSet>> {
             Some(Family::Process) => events[0].push(event),
             Some(Family::File) => events[1].push(event),
             Some(Family::Network) => events[2].push(event),
-            _ => return Err(Error::Malformed(format!("event of unknown kind {}", event.kind))),
+            _ => {
+                return Err(Error::Malformed(format!(
+                    "event of unknown kind {}",
+                    event.kind
+                )));
+            }
         }
     }
     let images = if batch.events.is_empty() && batch.alerts.is_empty() {
@@ -596,7 +601,11 @@ fn gaps(host: &Arc<Host>, batch: &Batch) -> Option<RowSet> {
             }
         })
         .collect();
-    let times: Vec<_> = batch.gaps.iter().map(|gap| wall(gap.from_boot_ns)).collect();
+    let times: Vec<_> = batch
+        .gaps
+        .iter()
+        .map(|gap| wall(gap.from_boot_ns))
+        .collect();
     let ends = batch.gaps.iter().map(|gap| wall(gap.to_boot_ns));
     Some(RowSet {
         family: Family::Gap,
@@ -613,7 +622,10 @@ fn gaps(host: &Arc<Host>, batch: &Batch) -> Option<RowSet> {
 }
 
 fn bytes_of(arrays: &[ArrayRef]) -> usize {
-    arrays.iter().map(|array| array.get_array_memory_size()).sum()
+    arrays
+        .iter()
+        .map(|array| array.get_array_memory_size())
+        .sum()
 }
 
 /// Columns `columns` (ascending, of the table's schema) of the given rows: pairs

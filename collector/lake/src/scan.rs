@@ -173,7 +173,9 @@ fn judged(expr: &Expr, family: Family) -> Result<Scan> {
         })
         .collect();
     let function = Arc::new(ScalarUDF::new_from_impl(judge));
-    Ok(Scan::ScalarFunction(ScalarFunction::new_udf(function, args)))
+    Ok(Scan::ScalarFunction(ScalarFunction::new_udf(
+        function, args,
+    )))
 }
 
 /// The field's column; a typed NULL where the table has none.
@@ -407,7 +409,10 @@ pub fn allowed(predicate: &Predicate, id: FieldId) -> Option<Vec<String>> {
         };
         allowed = Some(match allowed {
             None => these,
-            Some(known) => known.into_iter().filter(|text| these.contains(text)).collect(),
+            Some(known) => known
+                .into_iter()
+                .filter(|text| these.contains(text))
+                .collect(),
         });
     }
     allowed

@@ -54,8 +54,8 @@ pub fn write(
         let options = ArrowWriterOptions::new()
             .with_properties(properties())
             .with_skip_arrow_metadata(true);
-        let mut writer = ArrowWriter::try_new_with_options(file, family.schema(), options)
-            .map_err(failed)?;
+        let mut writer =
+            ArrowWriter::try_new_with_options(file, family.schema(), options).map_err(failed)?;
         for sets in by_host.values() {
             in_order(family, sets, |batch| writer.write(batch).map_err(failed))?;
         }

@@ -36,15 +36,24 @@ print(json.dumps(rows))
 #[test]
 fn duckdb_reads_the_same_rows() {
     let Some(python) = python() else {
-        println!("SKIPPED duckdb_reads_the_same_rows: DuckDB is not installed, run 'make setup-test'");
+        println!(
+            "SKIPPED duckdb_reads_the_same_rows: DuckDB is not installed, run 'make setup-test'"
+        );
         return;
     };
     let dir = tempfile::tempdir().expect("a directory");
     let lake = sample::lake(dir.path());
     for segment in 0..4 {
         let sets = opens("a", segment * 1000, 1000);
-        write::write(&lake, "acme", Family::File, "2026-01-02", segment + 1, &sets)
-            .expect("a file");
+        write::write(
+            &lake,
+            "acme",
+            Family::File,
+            "2026-01-02",
+            segment + 1,
+            &sets,
+        )
+        .expect("a file");
     }
     let output = Command::new(python)
         .args(["-c", QUESTION])
@@ -63,7 +72,12 @@ fn duckdb_reads_the_same_rows() {
     assert_eq!(row[3], 4000);
     assert_eq!(row[4], 4000);
     assert_eq!(row[5], 4000 * 3999 / 2);
-    assert!(row[6].as_str().is_some_and(|time| time.starts_with("2026-01-01 00:00:00")), "{row}");
+    assert!(
+        row[6]
+            .as_str()
+            .is_some_and(|time| time.starts_with("2026-01-01 00:00:00")),
+        "{row}"
+    );
     assert_eq!(row[8], "VARCHAR[]");
     assert_eq!(row[9], serde_json::json!(["/bin/sh"]));
     // One path of ten is cut; file.path is the eighth field that can be unknown.

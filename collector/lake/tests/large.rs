@@ -72,7 +72,10 @@ async fn what_does_not_fit_in_memory_comes_in_order() {
         .await
         .expect("a scan");
     let newest: Vec<_> = times.iter().map(|time| (time - WALL) / 1000).collect();
-    assert_eq!(newest, [TOTAL as i64 - 1, TOTAL as i64 - 2, TOTAL as i64 - 3]);
+    assert_eq!(
+        newest,
+        [TOTAL as i64 - 1, TOTAL as i64 - 2, TOTAL as i64 - 3]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,6 +102,22 @@ async fn narrow_questions_find_their_rows() {
     assert_eq!(seqs(&engine, query(&source, cut, whole)).await, [0; 0]);
     let cut = "file.name == 'file-000100003'";
     assert_eq!(seqs(&engine, query(&source, cut, whole)).await, [100_003]);
+    let path = sample::path(100_007);
+    let literal = |text: &str| format!("'{}'", text.replace('\\', "\\\\"));
+    for text in [
+        format!("file.path == {}", literal(&path)),
+        format!("file.path.startsWith({})", literal(&path)),
+        format!("file.path.endsWith({})", literal(&path[5..])),
+        format!("file.path.contains({})", literal(&path[2..])),
+        // Neither `_` nor `%` stands for other characters.
+        "file.path.contains('/a_b%c') && file.ino == 100007".to_owned(),
+        "file.path.startsWith('/srv/a_') && file.ino == 100007".to_owned(),
+    ] {
+        let found = seqs(&engine, query(&source, &text, whole)).await;
+        assert_eq!(found, [100_007], "{text}");
+    }
+    let none = "file.path.startsWith('/srv/1_/') || file.path.contains('a%b')";
+    assert_eq!(seqs(&engine, query(&source, none, whole)).await, [0; 0]);
     let not = "!file.path.startsWith('/srv/1')";
     let found = seqs(&engine, query(&source, not, part)).await;
     let expected: Vec<u64> = (123_450..123_460)

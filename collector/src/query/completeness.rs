@@ -10,13 +10,11 @@ use std::collections::HashMap;
 
 use sumun_lake::engine::{Query, Range};
 use sumun_lake::{Engine, Family};
-use sumun_policy::ir::{Expr, Operand, Set};
 use sumun_policy::Predicate;
+use sumun_policy::ir::{Expr, Operand, Set};
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::lane_name;
-use sumun_proto::v1::{
-    Completeness, GapSummary, HostCompleteness, Kind, Lane, ScopeSummary,
-};
+use sumun_proto::v1::{Completeness, GapSummary, HostCompleteness, Kind, Lane, ScopeSummary};
 
 use crate::query::scope::{Coverage, HostScopes};
 use crate::store::Snapshot;

@@ -277,8 +277,7 @@ async fn parse(text: String) -> Result<Predicate, Status> {
     if text.trim().is_empty() {
         return Ok(Predicate::everything());
     }
-    let parsed =
-        tokio::task::spawn_blocking(move || Predicate::parse(&text, &Lists::new())).await;
+    let parsed = tokio::task::spawn_blocking(move || Predicate::parse(&text, &Lists::new())).await;
     match parsed {
         Ok(Ok(predicate)) => Ok(predicate),
         Ok(Err(problems)) => {

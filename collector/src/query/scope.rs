@@ -112,10 +112,20 @@ impl<'a> HostScopes<'a> {
                 Mode::All => {}
                 Mode::Filtered if coverage.covered(&scope.scope) => {}
                 Mode::Filtered => {
-                    add(scope.from_ns, to, Mode::Filtered, format!("{name}: filtered{why}"));
+                    add(
+                        scope.from_ns,
+                        to,
+                        Mode::Filtered,
+                        format!("{name}: filtered{why}"),
+                    );
                 }
                 Mode::None | Mode::Unspecified => {
-                    add(scope.from_ns, to, Mode::None, format!("{name}: not collected{why}"));
+                    add(
+                        scope.from_ns,
+                        to,
+                        Mode::None,
+                        format!("{name}: not collected{why}"),
+                    );
                 }
             }
         }

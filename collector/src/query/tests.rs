@@ -6,9 +6,9 @@ use std::path::Path;
 
 use futures::StreamExt;
 use serde_json::Value;
+use sumun_proto::v1::scope::Mode;
 use sumun_proto::v1::search_reply::Message;
 use sumun_proto::v1::tree_request::Process;
-use sumun_proto::v1::scope::Mode;
 use sumun_proto::v1::{
     Batch, Completeness, Event, Exit, Gap, Heartbeat, Hello, Image, LaneState, Origin, Scope,
 };
@@ -112,9 +112,11 @@ async fn collect(mut replies: Replies) -> Result<(Vec<Value>, Completeness), Sta
         match reply?.message {
             Some(Message::Rows(more)) => {
                 assert!(completeness.is_none(), "rows after the completeness");
-                rows.extend(more.json.iter().map(|row| {
-                    serde_json::from_str::<Value>(row).expect("JSON")
-                }));
+                rows.extend(
+                    more.json
+                        .iter()
+                        .map(|row| serde_json::from_str::<Value>(row).expect("JSON")),
+                );
             }
             Some(Message::Completeness(said)) => completeness = Some(said),
             None => panic!("an empty message"),
@@ -262,10 +264,17 @@ async fn the_limit_keeps_the_newest_and_says_exactly_whether_it_cut() {
             ..events("")
         };
         let (rows, said) = world.search(request).await.unwrap();
-        let whole = if limit == 0 { 57 } else { 57.min(limit as usize) };
+        let whole = if limit == 0 {
+            57
+        } else {
+            57.min(limit as usize)
+        };
         assert_eq!(rows.len(), whole, "limit {limit}");
         assert_eq!(said.truncated, truncated, "limit {limit}");
-        let times: Vec<_> = rows.iter().map(|row| row["time"].as_str().unwrap()).collect();
+        let times: Vec<_> = rows
+            .iter()
+            .map(|row| row["time"].as_str().unwrap())
+            .collect();
         assert!(times.is_sorted(), "oldest first");
     }
     let request = SearchRequest {
@@ -296,10 +305,17 @@ async fn an_answer_is_complete_only_if_every_host_has_delivered_it() {
     let (_, said) = world.search(events(exec)).await.unwrap();
     assert!(!said.complete);
     assert_eq!(said.through_ns, WALL + 10);
-    let hosts: Vec<_> = said.hosts.iter().map(|host| (&*host.name, host.complete)).collect();
+    let hosts: Vec<_> = said
+        .hosts
+        .iter()
+        .map(|host| (&*host.name, host.complete))
+        .collect();
     assert_eq!(hosts, [("far", false), ("near", true)]);
     let reason = &said.hosts[0].reason;
-    assert!(reason.contains("data to 2023-11-14T22:13:20Z, then not delivered yet"), "{reason}");
+    assert!(
+        reason.contains("data to 2023-11-14T22:13:20Z, then not delivered yet"),
+        "{reason}"
+    );
 
     // A question about the other host alone is complete.
     let (_, said) = world
@@ -345,7 +361,10 @@ async fn gaps_in_the_range_and_in_the_lane_make_it_incomplete() {
         assert_eq!(said.gaps.len(), 1);
         assert_eq!((said.gaps[0].count, &*said.gaps[0].lane), (Some(7), "bulk"));
         let reason = &said.hosts[0].reason;
-        assert!(reason.contains("gap") && reason.contains("7 missing"), "{reason}");
+        assert!(
+            reason.contains("gap") && reason.contains("7 missing"),
+            "{reason}"
+        );
         // Another lane, and a range beside it.
         let (_, said) = world.search(events("kind == 'exec'")).await.unwrap();
         assert!(said.complete, "{said:?}");
@@ -378,7 +397,10 @@ async fn what_was_not_collected_is_said() {
         scope(Kind::Open, Mode::All, 500),
     ];
     world.apply(1, &host, scopes(kinds));
-    let (_, said) = world.search(events("kind in ['exec', 'open']")).await.unwrap();
+    let (_, said) = world
+        .search(events("kind in ['exec', 'open']"))
+        .await
+        .unwrap();
     assert!(!said.complete);
     assert_eq!(said.scope.len(), 1);
     let missing = &said.scope[0];
@@ -433,7 +455,11 @@ async fn a_tree_is_the_process_with_what_is_above_and_below_it() {
     };
     let ids = |rows: &[Value]| -> Vec<String> {
         let id = |row: &Value| {
-            format!("{} {}", row["kind"].as_str().unwrap(), row["proc"]["exec_id"].as_str().unwrap())
+            format!(
+                "{} {}",
+                row["kind"].as_str().unwrap(),
+                row["proc"]["exec_id"].as_str().unwrap()
+            )
         };
         rows.iter().map(id).collect()
     };
@@ -443,10 +469,21 @@ async fn a_tree_is_the_process_with_what_is_above_and_below_it() {
         let (rows, _) = collect(replies.into_inner()).await.unwrap();
         assert_eq!(ids(&rows), whole, "{process:?}");
     }
-    let replies = world.service.tree(tree(Process::Pid(30), &host)).await.unwrap();
+    let replies = world
+        .service
+        .tree(tree(Process::Pid(30), &host))
+        .await
+        .unwrap();
     let (rows, _) = collect(replies.into_inner()).await.unwrap();
-    assert_eq!(ids(&rows), ["exec 1", "exec 3", "fork 4", "exec 5", "exit 5"]);
-    let replies = world.service.tree(tree(Process::Pid(99), "web-1")).await.unwrap();
+    assert_eq!(
+        ids(&rows),
+        ["exec 1", "exec 3", "fork 4", "exec 5", "exit 5"]
+    );
+    let replies = world
+        .service
+        .tree(tree(Process::Pid(99), "web-1"))
+        .await
+        .unwrap();
     let (rows, _) = collect(replies.into_inner()).await.unwrap();
     assert!(rows.is_empty());
     let unknown = world.service.tree(tree(Process::Pid(1), "nobody")).await;
@@ -457,9 +494,16 @@ async fn a_tree_is_the_process_with_what_is_above_and_below_it() {
 async fn wrong_questions_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new(dir.path()).await;
-    let wrong = world.search(events("proc.exe.nam == 'x'")).await.unwrap_err();
+    let wrong = world
+        .search(events("proc.exe.nam == 'x'"))
+        .await
+        .unwrap_err();
     assert_eq!(wrong.code(), tonic::Code::InvalidArgument);
-    assert!(wrong.message().contains("proc.exe.name"), "{}", wrong.message());
+    assert!(
+        wrong.message().contains("proc.exe.name"),
+        "{}",
+        wrong.message()
+    );
     let empty = SearchRequest {
         until_ns: Some(WALL),
         ..events("")

@@ -42,9 +42,7 @@ pub(super) async fn files(database: &SqlitePool) -> Result<Vec<LakeFile>, Error>
 }
 
 /// All scopes with their tenants, in the order they came.
-pub(super) async fn scopes(
-    database: &SqlitePool,
-) -> Result<Vec<(Arc<str>, HostScope)>, Error> {
+pub(super) async fn scopes(database: &SqlitePool) -> Result<Vec<(Arc<str>, HostScope)>, Error> {
     let failed = |error| Error::Database("read", error);
     let rows = sqlx::query("SELECT tenant, host, from_ns, scope FROM scope ORDER BY id")
         .fetch_all(database)
@@ -76,7 +74,10 @@ pub(super) async fn insert(
     files: &[LakeFile],
     held: &Segment,
 ) -> Result<(), sqlx::Error> {
-    for table in ["DELETE FROM lake_file WHERE segment = ?", "DELETE FROM scope WHERE segment = ?"] {
+    for table in [
+        "DELETE FROM lake_file WHERE segment = ?",
+        "DELETE FROM scope WHERE segment = ?",
+    ] {
         sqlx::query(table)
             .bind(segment.cast_signed())
             .execute(&mut *tx)

@@ -259,7 +259,10 @@ impl Store {
         let mut inner = self.lock();
         for file in files {
             let family = file.family as usize;
-            let tenant = inner.tenants.entry(file.tenant.as_str().into()).or_default();
+            let tenant = inner
+                .tenants
+                .entry(file.tenant.as_str().into())
+                .or_default();
             Arc::make_mut(&mut tenant.files[family]).push(Arc::new(file));
         }
         for (tenant, rows) in &held.tenants {

@@ -74,7 +74,9 @@ impl Snapshot {
     #[must_use]
     pub fn rows(&self, family: Family) -> u64 {
         let files = self.files[family as usize].iter().map(|file| file.rows);
-        let memory = self.memory[family as usize].iter().map(|set| set.len() as u64);
+        let memory = self.memory[family as usize]
+            .iter()
+            .map(|set| set.len() as u64);
         files.sum::<u64>() + memory.sum::<u64>()
     }
 }

@@ -129,9 +129,16 @@ async fn a_crash_before_the_manifest_leaves_no_file_and_the_log_has_the_rows() {
     drop(store);
 
     let store = open(dir.path()).await;
-    assert!(foreign.exists(), "a file that is not the lake's is left alone");
+    assert!(
+        foreign.exists(),
+        "a file that is not the lake's is left alone"
+    );
     std::fs::remove_file(&foreign).unwrap();
-    assert_eq!(files(dir.path()), 0, "a file that no manifest names is removed");
+    assert_eq!(
+        files(dir.path()),
+        0,
+        "a file that no manifest names is removed"
+    );
     assert_eq!(store.snapshot("default").rows(Family::File), 0);
     // The log is replayed: the same segment again.
     store.apply(applied(1, 1, "a", opens(0, 10)));
@@ -179,10 +186,7 @@ async fn a_commit_that_was_not_confirmed_is_tried_again() {
     let held = store.lock().memory.begin_seal(1, WALL);
     let written = store.write(1, held.clone()).await.unwrap();
     let checkpoint = Checkpoint::default();
-    store
-        .commit(1, &held, &written, &checkpoint)
-        .await
-        .unwrap();
+    store.commit(1, &held, &written, &checkpoint).await.unwrap();
     store.seal(1, &Checkpoint::default()).await.unwrap();
     assert_eq!(store.snapshot("default").rows(Family::File), 10);
     drop(store);
@@ -275,13 +279,17 @@ async fn snapshots_are_exact_while_sealing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_memory_holds_newer_segments_back_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let database = crate::state::open(&dir.path().join("state.db")).await.unwrap();
+    let database = crate::state::open(&dir.path().join("state.db"))
+        .await
+        .unwrap();
     let lake = dir.path().join("lake");
-    let store = Store::with_memory(database, lake.to_str().unwrap(), 1).await.unwrap();
+    let store = Store::with_memory(database, lake.to_str().unwrap(), 1)
+        .await
+        .unwrap();
     // One segment alone may pass the bound: nothing could free it.
     store.apply(applied(1, 1, "a", opens(0, 10)));
     store.apply(applied(1, 2, "a", opens(10, 10)));
-    let (begun, begins) = std::sync::mpsc::channel();
+    let (begun, begins) = std::sync::mpsc::sync_channel(1);
     let newer = std::thread::spawn({
         let store = store.clone();
         move || {
@@ -295,6 +303,8 @@ async fn a_full_memory_holds_newer_segments_back_and_loses_nothing() {
         assert_eq!(store.snapshot("default").rows(Family::File), 20);
     }
     store.seal(1, &Checkpoint::default()).await.unwrap();
-    tokio::task::spawn_blocking(move || newer.join().unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || newer.join().unwrap())
+        .await
+        .unwrap();
     assert_eq!(store.snapshot("default").rows(Family::File), 30);
 }

@@ -25,6 +25,14 @@ pub(crate) fn engine(lake: &Lake, dir: &Path, memory_bytes: usize) -> Engine {
     Engine::new(lake, &options).expect("an engine")
 }
 
+/// One of fifty folders has what LIKE and the catalogue's form of text escape.
+pub(crate) fn path(number: u64) -> String {
+    match number % 50 {
+        7 => format!("/srv/a_b%c\\\\/file-{number:09}"),
+        folder => format!("/srv/{folder}/file-{number:09}"),
+    }
+}
+
 /// Opens numbered from `first`, a microsecond apart; every tenth path is cut.
 pub(crate) fn opens(host: &str, first: u64, count: u64) -> Vec<Arc<RowSet>> {
     let image = |exec_id, parent, path: &str| Image {
@@ -48,7 +56,7 @@ pub(crate) fn opens(host: &str, first: u64, count: u64) -> Vec<Arc<RowSet>> {
             ..Origin::default()
         }),
         file: Some(File {
-            path: Some(format!("/srv/{}/file-{number:09}", number % 50)),
+            path: Some(path(number)),
             source: Source::Object.into(),
             flaws: if number % 10 == 3 {
                 sumun_abi::record::FLAW_TRUNCATED.into()

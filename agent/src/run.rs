@@ -70,6 +70,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // Each thread costs memory; the spool's file operations are short.
+        .max_blocking_threads(4)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
@@ -118,8 +120,8 @@ async fn serve(
         tokio::select! {
             _ = hangup.recv() => {
                 status::reloading();
+                // The reading thread says that it is over.
                 control.reload.store(true, Ordering::Release);
-                status::ready();
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

@@ -1,6 +1,6 @@
 //! The cycle of reading, and what happens around it: start, reload, stop.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,7 +36,7 @@ const IDLE_PAUSE: Duration = Duration::from_millis(15);
 /// Pause after a cycle whose spool writes failed.
 const TROUBLE_PAUSE: Duration = Duration::from_millis(500);
 /// At least this between two watermarks.
-const WATERMARK_EVERY: Duration = Duration::from_millis(40);
+const WATERMARK_EVERY: Duration = Duration::from_millis(100);
 /// At least this between two repairs of the process tree.
 const REPAIR_EVERY: Duration = Duration::from_secs(5);
 /// At most one line of log in this time about the same trouble.
@@ -89,6 +89,8 @@ pub struct Pipeline {
     scopes: Vec<Scope>,
     /// Last batch of each lane of `LANES`: epoch and number.
     written: [(u64, u64); 3],
+    /// How often the kernel had left each hook's program out when last looked.
+    missed: HashMap<&'static str, u64>,
     last_watermark: Option<Instant>,
     last_repair: Option<Instant>,
     last_complaint: Option<Instant>,
@@ -151,6 +153,7 @@ impl Pipeline {
             generation: 0,
             scopes: Vec::new(),
             written: [(spool_epoch, 0); 3],
+            missed: HashMap::new(),
             last_watermark: None,
             last_repair: None,
             last_complaint: None,
@@ -182,6 +185,7 @@ impl Pipeline {
         while !control.stop.load(Ordering::Acquire) {
             if control.reload.swap(false, Ordering::AcqRel) {
                 self.reload();
+                crate::status::ready();
             }
             let pause = self.cycle();
             self.status.progress.turned();
@@ -226,6 +230,7 @@ impl Pipeline {
             for (stream, gap) in gaps {
                 self.core.gap(stream, gap);
             }
+            self.missed(quiet.boot_ns);
             self.status.progress.set_losses(losses(&quiet.streams));
             through = quiet.boot_ns;
         }
@@ -308,6 +313,36 @@ impl Pipeline {
             std::hint::spin_loop();
         }
         None
+    }
+
+    /// Runs of a program that the kernel left out have no number: all that can be said is how many
+    /// there were at most. The door may be older than this agent: what it has counted by
+    /// the first look may have happened while nobody looked.
+    fn missed(&mut self, now_ns: u64) {
+        let Ok(counts) = self.kernel.missed() else { return };
+        for (hook, count) in counts {
+            let before = self.missed.insert(hook, count).unwrap_or(0);
+            if count <= before {
+                continue;
+            }
+            let more = count - before;
+            tracing::warn!(hook, more, "the kernel has left out runs of a hook's program");
+            let gap = Gap {
+                reason: "skipped".into(),
+                count: None,
+                from_boot_ns: self.through_boot_ns,
+                to_boot_ns: now_ns,
+                detail: format!("at most {more}, of {hook}"),
+                ..Gap::default()
+            };
+            self.core.counts.gaps += 1;
+            if hook.starts_with("sched_") {
+                self.core.repair = true;
+                self.core.life.gap(gap);
+            } else {
+                self.core.bulk.gap(gap);
+            }
+        }
     }
 
     /// Reads the policies again; a bad file leaves the rules that were loaded from it.

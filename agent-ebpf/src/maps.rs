@@ -81,7 +81,7 @@ pub(crate) static BUSY: PerCpuArray<[u64; LEVELS as usize]> = PerCpuArray::pinne
 #[map]
 pub(crate) static STREAMS: PerCpuArray<Stream> = PerCpuArray::pinned(STREAM_COUNT, 0);
 
-/// Epoch and active filter, see `policy::CONTROL_EPOCH_SHIFT`.
+/// The active filter, 0 or 1.
 #[map]
 pub(crate) static CONTROL: Array<u64> = Array::pinned(1, 0);
 

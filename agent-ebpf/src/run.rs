@@ -9,7 +9,7 @@ use core::{
 use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, helpers::bpf_get_smp_processor_id};
 use sumun_abi::{
     loss::{Stream, reason},
-    policy::{CONTROL_EPOCH_SHIFT, Filter},
+    policy::Filter,
     record::{Header, LEVELS, RECORD_MAX, RING_LIFE},
 };
 
@@ -24,17 +24,12 @@ pub(crate) struct Run {
     pub(crate) level: u32,
 }
 
-/// The active filter, if this program belongs to the active epoch. The lower half
-/// of the result is the filter's index.
+/// The active filter.
 #[inline(always)]
 pub(crate) fn active() -> Option<u32> {
     let control = CONTROL.get_ptr(0)?;
     // SAFETY: a live map value; one aligned 64-bit read.
-    let control = unsafe { ptr::read_volatile(control) };
-    if (control >> CONTROL_EPOCH_SHIFT) as u32 != kernel::epoch() {
-        return None;
-    }
-    Some(control as u32 & 1)
+    Some(unsafe { ptr::read_volatile(control) } as u32 & 1)
 }
 
 /// A filter by index. It does not change while a program that got the index

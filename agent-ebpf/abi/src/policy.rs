@@ -2,19 +2,13 @@
 //! and the keys of the maps they look into.
 //!
 //! Two filters exist, of which one is active. User space fills the other,
-//! then changes `CONTROL` in one write; a program reads `CONTROL` once and
-//! judges by that filter alone. A kind is off, sent, or filtered by up to
+//! then changes `CONTROL` (array, one entry: 0 or 1) in one write; a program reads
+//! `CONTROL` once and judges by that filter alone. A kind is off, sent, or filtered by up to
 //! 64 clauses, each a bit: every condition looks up the set of clauses it
 //! satisfies, and the intersection decides. Conditions err towards sending:
 //! the filter in user space judges again with everything known.
 
 use crate::assert_size;
-
-/// `CONTROL` (array, one entry) is a `u64`: the epoch of the programs that
-/// may act in the upper half (others return at once: two agents' programs can
-/// be attached at the same time during an upgrade), the active filter, 0 or 1, in
-/// the lower.
-pub const CONTROL_EPOCH_SHIFT: u32 = 32;
 
 /// Number of filters.
 pub const FILTERS: u32 = 2;

@@ -149,6 +149,9 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Opt
 /// A thread leaves; the last one of its process is recorded.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    let Some(index) = run::active() else {
+        return 0;
+    };
     let task = Task::current();
     if value(slot::EXIT_ARGUMENTS) == 2 {
         // The kernel says itself whether this was the last thread.
@@ -165,9 +168,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    if let Some(index) = run::active()
-        && let Some(run) = Run::begin(RING_LIFE)
-    {
+    if let Some(run) = Run::begin(RING_LIFE) {
         if let Some(record) = run.record::<Exit>() {
             // SAFETY: the record is this run's.
             unsafe {
@@ -175,7 +176,12 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
                 addr_of_mut!((*record).code).write(task.exit_code());
                 addr_of_mut!((*record).pad).write(0);
             }
-            run.send(RING_LIFE, kind::EXIT, generation(index), size_of::<Exit>() as u32);
+            run.send(
+                RING_LIFE,
+                kind::EXIT,
+                generation(index),
+                size_of::<Exit>() as u32,
+            );
         }
         run.end();
     }

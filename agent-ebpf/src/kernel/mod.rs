@@ -28,9 +28,6 @@ static SYMBOLS: [u64; symbol::COUNT] = [0; symbol::COUNT];
 /// Actions by system call number, see `sumun_abi::policy::action`.
 #[unsafe(no_mangle)]
 static SYSCALLS: [u16; SYSCALL_MAX] = [0; SYSCALL_MAX];
-/// The epoch this object was loaded for.
-#[unsafe(no_mangle)]
-static EPOCH: u32 = 0;
 /// The bit of `TASK_COMPAT` that marks a 32-bit call.
 #[unsafe(no_mangle)]
 static COMPAT_MASK: u32 = 0;
@@ -50,12 +47,6 @@ pub(crate) fn value(index: usize) -> u32 {
 pub(crate) fn address_of(index: usize) -> u64 {
     // SAFETY: as in `value`.
     unsafe { ptr::read_volatile(ptr::addr_of!(SYMBOLS).cast::<u64>().add(index)) }
-}
-
-#[inline(always)]
-pub(crate) fn epoch() -> u32 {
-    // SAFETY: a static; volatile as in `value`.
-    unsafe { ptr::read_volatile(ptr::addr_of!(EPOCH)) }
 }
 
 #[inline(always)]

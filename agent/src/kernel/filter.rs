@@ -109,7 +109,7 @@ impl Kernel {
 
     pub(super) fn attach_on_demand(&mut self) -> Result<(), Error> {
         for hook in HOOKS.iter().filter(|hook| hook.on_demand) {
-            self.attach_one(hook)
+            self.attach_door(hook)
                 .map_err(|reason| Error::Hook { hook: hook.program, reason })?;
         }
         Ok(())

@@ -8,6 +8,10 @@ use sumun_abi::slot as s;
 pub(super) struct Hook {
     /// Name of the program; also of its pinned link.
     pub(super) program: &'static str,
+    /// The program that is attached and jumps to it.
+    pub(super) door: &'static str,
+    /// The map of one entry that says where to.
+    pub(super) behind: &'static str,
     /// Name of the tracepoint.
     pub(super) tracepoint: &'static str,
     /// Kinds of records that come from it.
@@ -49,6 +53,8 @@ pub(super) const SYS_ENTER: &str = "sys_enter";
 pub(super) const HOOKS: &[Hook] = &[
     Hook {
         program: "sched_process_fork",
+        door: "door_fork",
+        behind: "AT_FORK",
         tracepoint: "sched_process_fork",
         kinds: &["fork"],
         required: with_actor![s::TASK_REAL_PARENT],
@@ -56,6 +62,8 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         program: "sched_process_exec",
+        door: "door_exec",
+        behind: "AT_EXEC",
         tracepoint: "sched_process_exec",
         kinds: &["exec"],
         required: with_path![s::TASK_REAL_PARENT, s::MM_ARG_START, s::MM_ARG_END],
@@ -63,6 +71,8 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         program: "sched_process_exit",
+        door: "door_exit",
+        behind: "AT_EXIT",
         tracepoint: "sched_process_exit",
         kinds: &["exit"],
         required: with_actor![
@@ -73,6 +83,8 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         program: "sys_exit",
+        door: "door_sys_exit",
+        behind: "AT_SYS_EXIT",
         tracepoint: "sys_exit",
         kinds: &["open", "rename", "unlink", "connect", "accept"],
         required: with_path![
@@ -84,6 +96,8 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         program: "inet_sock_set_state",
+        door: "door_state",
+        behind: "AT_STATE",
         tracepoint: "inet_sock_set_state",
         kinds: &["connect"],
         required: with_path![
@@ -96,6 +110,8 @@ pub(super) const HOOKS: &[Hook] = &[
     // After the first, for what that one misses.
     Hook {
         program: "inet_sock_set_state_again",
+        door: "door_state_again",
+        behind: "AT_STATE_AGAIN",
         tracepoint: "inet_sock_set_state",
         kinds: &["connect"],
         required: with_path![
@@ -107,6 +123,8 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         program: SYS_ENTER,
+        door: "door_sys_enter",
+        behind: "AT_SYS_ENTER",
         tracepoint: "sys_enter",
         kinds: &["close_write"],
         required: with_path![

@@ -18,19 +18,21 @@ mod tasks;
 mod trie;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, PerCpuArray},
-    programs::{BtfTracePoint, links::FdLink},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray},
+    programs::{BtfTracePoint, ProgramError, links::FdLink},
 };
 use sha2::{Digest, Sha256};
 use sumun_abi::{
     loss::Stream,
-    policy::{CONTROL_EPOCH_SHIFT, Filter, MODE_NONE, filtered},
+    policy::{Filter, MODE_NONE, filtered},
     record::LEVELS,
 };
 
@@ -57,6 +59,9 @@ struct Aligned<B: ?Sized> {
 }
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// How long a kernel may take to let go of a link that was removed.
+const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where and how large.
 #[derive(Clone, Debug)]
@@ -107,7 +112,6 @@ pub struct Kernel {
     btf: aya::Btf,
     slots: Slots,
     pins: Pins,
-    epoch: u32,
     active: u32,
     generation: u64,
     reused: bool,
@@ -145,10 +149,10 @@ impl Kernel {
         if !missing.is_empty() {
             return Err(Error::NotPermitted(missing));
         }
+        raise_memlock();
         let lock = lock::take(&config.lock)?;
         let pins = Pins::open(&config.bpffs, &config.directory)?;
         let (generation, reused) = adopt(&pins, config)?;
-        let epoch = if reused { previous_epoch(&pins)?.wrapping_add(1) } else { 1 };
 
         let btf = aya::Btf::from_sys_fs().map_err(Error::BtfLoad)?;
         let (cgroup, cgroup_controller) = cgroup_index(&slots);
@@ -162,7 +166,6 @@ impl Kernel {
             .override_global("OFFSETS", &slots.values[..], true)
             .override_global("SYMBOLS", &slots.symbols[..], true)
             .override_global("SYSCALLS", &syscalls[..], true)
-            .override_global("EPOCH", &epoch, true)
             .override_global("COMPAT_MASK", &compat_mask, true)
             .override_global("CGROUP_INDEX", &cgroup, true)
             .load(&OBJECT.bytes)
@@ -190,7 +193,6 @@ impl Kernel {
             btf,
             slots,
             pins,
-            epoch,
             active,
             generation,
             reused,
@@ -208,27 +210,37 @@ impl Kernel {
         })
     }
 
-    /// Attaches the hooks, makes them the active ones in one step, and detaches
-    /// those of a previous agent.
+    /// Puts this agent's programs behind the doors, attaches the doors that are not
+    /// attached yet, and makes the filter the active one. A previous agent's
+    /// program at a door is replaced in one write: no event is seen twice or by none.
     ///
     /// # Errors
-    /// Pins cannot be written. A hook that this kernel refuses is no error: see [`Kernel::hooks`].
+    /// A map or a pin cannot be written. A hook that this kernel refuses is no error:
+    /// see [`Kernel::hooks`].
     pub fn attach(&mut self) -> Result<(), Error> {
+        let prepared: Vec<_> = HOOKS.iter().map(|hook| self.prepare(hook)).collect();
         self.hooks = HOOKS
             .iter()
-            .map(|hook| {
-                let attached = self.prepare(hook).and_then(|()| {
-                    if hook.on_demand { Ok(()) } else { self.attach_one(hook) }
+            .zip(prepared)
+            .map(|(hook, prepared)| {
+                let attached = prepared.and_then(|()| {
+                    self.install(hook)?;
+                    if hook.on_demand { Ok(()) } else { self.attach_door(hook) }
                 });
+                if attached.is_err() {
+                    self.vacate(hook);
+                }
                 status_of(hook, attached)
             })
             .collect();
         if self.closes {
             self.attach_on_demand()?;
+        } else {
+            self.pins.remove_link(hooks::SYS_ENTER)?;
         }
         self.switch(self.active)?;
         self.attached = true;
-        self.pins.remove_old_links(self.epoch)
+        Ok(())
     }
 
     /// What became of each hook.
@@ -275,33 +287,85 @@ impl Kernel {
         self.pins.remove()
     }
 
-    /// Makes this agent's programs, and filter `index`, the active ones: one write.
+    /// Makes filter `index` the active one.
     fn switch(&mut self, index: u32) -> Result<(), Error> {
-        let word = u64::from(self.epoch) << CONTROL_EPOCH_SHIFT | u64::from(index);
-        self.control.set(0, word, 0).map_err(Error::map("write", "CONTROL"))?;
+        self.control.set(0, u64::from(index), 0).map_err(Error::map("write", "CONTROL"))?;
         self.active = index;
         Ok(())
     }
 
-    /// Loads a hook's program, if this kernel has what it reads.
+    /// Loads a hook's two programs, if this kernel has what they read.
     fn prepare(&mut self, hook: &hooks::Hook) -> Result<(), String> {
         let missing = self.slots.missing(hook.required);
         if !missing.is_empty() {
             return Err(format!("this kernel has no {}", missing.join(", ")));
         }
-        let program = tracepoint(&mut self.ebpf, hook.program)?;
-        program
-            .load(hook.tracepoint, &self.btf)
-            .map_err(|error| format!("the kernel refuses the program: {}", chain(&error)))
+        for name in [hook.program, hook.door] {
+            tracepoint(&mut self.ebpf, name)?
+                .load(hook.tracepoint, &self.btf)
+                .map_err(|error| format!("the kernel refuses the program {name}: {}", chain(&error)))?;
+        }
+        Ok(())
     }
 
-    fn attach_one(&mut self, hook: &hooks::Hook) -> Result<(), String> {
-        let path = self.pins.link(hook.program, self.epoch);
+    /// Puts a hook's program behind its door.
+    fn install(&mut self, hook: &hooks::Hook) -> Result<(), String> {
+        let failed = |error: &dyn std::error::Error| {
+            format!("cannot put the program behind {}: {}", hook.door, chain(error))
+        };
         let program = tracepoint(&mut self.ebpf, hook.program)?;
+        let fd = program.fd().map_err(|error| failed(&error))?;
+        let fd = fd.try_clone().map_err(|error| failed(&error))?;
+        self.behind(hook)?.set(0, &fd, 0).map_err(|error| failed(&error))
+    }
+
+    /// Leaves nothing behind a door: not a previous agent's program, either.
+    fn vacate(&mut self, hook: &hooks::Hook) {
+        if let Ok(mut map) = self.behind(hook) {
+            // An error says that it was empty.
+            let _ = map.clear_index(&0);
+        }
+    }
+
+    fn behind(&mut self, hook: &hooks::Hook) -> Result<ProgramArray<&mut MapData>, String> {
+        let map = self
+            .ebpf
+            .map_mut(hook.behind)
+            .ok_or_else(|| format!("the object has no map {}", hook.behind))?;
+        ProgramArray::try_from(map).map_err(|error| chain(&error))
+    }
+
+    /// Attaches a hook's door, unless a previous agent has.
+    fn attach_door(&mut self, hook: &hooks::Hook) -> Result<(), String> {
+        let path = self.pins.link(hook.program);
+        if path.exists() {
+            return Ok(());
+        }
+        let door = self.pins.door(hook.program);
+        let program = tracepoint(&mut self.ebpf, hook.door)?;
+        let begun = Instant::now();
+        let id = loop {
+            match program.attach() {
+                Ok(id) => break id,
+                // Some kernels (5.10) let go of a removed link only after a while.
+                Err(ProgramError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::AlreadyExists
+                        && begun.elapsed() < DETACH_DEADLINE =>
+                {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(format!("cannot attach: {}", chain(&error))),
+            }
+        };
         let link = program
-            .attach()
-            .and_then(|id| program.take_link(id))
+            .take_link(id)
             .map_err(|error| format!("cannot attach: {}", chain(&error)))?;
+        if door.exists() {
+            fs::remove_file(&door).map_err(|error| format!("cannot remove {}: {error}", door.display()))?;
+        }
+        program
+            .pin(door)
+            .map_err(|error| format!("cannot pin the program: {}", chain(&error)))?;
         FdLink::from(link)
             .pin(path)
             .map_err(|error| format!("cannot pin its link: {}", chain(&error)))?;
@@ -400,17 +464,6 @@ fn adopt(pins: &Pins, config: &KernelConfig) -> Result<(u64, bool), Error> {
     Ok((generation, false))
 }
 
-fn previous_epoch(pins: &Pins) -> Result<u32, Error> {
-    let path = pins.map("CONTROL");
-    if !path.exists() {
-        return Ok(0);
-    }
-    let data = MapData::from_pin(path).map_err(Error::map("open", "CONTROL"))?;
-    let map = Array::<MapData, u64>::try_from(Map::Array(data)).map_err(Error::map("open", "CONTROL"))?;
-    let word = map.get(&0, 0).map_err(Error::map("read", "CONTROL"))?;
-    Ok((word >> CONTROL_EPOCH_SHIFT) as u32)
-}
-
 /// Hash over what all maps look like.
 fn layout(config: &KernelConfig) -> Result<[u64; 4], Error> {
     let object = aya_obj::Object::parse(&OBJECT.bytes)
@@ -453,6 +506,13 @@ fn cgroup_index(slots: &Slots) -> (u32, &'static str) {
     } else {
         (slot::NONE, "unified")
     }
+}
+
+/// Before 5.11 maps count as locked memory. Where the limit cannot be raised creating a map
+/// says so; later kernels do not care.
+fn raise_memlock() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 }
 
 /// `TS_COMPAT` in `thread_info.status`, arch/x86/include/asm/thread_info.h.

@@ -47,36 +47,40 @@ impl Pins {
         self.root.join(name)
     }
 
-    pub(super) fn link(&self, hook: &str, epoch: u32) -> PathBuf {
-        self.links().join(format!("{hook}-{epoch}"))
+    pub(super) fn link(&self, hook: &str) -> PathBuf {
+        self.links().join(hook)
     }
 
-    /// Detaches what was attached under other epochs than `epoch`.
-    pub(super) fn remove_old_links(&self, epoch: u32) -> Result<(), Error> {
-        let ours = format!("-{epoch}");
-        self.remove_links(|name| !name.ends_with(&ours))
+    /// Where the attached program itself is pinned, for its counters.
+    pub(super) fn door(&self, hook: &str) -> PathBuf {
+        self.links().join(format!("{hook}-door"))
     }
 
-    /// Detaches one hook, whatever its epoch.
+    /// Detaches one hook.
     pub(super) fn remove_link(&self, hook: &str) -> Result<(), Error> {
-        self.remove_links(|name| name.rsplit_once('-').is_some_and(|(found, _)| found == hook))
+        for path in [self.link(hook), self.door(hook)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::file("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
-    fn remove_links(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
+    fn remove_links(&self) -> Result<(), Error> {
         let dir = self.links();
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
-            let entry = entry.map_err(Error::file("list", &dir))?;
-            if which(&entry.file_name().to_string_lossy()) {
-                let path = entry.path();
-                fs::remove_file(&path).map_err(Error::file("remove", path))?;
-            }
+            let path = entry.map_err(Error::file("list", &dir))?.path();
+            fs::remove_file(&path).map_err(Error::file("remove", path))?;
         }
         Ok(())
     }
 
     /// Removes everything: links first, so that nothing writes into maps that are gone.
     pub(super) fn clear(&self) -> Result<(), Error> {
-        self.remove_links(|_| true)?;
+        self.remove_links()?;
         for entry in fs::read_dir(&self.root).map_err(Error::file("list", &self.root))? {
             let entry = entry.map_err(Error::file("list", &self.root))?;
             let path = entry.path();

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
+use aya::programs::ProgramInfo;
 use sumun_abi::{
     loss::Stream,
     record::{LEVELS, RINGS},
@@ -64,7 +65,7 @@ impl Kernel {
     }
 
     /// How often the kernel left a hook's program out because it was running on the same CPU
-    /// already, since it was loaded. From 6.1 on a packet can do that to the state of
+    /// already, since its door was attached. From 6.1 on a packet can do that to the state of
     /// sockets; where tracepoints can be preempted (7.x), any other task to every hook. No
     /// stream knows of it, and most of these runs would have found nothing of interest: it
     /// is the most that can be missing. Older kernels leave none out.
@@ -74,12 +75,18 @@ impl Kernel {
     pub fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         let mut found = Vec::new();
         for hook in HOOKS {
-            let Some(program) = self.ebpf.program(hook.program) else {
+            // The door counts, which a previous agent may have attached.
+            let door = self.pins.door(hook.program);
+            if !door.exists() {
                 continue;
-            };
-            // Not loaded: this kernel does not have what it needs.
-            let Ok(fd) = program.fd() else { continue };
-            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+            }
+            let info = ProgramInfo::from_pin(&door)
+                .and_then(|info| info.fd())
+                .map_err(|error| Error::Hook {
+                    hook: hook.program,
+                    reason: super::chain(&error),
+                })?;
+            let path = format!("/proc/self/fdinfo/{}", info.as_fd().as_raw_fd());
             let text = fs::read_to_string(&path).map_err(Error::file("read", path))?;
             let misses = text
                 .lines()

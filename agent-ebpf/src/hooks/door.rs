@@ -1,0 +1,38 @@
+//! What is attached: one program per hook that only jumps to the agent's.
+//!
+//! An agent that takes over from another puts its programs behind the same
+//! doors, one by one and each in a single write. So every event is handled by one agent's program:
+//! with two attached side by side, an event at the moment of the change would be recorded by both
+//! or by none.
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, map},
+    maps::ProgramArray,
+    programs::BtfTracePointContext,
+};
+
+macro_rules! doors {
+    ($($door:ident, $behind:ident, $tracepoint:literal;)*) => {$(
+        /// The program behind the door; one entry. Empty: the event passes unseen.
+        #[map]
+        static $behind: ProgramArray = ProgramArray::pinned(1, 0);
+
+        /// The door.
+        #[btf_tracepoint(function = $tracepoint)]
+        fn $door(ctx: BtfTracePointContext) -> i32 {
+            // SAFETY: the kernel checks that what stands there has the same context.
+            unsafe { $behind.tail_call(&ctx, 0) };
+            0
+        }
+    )*};
+}
+
+doors! {
+    door_fork, AT_FORK, "sched_process_fork";
+    door_exec, AT_EXEC, "sched_process_exec";
+    door_exit, AT_EXIT, "sched_process_exit";
+    door_sys_exit, AT_SYS_EXIT, "sys_exit";
+    door_sys_enter, AT_SYS_ENTER, "sys_enter";
+    door_state, AT_STATE, "inet_sock_set_state";
+    door_state_again, AT_STATE_AGAIN, "inet_sock_set_state";
+}

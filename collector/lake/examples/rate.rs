@@ -1,11 +1,17 @@
 //! How many events one CPU turns from encoded batches into a Parquet file in a
-//! second: decode, rows, write. `cargo run --release -p sumun-lake --example rate`
+//! second: decode, rows, write; and how long searches over such files take.
+//! `cargo run --release -p sumun-lake --example rate`
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use prost::Message;
-use sumun_lake::{Family, Lake, write};
+use sumun_lake::engine::{Query, Range};
+use sumun_lake::{
+    Engine, EngineOptions, Family, Lake, LakeFile, RowReader, RowSet, Source as Rows, scan, write,
+};
+use sumun_policy::{Lists, Predicate};
 use sumun_proto::Host;
 use sumun_proto::v1::{Batch, Event, File, Image, Kind, Lane, Origin, Source};
 
@@ -36,7 +42,6 @@ fn main() {
     let built = start.elapsed();
     let file = write::write(&lake, "rate", Family::File, "2026-01-01", 1, &sets).expect("a file");
     let whole = start.elapsed();
-    std::fs::remove_dir_all(&dir).expect("the lake can be removed");
     let events = (BATCHES * EVENTS) as f64;
     let memory: usize = sets.iter().map(|set| set.bytes()).sum();
     println!(
@@ -52,6 +57,65 @@ fn main() {
         memory as f64 / events,
         file.bytes as f64 / events
     );
+    search(&lake, &dir, vec![Arc::new(file)], &sets);
+    std::fs::remove_dir_all(&dir).expect("the lake can be removed");
+}
+
+/// Times searches over six such files.
+fn search(lake: &Lake, dir: &Path, mut files: Vec<Arc<LakeFile>>, sets: &[Arc<RowSet>]) {
+    for segment in 2..=6 {
+        let file = write::write(lake, "rate", Family::File, "2026-01-01", segment, sets);
+        files.push(Arc::new(file.expect("a file")));
+    }
+    let options = EngineOptions {
+        memory_bytes: 512 * 1024 * 1024,
+        spill_dir: dir.join("spill"),
+        spill_bytes: 1024 * 1024 * 1024,
+        threads: 2,
+    };
+    let engine = Engine::new(lake, &options).expect("an engine");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let rows: u64 = files.iter().map(|file| file.rows).sum();
+    for text in [
+        "true",
+        "file.path.startsWith('/srv/data/13/')",
+        "file.path == '/srv/data/13/no-such-file'",
+        "proc.ancestors.exists(a, a.exe.name == 'worker-3') && file.ino == 7",
+    ] {
+        let predicate = Predicate::parse(text, &Lists::new()).expect("well-typed");
+        let mut query = Query {
+            source: Rows {
+                family: Family::File,
+                files: files.clone(),
+                memory: Vec::new(),
+            },
+            range: Range {
+                since: i64::MIN,
+                until: i64::MAX,
+            },
+            filter: scan::expression(&predicate, Family::File).expect("an expression"),
+        };
+        let start = Instant::now();
+        let newest = engine.newest(std::slice::from_ref(&query), 101);
+        let times = runtime.block_on(newest).expect("a scan");
+        let first = start.elapsed();
+        if let Some(oldest) = times.get(99) {
+            query.range.since = *oldest;
+        }
+        let found = runtime.block_on(async {
+            let mut reader = RowReader::of_few(&engine, query);
+            let mut found = 0;
+            while reader.peek().await.expect("a scan").is_some() {
+                reader.take();
+                found += 1;
+            }
+            found
+        });
+        println!(
+            "newest 100 of {rows} rows where {text}: {found} rows, times after {first:?}, all after {:?}",
+            start.elapsed()
+        );
+    }
 }
 
 /// Opens of distinct files by a few processes, each with eight ancestors.

@@ -229,16 +229,67 @@ impl Engine {
         }
     }
 
-    /// The `time` of the newest rows of all queries, newest first, at most `most`.
+    /// The `time` of the newest rows of all queries, newest first, at most
+    /// `most`. Newest files first: those that are older than what was found are not read.
     ///
     /// # Errors
     /// [`Error::Scan`], [`Error::Memory`].
     pub async fn newest(&self, queries: &[Query], most: usize) -> Result<Vec<i64>> {
+        let mut times = Vec::new();
+        if most == 0 {
+            return Ok(times);
+        }
+        let mut files: Vec<(usize, Arc<LakeFile>)> = Vec::new();
+        let mut round: Vec<Query> = queries.to_vec();
+        for (at, query) in round.iter_mut().enumerate() {
+            files.extend(query.source.files.drain(..).map(|file| (at, file)));
+        }
+        files.sort_by_key(|(_, file)| std::cmp::Reverse(file.max_time));
+        let mut files = files.into_iter().peekable();
+        let mut share = self.threads;
+        loop {
+            let floor = if times.len() == most {
+                times.last().copied()
+            } else {
+                None
+            };
+            let mut left = share;
+            while let Some((at, file)) = files
+                .next_if(|(_, file)| left > 0 && floor.is_none_or(|floor| file.max_time > floor))
+            {
+                round[at].source.files.push(file);
+                left -= 1;
+            }
+            if let Some(floor) = floor {
+                for query in &mut round {
+                    query.range.since = query.range.since.max(floor);
+                }
+            }
+            times.extend(self.newest_of(&round, most).await?);
+            times.sort_unstable_by_key(|time| std::cmp::Reverse(*time));
+            times.truncate(most);
+            let enough = times.len() == most;
+            let oldest = times.last().copied();
+            let more = files
+                .peek()
+                .is_some_and(|(_, file)| !enough || oldest.is_none_or(|time| file.max_time > time));
+            if !more {
+                return Ok(times);
+            }
+            for query in &mut round {
+                query.source.files.clear();
+                query.source.memory.clear();
+            }
+            share *= 2;
+        }
+    }
+
+    async fn newest_of(&self, queries: &[Query], most: usize) -> Result<Vec<i64>> {
         let mut inputs = Vec::new();
         for query in queries {
             inputs.extend(self.plan(query, Some(&["time"]))?);
         }
-        if inputs.is_empty() || most == 0 {
+        if inputs.is_empty() {
             return Ok(Vec::new());
         }
         let union = one_of(inputs)?;

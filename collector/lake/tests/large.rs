@@ -72,6 +72,18 @@ async fn what_does_not_fit_in_memory_comes_in_order() {
         .await
         .expect("a scan");
     let newest: Vec<_> = times.iter().map(|time| (time - WALL) / 1000).collect();
+    let many = engine
+        .newest(
+            &[query(&source, "file.ino >= 5", whole)],
+            TOTAL as usize + 7,
+        )
+        .await
+        .expect("a scan");
+    let many: Vec<_> = many.iter().map(|time| (time - WALL) / 1000).collect();
+    assert!(
+        many.into_iter().eq((5..TOTAL as i64).rev()),
+        "every file was read"
+    );
     assert_eq!(
         newest,
         [TOTAL as i64 - 1, TOTAL as i64 - 2, TOTAL as i64 - 3]

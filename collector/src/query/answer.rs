@@ -163,6 +163,10 @@ impl Cut {
     /// Takes the next row, or the end, and gives what is sure to stay.
     fn pass(&mut self, row: Option<(i64, String)>) -> Vec<String> {
         if let Some((time, row)) = row {
+            if self.oldest.is_some_and(|oldest| time < oldest) {
+                // A gap that began before and reaches into the range.
+                return Vec::new();
+            }
             if Some(time) == self.oldest {
                 self.held.push_back(row);
                 if self.held.len() > self.keep {
@@ -186,7 +190,7 @@ mod tests {
     fn of_equal_times_the_last_ones_stay() {
         let mut cut = Cut::at(5, 2);
         let mut passed = Vec::new();
-        for (time, row) in [(5, "a"), (5, "b"), (5, "c"), (6, "d"), (7, "e")] {
+        for (time, row) in [(4, "-"), (5, "a"), (5, "b"), (5, "c"), (6, "d"), (7, "e")] {
             passed.extend(cut.pass(Some((time, row.to_owned()))));
         }
         passed.extend(cut.pass(None));

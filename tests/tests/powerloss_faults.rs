@@ -84,7 +84,7 @@ fn what_was_reported_before_the_power_was_lost_is_stored() {
         let lines: Vec<&str> = reported.iter().map(String::as_str).collect();
         fs::write(&list, lines.join("\n")).expect("the list");
         // Some way into its work, at no particular moment.
-        let marker = format!("^told {}", random.random_range(2..8));
+        let marker = format!("^told {}0$", random.random_range(3..20));
         let delay = format!("{:.2}", random.random_range(0.0..2.0));
         let number = round.to_string();
         let (status, said) = guest(

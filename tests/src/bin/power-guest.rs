@@ -123,11 +123,11 @@ fn wait(what: &str, process: &mut Process, ready: impl Fn() -> Result<bool>) -> 
     Ok(())
 }
 
-/// How often each program's exec is stored.
-fn stored(ctl: &Ctl, since: &str) -> Result<HashMap<String, usize>> {
-    let filter = format!(r#"kind == "exec" && proc.exe.path.startsWith("{PROGRAMS}/")"#);
+/// How often the exec of each program whose path begins so is stored.
+fn stored(ctl: &Ctl, prefix: &str) -> Result<HashMap<String, usize>> {
+    let filter = format!(r#"kind == "exec" && proc.exe.path.startsWith("{prefix}")"#);
     let answer = ctl.ask(&[
-        "events", "list", "--since", since, "--where", &filter, "-o", "jsonl",
+        "events", "list", "--since", "30d", "--where", &filter, "-o", "jsonl",
     ])?;
     let mut counts = HashMap::new();
     for row in &answer.rows {
@@ -139,7 +139,7 @@ fn stored(ctl: &Ctl, since: &str) -> Result<HashMap<String, usize>> {
 }
 
 fn verify(ctl: &Ctl, reported: &HashSet<String>) -> Result<()> {
-    let counts = stored(ctl, "30d")?;
+    let counts = stored(ctl, &format!("{PROGRAMS}/"))?;
     let missing: Vec<&String> = reported
         .iter()
         .filter(|path| !counts.contains_key(*path))
@@ -176,7 +176,7 @@ fn produce(ctl: &Ctl, round: u64) -> Result<()> {
         if seq % 10 != 9 {
             continue;
         }
-        for path in stored(ctl, "10m")?.into_keys() {
+        for path in stored(ctl, &format!("{PROGRAMS}/r{round}-"))?.into_keys() {
             if told.insert(path.clone()) {
                 // One write a line: the serial port has it, or only a part without an end.
                 println!("acked {path}");

@@ -3,6 +3,7 @@
 //! Layout of `union bpf_attr` and of `struct bpf_prog_info`:
 //! <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h>
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -48,15 +49,6 @@ impl Words {
             bytes[start + 3],
         ])
     }
-
-    fn text(&self, offset: usize, words: usize) -> String {
-        let bytes: Vec<u8> = self.0[offset / 8..offset / 8 + words]
-            .iter()
-            .flat_map(|word| word.to_ne_bytes())
-            .take_while(|byte| *byte != 0)
-            .collect();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
 }
 
 fn call(command: i32, attr: &mut Words) -> nix::Result<i64> {
@@ -73,7 +65,10 @@ fn open(command: i32, attr: &mut Words) -> nix::Result<OwnedFd> {
 }
 
 fn info(fd: &OwnedFd) -> nix::Result<Words> {
-    let mut info = Words::new();
+    info_into(fd, Words::new())
+}
+
+fn info_into(fd: &OwnedFd, mut info: Words) -> nix::Result<Words> {
     let mut attr = Words::new();
     attr.set(0, u32::try_from(fd.as_raw_fd()).map_err(|_| Errno::EBADF)?)
         .set(4, 232)
@@ -87,8 +82,8 @@ fn info(fd: &OwnedFd) -> nix::Result<Words> {
 pub struct Attached {
     /// Id of its link.
     pub link: u32,
-    /// Its name, at most 15 bytes.
-    pub name: String,
+    /// The tracepoint it is attached to; empty for other links.
+    pub hook: String,
     /// Type of the thing it is attached to, in the kernel's BTF; 0 = none.
     pub btf_id: u32,
     /// Nanoseconds it ran while statistics were on.
@@ -116,14 +111,21 @@ pub fn attached() -> nix::Result<Vec<Attached>> {
         let Ok(fd) = open(LINK_GET_FD_BY_ID, Words::new().set(0, link)) else {
             continue;
         };
-        let program = info(&fd)?.get(8);
+        // The kernel writes the tracepoint's name where we say; other links ignore it.
+        let mut name = [0u8; 64];
+        let mut asked = Words::new();
+        asked.set_pointer(16, name.as_mut_ptr()).set(24, 64);
+        let program = info_into(&fd, asked)?.get(8);
         let Ok(fd) = open(PROG_GET_FD_BY_ID, Words::new().set(0, program)) else {
             continue;
         };
         let info = info(&fd)?;
         found.push(Attached {
             link,
-            name: info.text(64, 2),
+            hook: CStr::from_bytes_until_nul(&name).map_or_else(
+                |_| String::new(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
             btf_id: info.get(224),
             run_ns: info.0[24],
             runs: info.0[25],

@@ -6,7 +6,7 @@ use core::{
     slice,
 };
 
-use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, helpers::bpf_get_smp_processor_id};
+use aya_ebpf::{helpers::bpf_get_smp_processor_id, helpers::bpf_ktime_get_boot_ns};
 use sumun_abi::{
     loss::{Stream, reason},
     policy::Filter,
@@ -78,7 +78,10 @@ impl Run {
         }
         if let Some(stream) = STREAMS.get_ptr_mut(u32::from(ring) * LEVELS + LEVELS - 1) {
             // SAFETY: a live map value.
-            add(unsafe { addr_of_mut!((*stream).lost[reason::NESTED as usize]) }, 1);
+            add(
+                unsafe { addr_of_mut!((*stream).lost[reason::NESTED as usize]) },
+                1,
+            );
         }
         None
     }
@@ -146,7 +149,11 @@ extern "C" fn sumun_send(level: u32, ring_kind: u32, generation: u32, len: u32) 
     let Some(scratch) = scratch(level) else {
         return 1;
     };
-    let index = if ring == RING_LIFE { level } else { LEVELS + level };
+    let index = if ring == RING_LIFE {
+        level
+    } else {
+        LEVELS + level
+    };
     let Some(stream) = STREAMS.get_ptr_mut(index) else {
         return 1;
     };

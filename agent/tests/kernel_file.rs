@@ -1,5 +1,9 @@
 //! Opens, closes, renames and unlinks on the running kernel, native and 32-bit.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![expect(
+    unsafe_code,
+    reason = "raw descriptors and 32-bit calls are what is tested"
+)]
 
 mod kernel;
 
@@ -21,7 +25,9 @@ use sumun_policy::plan::{KindPlan, Plan};
 use sumun_proto::v1::Kind;
 
 fn all(kinds: &[Kind]) -> Plan {
-    Plan { kinds: kinds.iter().map(|kind| (*kind, KindPlan::All)).collect() }
+    Plan {
+        kinds: kinds.iter().map(|kind| (*kind, KindPlan::All)).collect(),
+    }
 }
 
 /// Opens by this process, as (path, record).
@@ -40,13 +46,17 @@ fn open_of(seen: &[Seen], path: &std::path::Path) -> Open {
         .into_iter()
         .filter(|(found, _)| found == path.to_str().unwrap())
         .collect();
-    let [(_, open)] = found[..] else { panic!("{} opens of {}", found.len(), path.display()) };
+    let [(_, open)] = found[..] else {
+        panic!("{} opens of {}", found.len(), path.display())
+    };
     open
 }
 
 #[test]
 fn opens_say_what_was_granted_and_where_the_object_is() {
-    let Some(mut bench) = kernel::bench("open") else { return };
+    let Some(mut bench) = kernel::bench("open") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = fs::canonicalize(dir.path()).unwrap();
     let (first, second, third) = (dir.join("first"), dir.join("second"), dir.join("third"));
@@ -56,9 +66,26 @@ fn opens_say_what_was_granted_and_where_the_object_is() {
     drop(bench.settle());
 
     drop(fs::File::create_new(&first).unwrap());
-    drop(fs::OpenOptions::new().append(true).open(dir.join("link")).unwrap());
-    drop(fs::OpenOptions::new().write(true).truncate(true).open(dir.join("./first")).unwrap());
-    drop(fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&dir).unwrap());
+    drop(
+        fs::OpenOptions::new()
+            .append(true)
+            .open(dir.join("link"))
+            .unwrap(),
+    );
+    drop(
+        fs::OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(dir.join("./first"))
+            .unwrap(),
+    );
+    drop(
+        fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(&dir)
+            .unwrap(),
+    );
     assert!(fs::File::open(dir.join("absent")).is_err());
     // openat2 and creat, which the standard library does not use.
     let name = std::ffi::CString::new(third.to_str().unwrap()).unwrap();
@@ -75,28 +102,51 @@ fn opens_say_what_was_granted_and_where_the_object_is() {
     }
 
     let seen = bench.settle();
-    let found: Vec<_> = opens(&seen).into_iter().filter(|(path, _)| path == first.to_str().unwrap()).collect();
-    let [(_, created), (_, again)] = &found[..] else { panic!("{found:?}") };
+    let found: Vec<_> = opens(&seen)
+        .into_iter()
+        .filter(|(path, _)| path == first.to_str().unwrap())
+        .collect();
+    let [(_, created), (_, again)] = &found[..] else {
+        panic!("{found:?}")
+    };
     assert_eq!(created.flags, ACCESS_READ | ACCESS_WRITE | OPEN_CREATED);
     assert_eq!(again.flags, ACCESS_WRITE | OPEN_TRUNCATE);
     let meta = fs::metadata(&first).unwrap();
     assert_eq!(created.ino, meta.ino());
-    assert_eq!((created.dev >> 20, created.dev & 0xf_ffff), (libc::major(meta.dev()), libc::minor(meta.dev())));
+    assert_eq!(
+        (created.dev >> 20, created.dev & 0xf_ffff),
+        (libc::major(meta.dev()), libc::minor(meta.dev()))
+    );
     assert_eq!(created.mode, meta.mode());
-    assert_eq!((created.path.source, created.path.flaws & !FLAW_RACY), (SOURCE_OBJECT, 0));
+    assert_eq!(
+        (created.path.source, created.path.flaws & !FLAW_RACY),
+        (SOURCE_OBJECT, 0)
+    );
     assert_eq!(created.header.generation, 7);
     assert_eq!(open_of(&seen, &second).flags, ACCESS_WRITE | ACCESS_APPEND);
     assert_eq!(open_of(&seen, &dir).flags, ACCESS_PATH);
-    let found: Vec<_> = opens(&seen).into_iter().filter(|(path, _)| path == third.to_str().unwrap()).collect();
-    assert_eq!(found[0].1.flags, ACCESS_READ | ACCESS_WRITE | OPEN_CREATED | OPEN_TRUNCATE);
+    let found: Vec<_> = opens(&seen)
+        .into_iter()
+        .filter(|(path, _)| path == third.to_str().unwrap())
+        .collect();
+    assert_eq!(
+        found[0].1.flags,
+        ACCESS_READ | ACCESS_WRITE | OPEN_CREATED | OPEN_TRUNCATE
+    );
     #[cfg(target_arch = "x86_64")]
     assert_eq!(found[1].1.flags, ACCESS_WRITE | OPEN_TRUNCATE);
-    assert!(!opens(&seen).iter().any(|(path, _)| path.ends_with("absent")));
+    assert!(
+        !opens(&seen)
+            .iter()
+            .any(|(path, _)| path.ends_with("absent"))
+    );
 }
 
 #[test]
 fn paths_cross_mounts_and_depth_is_marked() {
-    let Some(mut bench) = kernel::bench("walk") else { return };
+    let Some(mut bench) = kernel::bench("walk") else {
+        return;
+    };
     bench.kernel().set_filter(&all(&[Kind::Open]), 1).unwrap();
     drop(fs::File::open("/proc/self/../version").unwrap());
     drop(fs::File::open("/").unwrap());
@@ -107,18 +157,31 @@ fn paths_cross_mounts_and_depth_is_marked() {
     fs::create_dir_all(&deep).unwrap();
     drop(fs::File::create(deep.join("bottom")).unwrap());
     let seen = bench.settle();
-    assert_eq!(open_of(&seen, "/proc/version".as_ref()).path.flaws & !FLAW_RACY, 0);
+    assert_eq!(
+        open_of(&seen, "/proc/version".as_ref()).path.flaws & !FLAW_RACY,
+        0
+    );
     assert_eq!(open_of(&seen, "/".as_ref()).path.flaws & !FLAW_RACY, 0);
     assert_eq!(open_of(&seen, "/proc".as_ref()).path.flaws & !FLAW_RACY, 0);
-    let cut: Vec<_> = opens(&seen).into_iter().filter(|(path, _)| path.ends_with("/bottom")).collect();
-    let [(path, open)] = &cut[..] else { panic!("{cut:?}") };
+    let cut: Vec<_> = opens(&seen)
+        .into_iter()
+        .filter(|(path, _)| path.ends_with("/bottom"))
+        .collect();
+    let [(path, open)] = &cut[..] else {
+        panic!("{cut:?}")
+    };
     assert!(path.starts_with("/d/d/d"), "{path}");
-    assert_eq!(open.path.flaws & !FLAW_RACY, sumun_abi::record::FLAW_TRUNCATED);
+    assert_eq!(
+        open.path.flaws & !FLAW_RACY,
+        sumun_abi::record::FLAW_TRUNCATED
+    );
 }
 
 #[test]
 fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
-    let Some(mut bench) = kernel::bench("lost") else { return };
+    let Some(mut bench) = kernel::bench("lost") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let target = fs::canonicalize(dir.path()).unwrap().join("target");
     fs::write(&target, "").unwrap();
@@ -161,7 +224,11 @@ fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
             tries += 1;
         }
         for (path, open) in opens(&bench.drain()) {
-            assert_ne!(open.path.flaws & FLAW_RACY, 0, "threads share the table: {open:?}");
+            assert_ne!(
+                open.path.flaws & FLAW_RACY,
+                0,
+                "threads share the table: {open:?}"
+            );
             if open.path.flaws & FLAW_LOST != 0 {
                 assert_eq!((path.as_str(), open.ino), (target.to_str().unwrap(), 0));
                 assert_eq!(open.path.source, SOURCE_CALLER);
@@ -173,13 +240,18 @@ fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let closed = sibling.join().unwrap();
-    eprintln!("of {tries} opens {closed} were closed by the sibling, {} were lost, {} seen", counted.0, counted.1);
+    eprintln!(
+        "of {tries} opens {closed} were closed by the sibling, {} were lost, {} seen",
+        counted.0, counted.1
+    );
     assert!(counted.0 > 0, "no race was won: not exercised");
 }
 
 #[test]
 fn closes_are_told_while_they_are_asked_for() {
-    let Some(mut bench) = kernel::bench("close") else { return };
+    let Some(mut bench) = kernel::bench("close") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = fs::canonicalize(dir.path()).unwrap();
     let closes = |seen: &[Seen]| -> Vec<String> {
@@ -194,29 +266,50 @@ fn closes_are_told_while_they_are_asked_for() {
             .filter(|path| path.starts_with(dir.to_str().unwrap()))
             .collect()
     };
-    bench.kernel().set_filter(&all(&[Kind::CloseWrite]), 1).unwrap();
+    bench
+        .kernel()
+        .set_filter(&all(&[Kind::CloseWrite]), 1)
+        .unwrap();
     fs::write(dir.join("one"), "").unwrap();
     drop(fs::File::open(dir.join("one")).unwrap());
     assert_eq!(closes(&bench.settle()), [dir.join("one").to_str().unwrap()]);
     bench.kernel().set_filter(&Plan::default(), 2).unwrap();
     fs::write(dir.join("two"), "").unwrap();
     assert_eq!(closes(&bench.settle()), Vec::<String>::new());
-    bench.kernel().set_filter(&all(&[Kind::CloseWrite]), 3).unwrap();
+    bench
+        .kernel()
+        .set_filter(&all(&[Kind::CloseWrite]), 3)
+        .unwrap();
     fs::write(dir.join("three"), "").unwrap();
-    assert_eq!(closes(&bench.settle()), [dir.join("three").to_str().unwrap()]);
+    assert_eq!(
+        closes(&bench.settle()),
+        [dir.join("three").to_str().unwrap()]
+    );
 }
 
 #[test]
 fn renames_and_unlinks_carry_the_directory_and_the_callers_name() {
-    let Some(mut bench) = kernel::bench("names") else { return };
+    let Some(mut bench) = kernel::bench("names") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = fs::canonicalize(dir.path()).unwrap();
     fs::create_dir(dir.join("sub")).unwrap();
     fs::write(dir.join("a"), "").unwrap();
-    bench.kernel().set_filter(&all(&[Kind::Rename, Kind::Unlink]), 1).unwrap();
+    bench
+        .kernel()
+        .set_filter(&all(&[Kind::Rename, Kind::Unlink]), 1)
+        .unwrap();
     let here = fs::File::open(&dir).unwrap();
     let sub = fs::File::open(dir.join("sub")).unwrap();
-    nix::fcntl::renameat2(&here, "a", &sub, "b", nix::fcntl::RenameFlags::RENAME_NOREPLACE).unwrap();
+    nix::fcntl::renameat2(
+        &here,
+        "a",
+        &sub,
+        "b",
+        nix::fcntl::RenameFlags::RENAME_NOREPLACE,
+    )
+    .unwrap();
     fs::rename(dir.join("sub/b"), dir.join("c")).unwrap();
     assert!(fs::rename(dir.join("absent"), dir.join("d")).is_err());
     nix::unistd::unlinkat(&here, "c", nix::unistd::UnlinkatFlags::NoRemoveDir).unwrap();
@@ -236,12 +329,22 @@ fn renames_and_unlinks_carry_the_directory_and_the_callers_name() {
             )),
             _ => None,
         })
-        .filter(|(_, base, name, ..)| base.starts_with(dir.to_str().unwrap()) || name.starts_with(dir.to_str().unwrap()))
+        .filter(|(_, base, name, ..)| {
+            base.starts_with(dir.to_str().unwrap()) || name.starts_with(dir.to_str().unwrap())
+        })
         .collect();
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let short: Vec<_> = names
         .iter()
-        .map(|(rename, base, name, to_base, to_name, _)| (*rename, base.as_str(), name.as_str(), to_base.as_str(), to_name.as_str()))
+        .map(|(rename, base, name, to_base, to_name, _)| {
+            (
+                *rename,
+                base.as_str(),
+                name.as_str(),
+                to_base.as_str(),
+                to_name.as_str(),
+            )
+        })
         .collect();
     assert_eq!(
         short,
@@ -320,7 +423,9 @@ impl Low {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_calls_are_no_way_around() {
-    let Some(mut bench) = kernel::bench("compat") else { return };
+    let Some(mut bench) = kernel::bench("compat") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = fs::canonicalize(dir.path()).unwrap();
     fs::write(dir.join("a"), "").unwrap();
@@ -328,12 +433,17 @@ fn thirty_two_bit_calls_are_no_way_around() {
     let text = |name: &str| dir.join(name).to_str().unwrap().as_bytes().to_vec();
     let (a, b) = (low.put(&text("a")), low.put(&text("b")));
     if int80(20, 0, 0, 0, 0) != std::process::id() as i32 {
-        eprintln!("skipping thirty_two_bit_calls_are_no_way_around: this kernel has no 32-bit calls");
+        eprintln!(
+            "skipping thirty_two_bit_calls_are_no_way_around: this kernel has no 32-bit calls"
+        );
         return;
     }
     bench
         .kernel()
-        .set_filter(&all(&[Kind::Open, Kind::CloseWrite, Kind::Rename, Kind::Unlink]), 1)
+        .set_filter(
+            &all(&[Kind::Open, Kind::CloseWrite, Kind::Rename, Kind::Unlink]),
+            1,
+        )
         .unwrap();
     // open, openat, openat2, creat; close; rename, renameat2; unlink, rmdir.
     let flags = (libc::O_WRONLY | libc::O_TRUNC) as u32;
@@ -357,17 +467,29 @@ fn thirty_two_bit_calls_are_no_way_around() {
     let mut got = Vec::new();
     for record in &seen {
         let (kind, text, flags) = match record.body {
-            Body::Open(open) if open.actor.pid == own => ("open", record.text(open.path), open.flags),
-            Body::CloseWrite(open) if open.actor.pid == own => ("close", record.text(open.path), open.flags),
-            Body::Rename(names) if names.actor.pid == own => ("rename", record.text(names.name), names.flags),
-            Body::Unlink(names) if names.actor.pid == own => ("unlink", record.text(names.name), names.flags),
+            Body::Open(open) if open.actor.pid == own => {
+                ("open", record.text(open.path), open.flags)
+            }
+            Body::CloseWrite(open) if open.actor.pid == own => {
+                ("close", record.text(open.path), open.flags)
+            }
+            Body::Rename(names) if names.actor.pid == own => {
+                ("rename", record.text(names.name), names.flags)
+            }
+            Body::Unlink(names) if names.actor.pid == own => {
+                ("unlink", record.text(names.name), names.flags)
+            }
             _ => continue,
         };
         if text.starts_with(dir.to_str().unwrap()) {
             got.push((kind, text.rsplit('/').next().unwrap().to_owned(), flags));
         }
     }
-    let open = ("open", "a".to_owned(), ACCESS_WRITE | OPEN_TRUNCATE | CALL_COMPAT);
+    let open = (
+        "open",
+        "a".to_owned(),
+        ACCESS_WRITE | OPEN_TRUNCATE | CALL_COMPAT,
+    );
     let close = ("close", "a".to_owned(), ACCESS_WRITE | CALL_COMPAT);
     let mut wanted = Vec::new();
     wanted.extend(std::iter::repeat_n(open, 4));

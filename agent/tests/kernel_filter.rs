@@ -18,17 +18,31 @@ use sumun_policy::plan::{Clause, KindPlan, Plan};
 use sumun_proto::v1::Kind;
 
 fn opens_where(clauses: Vec<Clause>) -> Plan {
-    Plan { kinds: vec![(Kind::Open, KindPlan::Clauses(clauses))] }
+    Plan {
+        kinds: vec![(Kind::Open, KindPlan::Clauses(clauses))],
+    }
 }
 
 fn prefixes(paths: &[&Path]) -> Clause {
-    let paths = paths.iter().map(|path| path.to_str().unwrap().as_bytes().to_vec()).collect();
-    Clause { path_prefixes: Some(paths), ..Clause::default() }
+    let paths = paths
+        .iter()
+        .map(|path| path.to_str().unwrap().as_bytes().to_vec())
+        .collect();
+    Clause {
+        path_prefixes: Some(paths),
+        ..Clause::default()
+    }
 }
 
 fn exact(paths: &[&Path]) -> Clause {
-    let paths = paths.iter().map(|path| path.to_str().unwrap().as_bytes().to_vec()).collect();
-    Clause { path_exact: Some(paths), ..Clause::default() }
+    let paths = paths
+        .iter()
+        .map(|path| path.to_str().unwrap().as_bytes().to_vec())
+        .collect();
+    Clause {
+        path_exact: Some(paths),
+        ..Clause::default()
+    }
 }
 
 struct Place {
@@ -39,7 +53,10 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let own = tempfile::tempdir().unwrap();
-        Place { dir: fs::canonicalize(own.path()).unwrap(), _own: own }
+        Place {
+            dir: fs::canonicalize(own.path()).unwrap(),
+            _own: own,
+        }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -51,7 +68,9 @@ impl Place {
         let mut found = BTreeMap::new();
         for record in seen {
             if let Body::Open(open) = record.body
-                && let Some(name) = record.text(open.path).strip_prefix(&format!("{}/", self.dir.display()))
+                && let Some(name) = record
+                    .text(open.path)
+                    .strip_prefix(&format!("{}/", self.dir.display()))
             {
                 *found.entry(name.to_owned()).or_default() += 1;
             }
@@ -61,7 +80,10 @@ impl Place {
 }
 
 fn counts<const N: usize>(wanted: [(&str, u32); N]) -> BTreeMap<String, u32> {
-    wanted.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+    wanted
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect()
 }
 
 fn touch(path: &Path) {
@@ -74,30 +96,51 @@ fn set(bench: &mut Bench, plan: &Plan, generation: u32) {
 
 #[test]
 fn paths_match_by_prefix_and_exactly() {
-    let Some(mut bench) = kernel::bench("paths") else { return };
+    let Some(mut bench) = kernel::bench("paths") else {
+        return;
+    };
     let place = Place::new();
     for dir in ["data/deep", "database", "other"] {
         fs::create_dir_all(place.at(dir)).unwrap();
     }
     let open_all = || {
         for name in [
-            "data/x", "data/deep/x", "database/x", "dat", "datum", "other/x", "other/xy", "other/y", "x",
+            "data/x",
+            "data/deep/x",
+            "database/x",
+            "dat",
+            "datum",
+            "other/x",
+            "other/xy",
+            "other/y",
+            "x",
         ] {
             touch(&place.at(name));
         }
     };
     // Twice each: the second time from the cache.
-    set(&mut bench, &opens_where(vec![prefixes(&[&place.at("data")])]), 1);
+    set(
+        &mut bench,
+        &opens_where(vec![prefixes(&[&place.at("data")])]),
+        1,
+    );
     open_all();
     open_all();
     assert_eq!(
         place.opened(&bench.settle()),
         counts([("data/x", 2), ("data/deep/x", 2), ("database/x", 2)])
     );
-    set(&mut bench, &opens_where(vec![prefixes(&[&place.at("data/")])]), 2);
+    set(
+        &mut bench,
+        &opens_where(vec![prefixes(&[&place.at("data/")])]),
+        2,
+    );
     open_all();
     open_all();
-    assert_eq!(place.opened(&bench.settle()), counts([("data/x", 2), ("data/deep/x", 2)]));
+    assert_eq!(
+        place.opened(&bench.settle()),
+        counts([("data/x", 2), ("data/deep/x", 2)])
+    );
     let plan = opens_where(vec![
         exact(&[&place.at("other/x"), &place.at("dat"), &place.at("absent")]),
         prefixes(&[&place.at("data/de")]),
@@ -109,7 +152,11 @@ fn paths_match_by_prefix_and_exactly() {
         place.opened(&bench.settle()),
         counts([("other/x", 2), ("dat", 2), ("data/deep/x", 2)])
     );
-    set(&mut bench, &opens_where(vec![prefixes(&[Path::new("/nowhere")])]), 4);
+    set(
+        &mut bench,
+        &opens_where(vec![prefixes(&[Path::new("/nowhere")])]),
+        4,
+    );
     open_all();
     assert_eq!(place.opened(&bench.settle()), counts([]));
     set(&mut bench, &Plan::default(), 5);
@@ -119,14 +166,19 @@ fn paths_match_by_prefix_and_exactly() {
 
 #[test]
 fn prefixes_longer_than_a_key_still_match() {
-    let Some(mut bench) = kernel::bench("long") else { return };
+    let Some(mut bench) = kernel::bench("long") else {
+        return;
+    };
     let place = Place::new();
     let long = "n".repeat(200);
     let (near, far) = (format!("{long}/{long}a"), format!("{long}/{long}b"));
     for dir in [&near, &far] {
         fs::create_dir_all(place.at(dir)).unwrap();
     }
-    let plan = opens_where(vec![prefixes(&[&place.at(&format!("{near}/"))]), exact(&[&place.at(&format!("{far}/x"))])]);
+    let plan = opens_where(vec![
+        prefixes(&[&place.at(&format!("{near}/"))]),
+        exact(&[&place.at(&format!("{far}/x"))]),
+    ]);
     set(&mut bench, &plan, 1);
     for _ in 0..2 {
         touch(&place.at(&format!("{near}/x")));
@@ -141,7 +193,9 @@ fn prefixes_longer_than_a_key_still_match() {
 
 #[test]
 fn access_and_executable_are_conditions_too() {
-    let Some(mut bench) = kernel::bench("exe") else { return };
+    let Some(mut bench) = kernel::bench("exe") else {
+        return;
+    };
     let place = Place::new();
     touch(&place.at("file"));
     fs::copy("/bin/cat", place.at("a cat")).unwrap();
@@ -152,16 +206,35 @@ fn access_and_executable_are_conditions_too() {
     };
     let act = || {
         drop(fs::File::open(place.at("file")).unwrap());
-        drop(fs::OpenOptions::new().write(true).open(place.at("file")).unwrap());
-        drop(fs::OpenOptions::new().write(true).truncate(true).open(place.at("file")).unwrap());
+        drop(
+            fs::OpenOptions::new()
+                .write(true)
+                .open(place.at("file"))
+                .unwrap(),
+        );
+        drop(
+            fs::OpenOptions::new()
+                .write(true)
+                .truncate(true)
+                .open(place.at("file"))
+                .unwrap(),
+        );
         for program in [Path::new("/bin/cat"), &place.at("a cat")] {
-            assert!(Command::new(program).arg(place.at("file")).status().unwrap().success());
+            assert!(
+                Command::new(program)
+                    .arg(place.at("file"))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
     };
     let flags = |seen: &[Seen]| -> Vec<(bool, u32)> {
         seen.iter()
             .filter_map(|record| match record.body {
-                Body::Open(open) if record.text(open.path) == place.at("file").to_str().unwrap() => {
+                Body::Open(open)
+                    if record.text(open.path) == place.at("file").to_str().unwrap() =>
+                {
                     Some((open.actor.pid == std::process::id(), open.flags))
                 }
                 _ => None,
@@ -169,17 +242,39 @@ fn access_and_executable_are_conditions_too() {
             .collect()
     };
     const READ: u32 = sumun_abi::event::file::ACCESS_READ;
-    set(&mut bench, &clause(&|clause| clause.access_any = Some(ACCESS_WRITE)), 1);
+    set(
+        &mut bench,
+        &clause(&|clause| clause.access_any = Some(ACCESS_WRITE)),
+        1,
+    );
     act();
-    assert_eq!(flags(&bench.settle()), [(true, ACCESS_WRITE), (true, ACCESS_WRITE | OPEN_TRUNCATE)]);
-    set(&mut bench, &clause(&|clause| clause.access_any = Some(OPEN_TRUNCATE | OPEN_CREATED)), 2);
+    assert_eq!(
+        flags(&bench.settle()),
+        [(true, ACCESS_WRITE), (true, ACCESS_WRITE | OPEN_TRUNCATE)]
+    );
+    set(
+        &mut bench,
+        &clause(&|clause| clause.access_any = Some(OPEN_TRUNCATE | OPEN_CREATED)),
+        2,
+    );
     act();
-    assert_eq!(flags(&bench.settle()), [(true, ACCESS_WRITE | OPEN_TRUNCATE)]);
-    set(&mut bench, &clause(&|clause| clause.exe_names = Some(vec![b"cat".to_vec()])), 3);
+    assert_eq!(
+        flags(&bench.settle()),
+        [(true, ACCESS_WRITE | OPEN_TRUNCATE)]
+    );
+    set(
+        &mut bench,
+        &clause(&|clause| clause.exe_names = Some(vec![b"cat".to_vec()])),
+        3,
+    );
     act();
     assert_eq!(flags(&bench.settle()), [(false, READ)]);
     let path = place.at("a cat").to_str().unwrap().as_bytes().to_vec();
-    set(&mut bench, &clause(&|clause| clause.exe_paths = Some(vec![path.clone()])), 4);
+    set(
+        &mut bench,
+        &clause(&|clause| clause.exe_paths = Some(vec![path.clone()])),
+        4,
+    );
     act();
     assert_eq!(flags(&bench.settle()), [(false, READ)]);
     let both = clause(&|clause| {
@@ -189,19 +284,29 @@ fn access_and_executable_are_conditions_too() {
     set(&mut bench, &both, 5);
     act();
     assert_eq!(flags(&bench.settle()), [(false, READ), (false, READ)]);
-    set(&mut bench, &clause(&|clause| clause.exe_names = Some(vec![b"ca".to_vec()])), 6);
+    set(
+        &mut bench,
+        &clause(&|clause| clause.exe_names = Some(vec![b"ca".to_vec()])),
+        6,
+    );
     act();
     assert_eq!(flags(&bench.settle()), []);
 }
 
 #[test]
 fn cached_verdicts_follow_directories_that_move() {
-    let Some(mut bench) = kernel::bench("moves") else { return };
+    let Some(mut bench) = kernel::bench("moves") else {
+        return;
+    };
     let place = Place::new();
     fs::create_dir_all(place.at("out/dir")).unwrap();
     fs::create_dir_all(place.at("watched")).unwrap();
     touch(&place.at("out/dir/x"));
-    set(&mut bench, &opens_where(vec![prefixes(&[&place.at("watched/")])]), 1);
+    set(
+        &mut bench,
+        &opens_where(vec![prefixes(&[&place.at("watched/")])]),
+        1,
+    );
     let open = |name: &str| drop(fs::File::open(place.at(name)).unwrap());
     for round in 0..100 {
         open("out/dir/x");
@@ -222,33 +327,62 @@ fn cached_verdicts_follow_directories_that_move() {
     let opened = place.opened(&bench.settle());
     assert_eq!(opened.get("watched/dir/x"), Some(&200));
     for round in 0..100 {
-        assert_eq!(opened.get(&format!("watched/new{round}/x")), Some(&1), "round {round}");
+        assert_eq!(
+            opened.get(&format!("watched/new{round}/x")),
+            Some(&1),
+            "round {round}"
+        );
     }
-    assert!(!opened.keys().any(|name| name.starts_with("out/")), "{opened:?}");
+    assert!(
+        !opened.keys().any(|name| name.starts_with("out/")),
+        "{opened:?}"
+    );
 }
 
 #[test]
 fn a_bind_mount_shows_a_directory_elsewhere() {
-    let Some(mut bench) = kernel::bench("bind") else { return };
+    let Some(mut bench) = kernel::bench("bind") else {
+        return;
+    };
     let place = Place::new();
     for dir in ["out", "watched"] {
         fs::create_dir(place.at(dir)).unwrap();
     }
     touch(&place.at("out/x"));
     touch(&place.at("single"));
-    let plan = opens_where(vec![prefixes(&[&place.at("watched/")]), exact(&[&place.at("single")])]);
+    let plan = opens_where(vec![
+        prefixes(&[&place.at("watched/")]),
+        exact(&[&place.at("single")]),
+    ]);
     set(&mut bench, &plan, 1);
     let done = std::thread::scope(|scope| {
         scope
             .spawn(|| {
                 use nix::mount::{MsFlags, mount};
-                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_FS).unwrap();
+                nix::sched::unshare(
+                    nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_FS,
+                )
+                .unwrap();
                 let none: Option<&str> = None;
                 mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
                 for _ in 0..10 {
                     drop(fs::File::open(place.at("out/x")).unwrap());
-                    mount(Some(&place.at("out")), &place.at("watched"), none, MsFlags::MS_BIND, none).unwrap();
-                    mount(Some(&place.at("out/x")), &place.at("single"), none, MsFlags::MS_BIND, none).unwrap();
+                    mount(
+                        Some(&place.at("out")),
+                        &place.at("watched"),
+                        none,
+                        MsFlags::MS_BIND,
+                        none,
+                    )
+                    .unwrap();
+                    mount(
+                        Some(&place.at("out/x")),
+                        &place.at("single"),
+                        none,
+                        MsFlags::MS_BIND,
+                        none,
+                    )
+                    .unwrap();
                     drop(fs::File::open(place.at("out/x")).unwrap());
                     drop(fs::File::open(place.at("watched/x")).unwrap());
                     drop(fs::File::open(place.at("watched/x")).unwrap());
@@ -260,19 +394,29 @@ fn a_bind_mount_shows_a_directory_elsewhere() {
             .join()
     });
     done.unwrap();
-    assert_eq!(place.opened(&bench.settle()), counts([("watched/x", 20), ("single", 10)]));
+    assert_eq!(
+        place.opened(&bench.settle()),
+        counts([("watched/x", 20), ("single", 10)])
+    );
 }
 
 #[test]
 fn swaps_lose_nothing_that_both_filters_want() {
-    let Some(mut bench) = kernel::bench("swap") else { return };
+    let Some(mut bench) = kernel::bench("swap") else {
+        return;
+    };
     let place = Place::new();
     fs::create_dir_all(place.at("both/a")).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let plans = [
         opens_where(vec![prefixes(&[&place.at("both/")])]),
-        opens_where(vec![prefixes(&[&place.at("bo")]), prefixes(&[Path::new("/nowhere/else")])]),
-        Plan { kinds: vec![(Kind::Open, KindPlan::All)] },
+        opens_where(vec![
+            prefixes(&[&place.at("bo")]),
+            prefixes(&[Path::new("/nowhere/else")]),
+        ]),
+        Plan {
+            kinds: vec![(Kind::Open, KindPlan::All)],
+        },
         opens_where(vec![exact(&[&place.at("both/a/x")])]),
     ];
     set(&mut bench, &plans[0], 1);

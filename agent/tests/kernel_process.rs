@@ -14,7 +14,9 @@ use sumun_agent::receive::record::Body;
 
 #[test]
 fn exec_names_the_file_and_every_argument() {
-    let Some(mut bench) = kernel::bench("exec") else { return };
+    let Some(mut bench) = kernel::bench("exec") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("a program");
     std::fs::copy("/bin/true", &program).unwrap();
@@ -32,7 +34,8 @@ fn exec_names_the_file_and_every_argument() {
     child.wait().unwrap();
 
     let seen = bench.until("exec and exit", |seen| {
-        seen.iter().any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
+        seen.iter()
+            .any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
     });
     let execs: Vec<_> = seen
         .iter()
@@ -41,7 +44,9 @@ fn exec_names_the_file_and_every_argument() {
             _ => None,
         })
         .collect();
-    let [(record, exec)] = execs[..] else { panic!("{} execs", execs.len()) };
+    let [(record, exec)] = execs[..] else {
+        panic!("{} execs", execs.len())
+    };
     assert_eq!(record.text(exec.exe), program.to_str().unwrap());
     assert_eq!((exec.exe.source, exec.exe.flaws), (SOURCE_OBJECT, 0));
     assert_eq!(record.text(exec.cwd), dir.path().to_str().unwrap());
@@ -60,11 +65,29 @@ fn exec_names_the_file_and_every_argument() {
     let own = |name: &str| {
         let link = std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
         let text = link.to_str().unwrap().to_owned();
-        text[text.find('[').unwrap() + 1..text.len() - 1].parse::<u32>().unwrap()
+        text[text.find('[').unwrap() + 1..text.len() - 1]
+            .parse::<u32>()
+            .unwrap()
     };
     assert_eq!(
-        (exec.ns.mnt, exec.ns.pid, exec.ns.net, exec.ns.user, exec.ns.uts, exec.ns.ipc, exec.ns.cgroup),
-        (own("mnt"), own("pid"), own("net"), own("user"), own("uts"), own("ipc"), own("cgroup"))
+        (
+            exec.ns.mnt,
+            exec.ns.pid,
+            exec.ns.net,
+            exec.ns.user,
+            exec.ns.uts,
+            exec.ns.ipc,
+            exec.ns.cgroup
+        ),
+        (
+            own("mnt"),
+            own("pid"),
+            own("net"),
+            own("user"),
+            own("uts"),
+            own("ipc"),
+            own("cgroup")
+        )
     );
     let forks: Vec<_> = seen
         .iter()
@@ -73,7 +96,9 @@ fn exec_names_the_file_and_every_argument() {
             _ => None,
         })
         .collect();
-    let [fork] = forks[..] else { panic!("{} forks", forks.len()) };
+    let [fork] = forks[..] else {
+        panic!("{} forks", forks.len())
+    };
     assert_eq!(fork.actor.pid, std::process::id());
     assert_eq!(fork.child.start_ns, exec.actor.start_ns);
     assert_ne!(fork.child.image, exec.actor.image);
@@ -82,13 +107,16 @@ fn exec_names_the_file_and_every_argument() {
 
 #[test]
 fn long_arguments_are_cut_and_marked() {
-    let Some(mut bench) = kernel::bench("args") else { return };
+    let Some(mut bench) = kernel::bench("args") else {
+        return;
+    };
     let long = "y".repeat(100_000);
     let mut child = Command::new("/bin/true").arg(&long).spawn().unwrap();
     let pid = child.id();
     child.wait().unwrap();
     let seen = bench.until("the exec", |seen| {
-        seen.iter().any(|r| matches!(r.body, Body::Exec(exec) if exec.actor.pid == pid))
+        seen.iter()
+            .any(|r| matches!(r.body, Body::Exec(exec) if exec.actor.pid == pid))
     });
     for record in &seen {
         if let Body::Exec(exec) = record.body
@@ -105,7 +133,9 @@ fn long_arguments_are_cut_and_marked() {
 
 #[test]
 fn a_script_is_its_interpreter_with_the_script_as_argument() {
-    let Some(mut bench) = kernel::bench("script") else { return };
+    let Some(mut bench) = kernel::bench("script") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
     std::fs::write(&script, "#!/bin/sh -e\nexit 3\n").unwrap();
@@ -114,7 +144,8 @@ fn a_script_is_its_interpreter_with_the_script_as_argument() {
     let pid = child.id();
     assert_eq!(child.wait().unwrap().code(), Some(3));
     let seen = bench.until("the exit", |seen| {
-        seen.iter().any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
+        seen.iter()
+            .any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
     });
     let shell = std::fs::canonicalize("/bin/sh").unwrap();
     for record in &seen {
@@ -133,16 +164,27 @@ fn a_script_is_its_interpreter_with_the_script_as_argument() {
 
 #[test]
 fn each_process_ends_once_and_threads_are_no_processes() {
-    let Some(mut bench) = kernel::bench("exit") else { return };
+    let Some(mut bench) = kernel::bench("exit") else {
+        return;
+    };
     let mut pids = Vec::new();
     for round in 0..200 {
         // Threads that leave together, by exit of the process and by a signal.
-        let script = if round % 2 == 0 { "exit 7" } else { "kill -9 $$" };
-        let mut child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+        let script = if round % 2 == 0 {
+            "exit 7"
+        } else {
+            "kill -9 $$"
+        };
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .spawn()
+            .unwrap();
         pids.push((child.id(), child.wait().unwrap().into_raw() as u32));
     }
     let threads: Vec<_> = (0..50).map(|_| std::thread::spawn(|| {})).collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
     let seen = bench.settle();
     for (pid, status) in pids {
         let codes: Vec<u32> = seen
@@ -155,22 +197,39 @@ fn each_process_ends_once_and_threads_are_no_processes() {
         assert_eq!(codes, [status], "of pid {pid}");
     }
     let own = std::process::id();
-    assert!(!seen.iter().any(|r| matches!(r.body, Body::Fork(fork) if fork.child.pid == own)));
-    assert!(!seen.iter().any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == own)));
+    assert!(
+        !seen
+            .iter()
+            .any(|r| matches!(r.body, Body::Fork(fork) if fork.child.pid == own))
+    );
+    assert!(
+        !seen
+            .iter()
+            .any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == own))
+    );
 }
 
 #[test]
 fn the_iterator_finds_every_process_that_runs() {
-    let Some(mut bench) = kernel::bench("tasks") else { return };
+    let Some(mut bench) = kernel::bench("tasks") else {
+        return;
+    };
     let mut children: Vec<_> = (0..300)
-        .map(|n| Command::new("/bin/sleep").arg(format!("{}", 1000 + n)).spawn().unwrap())
+        .map(|n| {
+            Command::new("/bin/sleep")
+                .arg(format!("{}", 1000 + n))
+                .spawn()
+                .unwrap()
+        })
         .collect();
     let mut found = std::collections::HashMap::new();
     let count = bench
         .kernel()
         .bootstrap_tasks(|bytes| {
             let record = sumun_agent::receive::record::Record::parse(bytes).unwrap();
-            let Body::Task(task) = record.body else { panic!("not a task") };
+            let Body::Task(task) = record.body else {
+                panic!("not a task")
+            };
             let text = |span| String::from_utf8_lossy(record.text(span)).into_owned();
             let old = found.insert(task.actor.pid, (task, text(task.exe), text(task.args)));
             assert!(old.is_none(), "pid {} twice", task.actor.pid);
@@ -192,5 +251,9 @@ fn the_iterator_finds_every_process_that_runs() {
         assert_eq!(task.parent_pid, std::process::id());
         assert_eq!(task.parent_start_ns, own.0.actor.start_ns);
     }
-    assert!(found.contains_key(&1), "pid 1 is missing among {:?}", found.keys());
+    assert!(
+        found.contains_key(&1),
+        "pid 1 is missing among {:?}",
+        found.keys()
+    );
 }

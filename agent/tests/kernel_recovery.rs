@@ -17,15 +17,23 @@ use sumun_policy::plan::{KindPlan, Plan};
 use sumun_proto::v1::Kind;
 
 fn opens() -> Plan {
-    Plan { kinds: vec![(Kind::Open, KindPlan::All)] }
+    Plan {
+        kinds: vec![(Kind::Open, KindPlan::All)],
+    }
 }
 
 /// Sequences seen per stream.
 fn sequences(seen: &[kernel::Seen]) -> BTreeMap<StreamId, Vec<u64>> {
     let mut found: BTreeMap<StreamId, Vec<u64>> = BTreeMap::new();
     for record in seen {
-        let header = sumun_agent::receive::record::Record::parse(&record.bytes).unwrap().header;
-        let id = StreamId { ring: header.ring, cpu: header.cpu, level: header.level };
+        let header = sumun_agent::receive::record::Record::parse(&record.bytes)
+            .unwrap()
+            .header;
+        let id = StreamId {
+            ring: header.ring,
+            cpu: header.cpu,
+            level: header.level,
+        };
         found.entry(id).or_default().push(header.seq);
     }
     found
@@ -33,7 +41,10 @@ fn sequences(seen: &[kernel::Seen]) -> BTreeMap<StreamId, Vec<u64>> {
 
 #[test]
 fn an_overflow_is_counted_to_the_record() {
-    let Some(mut bench) = kernel::bench_with("overflow", |config| config.bulk_bytes = 64 * 1024) else { return };
+    let Some(mut bench) = kernel::bench_with("overflow", |config| config.bulk_bytes = 64 * 1024)
+    else {
+        return;
+    };
     bench.kernel().set_filter(&opens(), 1).unwrap();
     drop(bench.drain());
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -54,7 +65,11 @@ fn an_overflow_is_counted_to_the_record() {
         let got = by_stream.get(&id).map_or(0, Vec::len) as u64;
         assert_eq!(stream.lost[reason::TOO_LONG as usize], 0);
         lost += stream.lost[reason::RING_FULL as usize];
-        assert_eq!(got + stream.lost[reason::RING_FULL as usize], stream.seq, "{id:?}");
+        assert_eq!(
+            got + stream.lost[reason::RING_FULL as usize],
+            stream.seq,
+            "{id:?}"
+        );
     }
     let own = seen
         .iter()
@@ -71,12 +86,17 @@ fn an_overflow_is_counted_to_the_record() {
     bench.kernel().set_filter(&opens(), 3).unwrap();
     drop(fs::File::open(file.path()).unwrap());
     let seen = bench.settle();
-    assert!(seen.iter().any(|record| matches!(record.body, Body::Open(open) if open.header.generation == 3)));
+    assert!(
+        seen.iter()
+            .any(|record| matches!(record.body, Body::Open(open) if open.header.generation == 3))
+    );
 }
 
 #[test]
 fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
-    let Some(mut bench) = kernel::bench("killed") else { return };
+    let Some(mut bench) = kernel::bench("killed") else {
+        return;
+    };
     bench.kernel().set_filter(&opens(), 5).unwrap();
     let generation = bench.kernel().pin_generation();
     drop(bench.drain());
@@ -97,10 +117,17 @@ fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
         fork();
         let mut next = Kernel::load(&bench.config).unwrap();
         assert!(next.reused());
-        assert_eq!((next.pin_generation(), next.filter_generation()), (generation, 5));
+        assert_eq!(
+            (next.pin_generation(), next.filter_generation()),
+            (generation, 5)
+        );
         touch(format!("loaded{round}"));
         next.attach().unwrap();
-        assert!(next.hooks().iter().all(|hook| hook.available), "{:?}", next.hooks());
+        assert!(
+            next.hooks().iter().all(|hook| hook.available),
+            "{:?}",
+            next.hooks()
+        );
         bench.kernel = Some(next);
         touch(format!("attached{round}"));
         fork();
@@ -109,27 +136,43 @@ fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
     let mut names: BTreeMap<String, u32> = BTreeMap::new();
     for record in &seen {
         if let Body::Open(open) = record.body
-            && let Some(name) = record.text(open.path).strip_prefix(&format!("{}/", dir.path().display()))
+            && let Some(name) = record
+                .text(open.path)
+                .strip_prefix(&format!("{}/", dir.path().display()))
         {
             *names.entry(name.to_owned()).or_default() += 1;
         }
     }
     for round in 0..20 {
         for name in ["before", "between", "loaded", "attached"] {
-            assert_eq!(names.get(&format!("{name}{round}")), Some(&1), "{name}{round}");
+            assert_eq!(
+                names.get(&format!("{name}{round}")),
+                Some(&1),
+                "{name}{round}"
+            );
         }
     }
     for pid in forks {
         let counts = [
-            seen.iter().filter(|r| matches!(r.body, Body::Fork(fork) if fork.child.pid == pid)).count(),
-            seen.iter().filter(|r| matches!(r.body, Body::Exec(exec) if exec.actor.pid == pid)).count(),
-            seen.iter().filter(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid)).count(),
+            seen.iter()
+                .filter(|r| matches!(r.body, Body::Fork(fork) if fork.child.pid == pid))
+                .count(),
+            seen.iter()
+                .filter(|r| matches!(r.body, Body::Exec(exec) if exec.actor.pid == pid))
+                .count(),
+            seen.iter()
+                .filter(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
+                .count(),
         ];
         assert_eq!(counts, [1, 1, 1], "fork, exec, exit of {pid}");
     }
     // The sequences of each stream go on without a gap.
     let streams = bench.kernel().streams().unwrap();
-    assert!(streams.iter().all(|(_, stream)| stream.lost == [0; reason::COUNT]));
+    assert!(
+        streams
+            .iter()
+            .all(|(_, stream)| stream.lost == [0; reason::COUNT])
+    );
     for (id, sequences) in sequences(&seen) {
         assert!(
             sequences.windows(2).all(|pair| pair[1] == pair[0] + 1),
@@ -141,7 +184,9 @@ fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
 
 #[test]
 fn other_sizes_begin_anew() {
-    let Some(mut bench) = kernel::bench("sizes") else { return };
+    let Some(mut bench) = kernel::bench("sizes") else {
+        return;
+    };
     let generation = bench.kernel().pin_generation();
     drop(bench.kernel.take());
     bench.config.bulk_bytes /= 2;
@@ -155,7 +200,9 @@ fn other_sizes_begin_anew() {
 
 #[test]
 fn a_second_agent_is_refused_with_the_pid_of_the_first() {
-    let Some(bench) = kernel::bench("second") else { return };
+    let Some(bench) = kernel::bench("second") else {
+        return;
+    };
     match Kernel::load(&bench.config).map(drop) {
         Err(Error::Running { pid }) => assert_eq!(pid, Some(std::process::id())),
         other => panic!("a second agent: {other:?}"),
@@ -168,7 +215,9 @@ fn a_second_agent_is_refused_with_the_pid_of_the_first() {
 
 #[test]
 fn release_leaves_nothing() {
-    let Some(mut bench) = kernel::bench("release") else { return };
+    let Some(mut bench) = kernel::bench("release") else {
+        return;
+    };
     let dir = bench.config.bpffs.join(&bench.config.directory);
     assert!(dir.is_dir());
     drop(bench.kernel.take());
@@ -179,7 +228,9 @@ fn release_leaves_nothing() {
 
 #[test]
 fn records_that_were_not_committed_are_read_again() {
-    let Some(mut bench) = kernel::bench("rewind") else { return };
+    let Some(mut bench) = kernel::bench("rewind") else {
+        return;
+    };
     drop(bench.settle());
     Command::new("/bin/true").status().unwrap();
     let kernel = bench.kernel();
@@ -214,7 +265,9 @@ fn records_that_were_not_committed_are_read_again() {
 
 #[test]
 fn a_take_over_under_load_neither_loses_nor_doubles() {
-    let Some(mut bench) = kernel::bench("takeover") else { return };
+    let Some(mut bench) = kernel::bench("takeover") else {
+        return;
+    };
     bench.kernel().set_filter(&opens(), 1).unwrap();
     drop(bench.drain());
     let dir = tempfile::tempdir().unwrap();
@@ -228,7 +281,9 @@ fn a_take_over_under_load_neither_loses_nor_doubles() {
     std::thread::scope(|scope| {
         let opener = scope.spawn(|| {
             let mut count = 0_u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) && begun.elapsed() < 3 * kernel::DEADLINE {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed)
+                && begun.elapsed() < 3 * kernel::DEADLINE
+            {
                 drop(fs::File::open(&path).unwrap());
                 count += 1;
             }
@@ -245,7 +300,13 @@ fn a_take_over_under_load_neither_loses_nor_doubles() {
         produced = opener.join().unwrap();
     });
     seen.extend(bench.settle());
-    let lost: u64 = bench.kernel().streams().unwrap().iter().map(|(_, stream)| stream.lost.iter().sum::<u64>()).sum();
+    let lost: u64 = bench
+        .kernel()
+        .streams()
+        .unwrap()
+        .iter()
+        .map(|(_, stream)| stream.lost.iter().sum::<u64>())
+        .sum();
     let stored = seen
         .iter()
         .filter(|record| {
@@ -264,6 +325,10 @@ fn a_take_over_under_load_neither_loses_nor_doubles() {
     for sequences in sequences(&seen).values() {
         let mut unique = sequences.clone();
         unique.dedup();
-        assert_eq!(unique.len(), sequences.len(), "a sequence was given out twice");
+        assert_eq!(
+            unique.len(),
+            sequences.len(),
+            "a sequence was given out twice"
+        );
     }
 }

@@ -4,7 +4,10 @@ use core::{mem::size_of, ptr::addr_of_mut};
 
 use sumun_abi::{
     event::{
-        file::{ACCESS_WRITE, CALL_COMPAT, NAMES_DIRECTORY, Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open},
+        file::{
+            ACCESS_WRITE, CALL_COMPAT, NAMES_DIRECTORY, Names, OPEN_TRUNCATE,
+            OPEN_TRUNCATE_UNKNOWN, Open,
+        },
         kind,
     },
     policy::{MODE_FILTERED, MODE_NONE, action, filtered},
@@ -34,13 +37,19 @@ const AT_REMOVEDIR: u64 = 0x200;
 #[inline(never)]
 pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> u64 {
     let call = Call(call);
-    let run = Run { level: call.level() };
+    let run = Run {
+        level: call.level(),
+    };
     let index = call.filter();
     let Some(filter) = run::filter(index) else {
         return 0;
     };
     let closing = call.action() == action::CLOSE;
-    let mode = filter.mode[if closing { filtered::CLOSE_WRITE } else { filtered::OPEN }];
+    let mode = filter.mode[if closing {
+        filtered::CLOSE_WRITE
+    } else {
+        filtered::OPEN
+    }];
     if mode == MODE_NONE {
         return 0;
     }
@@ -63,7 +72,11 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
         flags |= CALL_COMPAT;
     }
     if mode == MODE_FILTERED && !file.is_lost() {
-        let wanted = filter.clauses[if closing { filtered::CLOSE_WRITE } else { filtered::OPEN }];
+        let wanted = filter.clauses[if closing {
+            filtered::CLOSE_WRITE
+        } else {
+            filtered::OPEN
+        }];
         if policy::file::clauses(run.level, index, filter, wanted, block, flags) == 0 {
             return 0;
         }
@@ -90,7 +103,11 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
             tail.path(file.dentry(), file.mnt()).store(place, racy);
         }
     }
-    let kind = if closing { kind::CLOSE_WRITE } else { kind::OPEN };
+    let kind = if closing {
+        kind::CLOSE_WRITE
+    } else {
+        kind::OPEN
+    };
     run.send(RING_BULK, kind, filter.generation, tail.end());
     0
 }
@@ -107,30 +124,46 @@ fn truncates(call: Call, how: u64) -> u32 {
         },
         _ => how,
     };
-    if flags & O_TRUNC != 0 { OPEN_TRUNCATE } else { 0 }
+    if flags & O_TRUNC != 0 {
+        OPEN_TRUNCATE
+    } else {
+        0
+    }
 }
 
 /// A rename or unlink that succeeded. `fds` holds two directory descriptors. The paths of
 /// directories may have changed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_names(call: u64, fds: u64, from: u64, to: u64, call_flags: u64) -> u64 {
+pub(crate) extern "C" fn sumun_names(
+    call: u64,
+    fds: u64,
+    from: u64,
+    to: u64,
+    call_flags: u64,
+) -> u64 {
     let call = Call(call);
     let action = call.action();
     let rename = action == action::RENAME || action == action::RENAMEAT;
-    let directory = action == action::RMDIR
-        || action == action::UNLINKAT && call_flags & AT_REMOVEDIR != 0;
+    let directory =
+        action == action::RMDIR || action == action::UNLINKAT && call_flags & AT_REMOVEDIR != 0;
     if rename || directory {
         policy::flush();
     }
     let Some(filter) = run::filter(call.filter()) else {
         return 0;
     };
-    let mode = filter.mode[if rename { filtered::RENAME } else { filtered::UNLINK }];
+    let mode = filter.mode[if rename {
+        filtered::RENAME
+    } else {
+        filtered::UNLINK
+    }];
     if mode == MODE_NONE {
         return 0;
     }
-    let run = Run { level: call.level() };
+    let run = Run {
+        level: call.level(),
+    };
     let task = Task::current();
     let Some(record) = run.record::<Names>() else {
         return 0;
@@ -140,18 +173,24 @@ pub(crate) extern "C" fn sumun_names(call: u64, fds: u64, from: u64, to: u64, ca
     if directory {
         flags |= NAMES_DIRECTORY;
     }
-    let racy = if task.shares_files() || task.shares_fs() { FLAW_RACY } else { 0 };
+    let racy = if task.shares_files() || task.shares_fs() {
+        FLAW_RACY
+    } else {
+        0
+    };
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));
         addr_of_mut!((*record).flags).write(flags);
         addr_of_mut!((*record).call_flags).write(call_flags as u32);
         let start = tail.end();
-        tail.user_string(from).store(addr_of_mut!((*record).name), 0);
+        tail.user_string(from)
+            .store(addr_of_mut!((*record).name), 0);
         base(run, task, &mut tail, start, fds as i32).store(addr_of_mut!((*record).base), racy);
         if rename {
             let start = tail.end();
-            tail.user_string(to).store(addr_of_mut!((*record).to_name), 0);
+            tail.user_string(to)
+                .store(addr_of_mut!((*record).to_name), 0);
             base(run, task, &mut tail, start, (fds >> 32) as i32)
                 .store(addr_of_mut!((*record).to_base), racy);
         } else {
@@ -175,7 +214,10 @@ fn base(run: Run, task: Task, tail: &mut Tail, start: u32, dirfd: i32) -> Text {
     {
         // SAFETY: bound checked.
         let first = unsafe {
-            addr_of_mut!((*scratch).record).cast::<u8>().add(start as usize).read_volatile()
+            addr_of_mut!((*scratch).record)
+                .cast::<u8>()
+                .add(start as usize)
+                .read_volatile()
         };
         if first == b'/' {
             return Text::NONE;

@@ -17,7 +17,12 @@ use sumun_abi::{
 };
 
 use crate::{
-    kernel::{bit, get, opaque, path::{Tail, Text}, task::Task, value},
+    kernel::{
+        bit, get, opaque,
+        path::{Tail, Text},
+        task::Task,
+        value,
+    },
     maps::EXITED,
     run::{self, Run, scratch},
 };
@@ -52,7 +57,12 @@ fn fork(run: Run, index: u32, parent: Task, child: Task) {
         addr_of_mut!((*record).parent_image).write(real_parent.image());
         child.namespaces(addr_of_mut!((*record).ns));
     }
-    run.send(RING_LIFE, kind::FORK, generation(index), size_of::<Fork>() as u32);
+    run.send(
+        RING_LIFE,
+        kind::FORK,
+        generation(index),
+        size_of::<Fork>() as u32,
+    );
 }
 
 #[inline(always)]
@@ -139,7 +149,11 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Opt
         cwd.store(addr_of_mut!((*record).cwd), 0);
         let start: u64 = get(mm, slot::MM_ARG_START);
         let end: u64 = get(mm, slot::MM_ARG_END);
-        let args = if arguments { tail.arguments(start, end) } else { Text::NONE };
+        let args = if arguments {
+            tail.arguments(start, end)
+        } else {
+            Text::NONE
+        };
         args.store(addr_of_mut!((*record).args), 0);
         addr_of_mut!((*record).args_total).write(end.wrapping_sub(start));
     }

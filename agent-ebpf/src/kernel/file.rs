@@ -138,6 +138,10 @@ pub(crate) fn read_user<T: Copy + super::Plain>(address: u64) -> Option<T> {
             size_of::<T>() as u32,
             address as *const _,
         );
-        if failed == 0 { Some(out.assume_init()) } else { None }
+        if failed == 0 {
+            Some(out.assume_init())
+        } else {
+            None
+        }
     }
 }

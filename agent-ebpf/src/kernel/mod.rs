@@ -153,7 +153,10 @@ impl Block {
     pub(crate) fn read(base: u64, bytes: *mut [u8; BLOCK]) -> Block {
         // SAFETY: callers pass room in their scratch; the helper never faults.
         unsafe { bpf_probe_read_kernel(bytes.cast(), BLOCK as u32, base as *const _) };
-        Block { base, bytes: bytes.cast() }
+        Block {
+            base,
+            bytes: bytes.cast(),
+        }
     }
 
     /// A field: from the block if it lies inside in this kernel, else by itself.

@@ -12,8 +12,8 @@ use aya_ebpf::helpers::generated::{
 use sumun_abi::{
     record::{
         ARGS_MAX, FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED,
-        FLAW_UNREACHABLE, LEVELS, PATH_DEPTH_MAX, PATH_MAX, RECORD_MAX, SOURCE_CALLER,
-        SOURCE_COPY, SOURCE_OBJECT, Span,
+        FLAW_UNREACHABLE, LEVELS, PATH_DEPTH_MAX, PATH_MAX, RECORD_MAX, SOURCE_CALLER, SOURCE_COPY,
+        SOURCE_OBJECT, Span,
     },
     slot::{self, symbol},
 };
@@ -69,7 +69,9 @@ pub(crate) fn changes() -> u64 {
 
 #[inline(always)]
 fn mix(hash: u64, value: u64) -> u64 {
-    (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+    (hash ^ value)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .rotate_left(23)
 }
 
 /// Walks; the text is left in `Scratch::walk`.
@@ -275,7 +277,10 @@ impl Text {
     pub(crate) fn store(self, out: *mut Span, more: u8) {
         const { assert!(size_of::<Span>() == size_of::<u64>()) };
         // SAFETY: callers pass a field of their record, which is made of such words.
-        unsafe { out.cast::<u64>().write_volatile(self.0 | u64::from(more) << 40) };
+        unsafe {
+            out.cast::<u64>()
+                .write_volatile(self.0 | u64::from(more) << 40)
+        };
     }
 }
 
@@ -407,7 +412,11 @@ extern "C" fn sumun_user_string(level: u32, at: u32, address: u64) -> u64 {
         return lost;
     }
     // The final NUL is counted. PATH_MAX bytes are as many as the kernel takes of a path.
-    let flaws = if copied as usize == PATH_MAX { FLAW_TRUNCATED } else { 0 };
+    let flaws = if copied as usize == PATH_MAX {
+        FLAW_TRUNCATED
+    } else {
+        0
+    };
     pack(at, copied as u64 - 1, SOURCE_CALLER, flaws)
 }
 

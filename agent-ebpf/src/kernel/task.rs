@@ -88,7 +88,10 @@ impl Task {
             get(Task::current().0, slot::TASK_COMPAT)
         } else {
             // SAFETY: no arguments.
-            load(unsafe { bpf_get_current_task_btf() } as u64, slot::TASK_COMPAT)
+            load(
+                unsafe { bpf_get_current_task_btf() } as u64,
+                slot::TASK_COMPAT,
+            )
         };
         flags & super::compat_mask() != 0
     }
@@ -188,17 +191,13 @@ impl Task {
         let inside = field(thread_pid, slot::PID_NUMBERS) + u64::from(level & 63) * 16;
         // SAFETY: callers pass the field inside their record.
         unsafe {
-            addr_of_mut!((*out).mnt)
-                .write(get(get(proxy, slot::NSPROXY_MNT), slot::MNT_INUM));
+            addr_of_mut!((*out).mnt).write(get(get(proxy, slot::NSPROXY_MNT), slot::MNT_INUM));
             addr_of_mut!((*out).pid).write(get(get(inside, slot::UPID_NS), slot::PID_INUM));
-            addr_of_mut!((*out).net)
-                .write(get(get(proxy, slot::NSPROXY_NET), slot::NET_INUM));
+            addr_of_mut!((*out).net).write(get(get(proxy, slot::NSPROXY_NET), slot::NET_INUM));
             addr_of_mut!((*out).user)
                 .write(get(get(self.cred(), slot::CRED_USER_NS), slot::USER_INUM));
-            addr_of_mut!((*out).uts)
-                .write(get(get(proxy, slot::NSPROXY_UTS), slot::UTS_INUM));
-            addr_of_mut!((*out).ipc)
-                .write(get(get(proxy, slot::NSPROXY_IPC), slot::IPC_INUM));
+            addr_of_mut!((*out).uts).write(get(get(proxy, slot::NSPROXY_UTS), slot::UTS_INUM));
+            addr_of_mut!((*out).ipc).write(get(get(proxy, slot::NSPROXY_IPC), slot::IPC_INUM));
             addr_of_mut!((*out).cgroup)
                 .write(get(get(proxy, slot::NSPROXY_CGROUP), slot::CGROUP_INUM));
             addr_of_mut!((*out).pid_inside).write(get(inside, slot::UPID_NR));

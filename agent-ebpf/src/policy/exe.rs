@@ -42,7 +42,13 @@ pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -
     };
     if let Some(verdict) = EXES.get_ptr(&key) {
         // SAFETY: a live map value; for a recycled one see `policy::file`.
-        return unsafe { if space == FILE { (*verdict).file } else { (*verdict).net } };
+        return unsafe {
+            if space == FILE {
+                (*verdict).file
+            } else {
+                (*verdict).net
+            }
+        };
     }
     let exe: u64 = get(task.mm(), slot::MM_EXE_FILE);
     let walked = path::walk(level, get(exe, slot::FILE_DENTRY), get(exe, slot::FILE_MNT));
@@ -59,7 +65,11 @@ pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -
         net: path_net | name_net,
     };
     let _ = EXES.insert(&key, &verdict, 0);
-    if space == FILE { verdict.file } else { verdict.net }
+    if space == FILE {
+        verdict.file
+    } else {
+        verdict.net
+    }
 }
 
 #[inline(always)]

@@ -26,7 +26,11 @@ pub(crate) fn clauses(
     file: Block,
     flags: u32,
 ) -> u64 {
-    let flags = if flags & OPEN_TRUNCATE_UNKNOWN != 0 { flags | OPEN_TRUNCATE } else { flags };
+    let flags = if flags & OPEN_TRUNCATE_UNKNOWN != 0 {
+        flags | OPEN_TRUNCATE
+    } else {
+        flags
+    };
     let mut access = filter.any_access;
     let mut bit = 0;
     while bit < ACCESS_BITS.len() {
@@ -37,7 +41,8 @@ pub(crate) fn clauses(
     }
     left &= access;
     if left & !filter.any_path != 0 {
-        left &= filter.any_path | sumun_path_clauses(
+        left &= filter.any_path
+            | sumun_path_clauses(
                 level,
                 index,
                 file.get(slot::FILE_DENTRY),
@@ -142,7 +147,11 @@ fn directory(scratch: *mut Scratch, index: u32, start: u64) -> (u64, u32) {
         let place = kernel::opaque(copied) & 0xff;
         if place < 255 {
             // SAFETY: 1 + place <= 255.
-            unsafe { super::text(scratch).add(place as usize).write_volatile(b'/') };
+            unsafe {
+                super::text(scratch)
+                    .add(place as usize)
+                    .write_volatile(b'/')
+            };
         }
         text_len += 1;
     }

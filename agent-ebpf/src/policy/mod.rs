@@ -33,7 +33,11 @@ pub(crate) fn flush() {
 /// The first byte of a key.
 #[inline(always)]
 fn first(index: u32, tag: u8) -> u8 {
-    if index & 1 == 0 { tag } else { tag | tag::FILTER }
+    if index & 1 == 0 {
+        tag
+    } else {
+        tag | tag::FILTER
+    }
 }
 
 /// Where a key's text begins; `len` bytes may follow if they are at most `MATCH_TEXT`.

@@ -63,10 +63,12 @@ impl Type {
 
 fn word(data: &[u8], at: usize) -> Result<u32, Malformed> {
     let bytes = data.get(at..).and_then(|rest| rest.first_chunk::<4>());
-    bytes.map(|bytes| u32::from_ne_bytes(*bytes)).ok_or(Malformed {
-        at,
-        what: "four more bytes",
-    })
+    bytes
+        .map(|bytes| u32::from_ne_bytes(*bytes))
+        .ok_or(Malformed {
+            at,
+            what: "four more bytes",
+        })
 }
 
 impl<'a> Btf<'a> {
@@ -76,13 +78,19 @@ impl<'a> Btf<'a> {
     /// `data` is not BTF of this host's byte order.
     pub fn parse(data: &'a [u8], wanted: &HashSet<&str>) -> Result<Self, Malformed> {
         if word(data, 0)? & 0xffff != 0xeb9f {
-            return Err(Malformed { at: 0, what: "the magic number" });
+            return Err(Malformed {
+                at: 0,
+                what: "the magic number",
+            });
         }
         let header = word(data, 4)? as usize;
         let part = |offset: usize, len: usize| -> Result<&'a [u8], Malformed> {
             let start = header + word(data, offset)? as usize;
             data.get(start..start + word(data, len)? as usize)
-                .ok_or(Malformed { at: offset, what: "a section inside the data" })
+                .ok_or(Malformed {
+                    at: offset,
+                    what: "a section inside the data",
+                })
         };
         let mut btf = Btf {
             types: part(8, 12)?,
@@ -103,7 +111,11 @@ impl<'a> Btf<'a> {
             {
                 btf.by_name.entry(name).or_default().push(id);
             }
-            at = found.rest + trailing(found).ok_or(Malformed { at, what: "a known kind of type" })?;
+            at = found.rest
+                + trailing(found).ok_or(Malformed {
+                    at,
+                    what: "a known kind of type",
+                })?;
         }
         Ok(btf)
     }
@@ -162,7 +174,9 @@ impl<'a> Btf<'a> {
     }
 
     fn walk(&self, within: Type, path: &str) -> Option<u32> {
-        let (first, rest) = path.split_once('.').map_or((path, None), |(a, b)| (a, Some(b)));
+        let (first, rest) = path
+            .split_once('.')
+            .map_or((path, None), |(a, b)| (a, Some(b)));
         let (name, index) = match first.split_once('[') {
             Some((name, index)) => (name, Some(index.strip_suffix(']')?.parse::<u32>().ok()?)),
             None => (first, None),
@@ -195,7 +209,11 @@ impl<'a> Btf<'a> {
                 word(self.types, at + 4).ok()?,
                 word(self.types, at + 8).ok()?,
             );
-            let bit = if within.has_bit_fields() { offset & 0xff_ffff } else { offset };
+            let bit = if within.has_bit_fields() {
+                offset & 0xff_ffff
+            } else {
+                offset
+            };
             match self.string(name_at) {
                 Some("") => anonymous.push((bit, type_id)),
                 Some(found) if found == name => return Some((bit, type_id)),
@@ -232,7 +250,11 @@ impl<'a> Btf<'a> {
             (0..found.len()).find_map(|index| {
                 let at = found.rest + index * step;
                 let this = self.string(word(self.types, at).ok()?)?;
-                if this == name { word(self.types, at + 4).ok() } else { None }
+                if this == name {
+                    word(self.types, at + 4).ok()
+                } else {
+                    None
+                }
             })
         })
     }
@@ -240,15 +262,16 @@ impl<'a> Btf<'a> {
     /// Number of arguments of a tracepoint.
     #[must_use]
     pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<u32> {
-        self.named(&format!("btf_trace_{tracepoint}")).find_map(|found| {
-            let pointer = self.get(found.size_or_type)?;
-            let prototype = self.get(pointer.size_or_type)?;
-            if found.kind() != KIND_TYPEDEF || prototype.kind() != KIND_FUNC_PROTO {
-                return None;
-            }
-            // The first parameter is the tracepoint's private data.
-            (prototype.len() as u32).checked_sub(1)
-        })
+        self.named(&format!("btf_trace_{tracepoint}"))
+            .find_map(|found| {
+                let pointer = self.get(found.size_or_type)?;
+                let prototype = self.get(pointer.size_or_type)?;
+                if found.kind() != KIND_TYPEDEF || prototype.kind() != KIND_FUNC_PROTO {
+                    return None;
+                }
+                // The first parameter is the tracepoint's private data.
+                (prototype.len() as u32).checked_sub(1)
+            })
     }
 }
 

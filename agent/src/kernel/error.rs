@@ -8,7 +8,9 @@ use super::btf::Malformed;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel shows no type information.
-    #[error("cannot read {path}: the kernel needs CONFIG_DEBUG_INFO_BTF; choose a kernel that has it")]
+    #[error(
+        "cannot read {path}: the kernel needs CONFIG_DEBUG_INFO_BTF; choose a kernel that has it"
+    )]
     NoBtf {
         /// The file that is missing.
         path: PathBuf,
@@ -82,7 +84,10 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn file(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn file(
+        op: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Error::File { op, path, source }
     }
@@ -91,7 +96,14 @@ impl Error {
         move |source| Error::Call { op, source }
     }
 
-    pub(super) fn map(op: &'static str, map: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
-        move |source| Error::Map { op, map, source: Box::new(source) }
+    pub(super) fn map(
+        op: &'static str,
+        map: &'static str,
+    ) -> impl FnOnce(aya::maps::MapError) -> Self {
+        move |source| Error::Map {
+            op,
+            map,
+            source: Box::new(source),
+        }
     }
 }

@@ -62,7 +62,10 @@ impl Kernel {
     /// Generation of the filter that is active, or that will be when the hooks are attached.
     #[must_use]
     pub fn filter_generation(&self) -> u32 {
-        self.maps.filters.get(&self.active, 0).map_or(0, |filter| filter.0.generation)
+        self.maps
+            .filters
+            .get(&self.active, 0)
+            .map_or(0, |filter| filter.0.generation)
     }
 
     /// Makes `plan` the filter. Records judged by it carry `generation` in their header, and after
@@ -109,8 +112,10 @@ impl Kernel {
 
     pub(super) fn attach_on_demand(&mut self) -> Result<(), Error> {
         for hook in HOOKS.iter().filter(|hook| hook.on_demand) {
-            self.attach_door(hook)
-                .map_err(|reason| Error::Hook { hook: hook.program, reason })?;
+            self.attach_door(hook).map_err(|reason| Error::Hook {
+                hook: hook.program,
+                reason,
+            })?;
         }
         Ok(())
     }
@@ -122,7 +127,10 @@ impl Kernel {
         for key in keys.map_err(Error::map("list", "MATCH"))? {
             let data = key.data();
             if data[0] & tag::FILTER == ours {
-                self.maps.matches.remove(&key).map_err(Error::map("clear", "MATCH"))?;
+                self.maps
+                    .matches
+                    .remove(&key)
+                    .map_err(Error::map("clear", "MATCH"))?;
             }
         }
         Ok(())
@@ -211,7 +219,11 @@ impl Compiler {
 
     fn clause(&mut self, kind: Kind, place: usize, clause: &Clause) -> Option<()> {
         let network = matches!(kind, Kind::Connect | Kind::Accept);
-        let count = if network { &mut self.net_clauses } else { &mut self.file_clauses };
+        let count = if network {
+            &mut self.net_clauses
+        } else {
+            &mut self.file_clauses
+        };
         if *count >= CLAUSES_MAX {
             return None;
         }
@@ -248,7 +260,9 @@ impl Compiler {
                         *clauses |= bit;
                     }
                 }
-                if asked & !ACCESS_BITS.iter().fold(0, |all, one| all | one) & !file::CALL_COMPAT != 0 {
+                if asked & !ACCESS_BITS.iter().fold(0, |all, one| all | one) & !file::CALL_COMPAT
+                    != 0
+                {
                     // A bit that the kernel side does not judge.
                     self.filter.any_access |= bit;
                 }
@@ -275,17 +289,35 @@ impl Compiler {
 
     fn network(&mut self, clause: &Clause, bit: u64) {
         for (ports, any, tag) in [
-            (&clause.src_ports, &mut self.filter.any_src_port, tag::SRC_PORT),
-            (&clause.dst_ports, &mut self.filter.any_dst_port, tag::DST_PORT),
+            (
+                &clause.src_ports,
+                &mut self.filter.any_src_port,
+                tag::SRC_PORT,
+            ),
+            (
+                &clause.dst_ports,
+                &mut self.filter.any_dst_port,
+                tag::DST_PORT,
+            ),
         ] {
             match ports {
                 None => *any |= bit,
-                Some(ports) => ports.iter().for_each(|ports| self.trie.ports(tag, *ports, bit)),
+                Some(ports) => ports
+                    .iter()
+                    .for_each(|ports| self.trie.ports(tag, *ports, bit)),
             }
         }
         for (nets, any, tags) in [
-            (&clause.src_nets, &mut self.filter.any_src_net, (tag::SRC_NET4, tag::SRC_NET6)),
-            (&clause.dst_nets, &mut self.filter.any_dst_net, (tag::DST_NET4, tag::DST_NET6)),
+            (
+                &clause.src_nets,
+                &mut self.filter.any_src_net,
+                (tag::SRC_NET4, tag::SRC_NET6),
+            ),
+            (
+                &clause.dst_nets,
+                &mut self.filter.any_dst_net,
+                (tag::DST_NET4, tag::DST_NET6),
+            ),
         ] {
             match nets {
                 None => *any |= bit,
@@ -307,7 +339,10 @@ fn actions(mode: &[u32; filtered::COUNT]) -> u32 {
         }
     };
     let wanted = |kind: usize| mode[kind] != MODE_NONE;
-    add(wanted(filtered::OPEN), &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE]);
+    add(
+        wanted(filtered::OPEN),
+        &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE],
+    );
     add(wanted(filtered::CLOSE_WRITE), &[CLOSE]);
     add(wanted(filtered::RENAME), &[RENAME, RENAMEAT]);
     add(wanted(filtered::UNLINK), &[UNLINK, UNLINKAT, RMDIR]);
@@ -326,7 +361,9 @@ mod tests {
     use super::*;
 
     fn plan(kind: Kind, clauses: Vec<Clause>) -> Plan {
-        Plan { kinds: vec![(kind, KindPlan::Clauses(clauses))] }
+        Plan {
+            kinds: vec![(kind, KindPlan::Clauses(clauses))],
+        }
     }
 
     #[test]
@@ -337,7 +374,8 @@ mod tests {
         };
         let mut plan = plan(Kind::Open, (0..CLAUSES_MAX).map(clause).collect());
         assert_eq!(compile(&plan, 1).widened, []);
-        plan.kinds.push((Kind::CloseWrite, KindPlan::Clauses(vec![clause(0)])));
+        plan.kinds
+            .push((Kind::CloseWrite, KindPlan::Clauses(vec![clause(0)])));
         let compiled = compile(&plan, 1);
         assert_eq!(compiled.widened, [Kind::CloseWrite]);
         assert_eq!(compiled.filter.mode[filtered::OPEN], MODE_FILTERED);
@@ -346,8 +384,13 @@ mod tests {
 
     #[test]
     fn too_many_entries_widen_their_kind() {
-        let paths = (0..ENTRIES_MAX).map(|n| format!("/srv/{n}").into_bytes()).collect();
-        let clause = Clause { path_exact: Some(paths), ..Clause::default() };
+        let paths = (0..ENTRIES_MAX)
+            .map(|n| format!("/srv/{n}").into_bytes())
+            .collect();
+        let clause = Clause {
+            path_exact: Some(paths),
+            ..Clause::default()
+        };
         let compiled = compile(&plan(Kind::Open, vec![clause]), 1);
         assert_eq!(compiled.widened, [Kind::Open]);
         assert_eq!(compiled.entries, []);
@@ -355,7 +398,10 @@ mod tests {
 
     #[test]
     fn names_of_the_caller_never_filter() {
-        let clause = Clause { path_exact: Some(vec![b"/x".to_vec()]), ..Clause::default() };
+        let clause = Clause {
+            path_exact: Some(vec![b"/x".to_vec()]),
+            ..Clause::default()
+        };
         let compiled = compile(&plan(Kind::Rename, vec![clause]), 1);
         assert_eq!(compiled.filter.mode[filtered::RENAME], MODE_ALL);
     }

@@ -57,7 +57,10 @@ pub fn take(place: &LockPlace) -> Result<Lock, Error> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(held) => Ok(Lock { _held: Some(held) }),
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Running { pid: holder(&file) }),
-        Err((_, errno)) => Err(Error::Call { op: "take the agent's lock", source: errno.into() }),
+        Err((_, errno)) => Err(Error::Call {
+            op: "take the agent's lock",
+            source: errno.into(),
+        }),
     }
 }
 
@@ -113,15 +116,18 @@ fn holder(file: &File) -> Option<u32> {
         nix::sys::stat::major(dev),
         nix::sys::stat::minor(dev)
     );
-    fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        match words[..] {
-            [_, "FLOCK", _, "WRITE", pid, place, ..] if place == wanted => {
-                pid.parse().ok().filter(|pid| *pid != 0)
+    fs::read_to_string("/proc/locks")
+        .ok()?
+        .lines()
+        .find_map(|line| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            match words[..] {
+                [_, "FLOCK", _, "WRITE", pid, place, ..] if place == wanted => {
+                    pid.parse().ok().filter(|pid| *pid != 0)
+                }
+                _ => None,
             }
-            _ => None,
-        }
-    })
+        })
 }
 
 #[cfg(test)]

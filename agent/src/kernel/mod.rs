@@ -140,7 +140,10 @@ impl Kernel {
     /// # Errors
     /// Another agent runs, rights or BTF are missing, or the object is refused.
     pub fn load(config: &KernelConfig) -> Result<Self, Error> {
-        let btf_bytes = fs::read(BTF).map_err(|source| Error::NoBtf { path: BTF.into(), source })?;
+        let btf_bytes = fs::read(BTF).map_err(|source| Error::NoBtf {
+            path: BTF.into(),
+            source,
+        })?;
         let kallsyms = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
         let slots = Slots::resolve(&btf_bytes, &kallsyms)?;
         drop((btf_bytes, kallsyms));
@@ -225,7 +228,11 @@ impl Kernel {
             .map(|(hook, prepared)| {
                 let attached = prepared.and_then(|()| {
                     self.install(hook)?;
-                    if hook.on_demand { Ok(()) } else { self.attach_door(hook) }
+                    if hook.on_demand {
+                        Ok(())
+                    } else {
+                        self.attach_door(hook)
+                    }
                 });
                 if attached.is_err() {
                     self.vacate(hook);
@@ -254,11 +261,13 @@ impl Kernel {
     /// # Errors
     /// `/sys` does not say.
     pub fn cpus(&self) -> Result<u32, Error> {
-        aya::util::nr_cpus().map(|cpus| cpus as u32).map_err(|(path, source)| Error::File {
-            op: "read",
-            path: path.into(),
-            source,
-        })
+        aya::util::nr_cpus()
+            .map(|cpus| cpus as u32)
+            .map_err(|(path, source)| Error::File {
+                op: "read",
+                path: path.into(),
+                source,
+            })
     }
 
     /// The v1 controller whose hierarchy names processes' cgroups, or `unified`.
@@ -289,7 +298,9 @@ impl Kernel {
 
     /// Makes filter `index` the active one.
     fn switch(&mut self, index: u32) -> Result<(), Error> {
-        self.control.set(0, u64::from(index), 0).map_err(Error::map("write", "CONTROL"))?;
+        self.control
+            .set(0, u64::from(index), 0)
+            .map_err(Error::map("write", "CONTROL"))?;
         self.active = index;
         Ok(())
     }
@@ -303,7 +314,9 @@ impl Kernel {
         for name in [hook.program, hook.door] {
             tracepoint(&mut self.ebpf, name)?
                 .load(hook.tracepoint, &self.btf)
-                .map_err(|error| format!("the kernel refuses the program {name}: {}", chain(&error)))?;
+                .map_err(|error| {
+                    format!("the kernel refuses the program {name}: {}", chain(&error))
+                })?;
         }
         Ok(())
     }
@@ -311,12 +324,18 @@ impl Kernel {
     /// Puts a hook's program behind its door.
     fn install(&mut self, hook: &hooks::Hook) -> Result<(), String> {
         let failed = |error: &dyn std::error::Error| {
-            format!("cannot put the program behind {}: {}", hook.door, chain(error))
+            format!(
+                "cannot put the program behind {}: {}",
+                hook.door,
+                chain(error)
+            )
         };
         let program = tracepoint(&mut self.ebpf, hook.program)?;
         let fd = program.fd().map_err(|error| failed(&error))?;
         let fd = fd.try_clone().map_err(|error| failed(&error))?;
-        self.behind(hook)?.set(0, &fd, 0).map_err(|error| failed(&error))
+        self.behind(hook)?
+            .set(0, &fd, 0)
+            .map_err(|error| failed(&error))
     }
 
     /// Leaves nothing behind a door: not a previous agent's program, either.
@@ -361,7 +380,8 @@ impl Kernel {
             .take_link(id)
             .map_err(|error| format!("cannot attach: {}", chain(&error)))?;
         if door.exists() {
-            fs::remove_file(&door).map_err(|error| format!("cannot remove {}: {error}", door.display()))?;
+            fs::remove_file(&door)
+                .map_err(|error| format!("cannot remove {}: {error}", door.display()))?;
         }
         program
             .pin(door)
@@ -406,7 +426,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     // The verifier explains itself at the end of a log that can be a megabyte long.
     let tail = text.char_indices().rev().nth(2000).map_or(0, |(at, _)| at);
-    if tail > 0 { format!("…{}", &text[tail..]) } else { text }
+    if tail > 0 {
+        format!("…{}", &text[tail..])
+    } else {
+        text
+    }
 }
 
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, String> {
@@ -459,7 +483,10 @@ fn adopt(pins: &Pins, config: &KernelConfig) -> Result<(u64, bool), Error> {
     map.pin(&path).map_err(|source| Error::Map {
         op: "pin",
         map: "META",
-        source: Box::new(aya::maps::MapError::PinError { name: None, error: source }),
+        source: Box::new(aya::maps::MapError::PinError {
+            name: None,
+            error: source,
+        }),
     })?;
     Ok((generation, false))
 }
@@ -473,16 +500,28 @@ fn layout(config: &KernelConfig) -> Result<[u64; 4], Error> {
         .iter()
         .filter(|(_, map)| map.pinning() == aya_obj::maps::PinningType::ByName)
         .map(|(name, map)| {
-            (name, map.map_type(), map.key_size(), map.value_size(), map.max_entries(), map.map_flags())
+            (
+                name,
+                map.map_type(),
+                map.key_size(),
+                map.value_size(),
+                map.max_entries(),
+                map.map_flags(),
+            )
         })
         .collect();
     maps.sort_unstable();
     let mut hash = Sha256::new();
-    hash.update(format!("{maps:?} {} {}", config.life_bytes, config.bulk_bytes));
+    hash.update(format!(
+        "{maps:?} {} {}",
+        config.life_bytes, config.bulk_bytes
+    ));
     let digest = hash.finalize();
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
-        *word = bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        *word = bytes
+            .iter()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte));
     }
     Ok(words)
 }

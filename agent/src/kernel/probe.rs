@@ -25,14 +25,26 @@ pub struct Feature {
 impl Feature {
     fn from<E: std::error::Error + 'static>(tried: Result<bool, E>) -> Self {
         match tried {
-            Ok(true) => Feature { available: true, reason: None },
-            Ok(false) => Feature { available: false, reason: Some("this kernel does not have it".into()) },
-            Err(error) => Feature { available: false, reason: Some(chain(&error)) },
+            Ok(true) => Feature {
+                available: true,
+                reason: None,
+            },
+            Ok(false) => Feature {
+                available: false,
+                reason: Some("this kernel does not have it".into()),
+            },
+            Err(error) => Feature {
+                available: false,
+                reason: Some(chain(&error)),
+            },
         }
     }
 
     fn because(reason: Option<String>) -> Self {
-        Feature { available: reason.is_none(), reason }
+        Feature {
+            available: reason.is_none(),
+            reason,
+        }
     }
 }
 
@@ -98,12 +110,17 @@ pub fn probe() -> ProbeReport {
         && report.lsm.available
         && !modules.split(',').any(|module| module == "bpf")
     {
-        report.lsm = Feature::because(Some(format!("bpf is not among the active modules ({modules})")));
+        report.lsm = Feature::because(Some(format!(
+            "bpf is not among the active modules ({modules})"
+        )));
     }
     match Kernel::load(&config) {
         Ok(mut kernel) => {
             report.task_iterator = Feature::because(load_iterator(&mut kernel).err());
-            report.hooks = HOOKS.iter().map(|hook| status_of(hook, kernel.prepare(hook))).collect();
+            report.hooks = HOOKS
+                .iter()
+                .map(|hook| status_of(hook, kernel.prepare(hook)))
+                .collect();
             report.cgroup_controller = Some(kernel.cgroup_controller());
             report.symbols = symbol::NAMES
                 .iter()
@@ -117,7 +134,10 @@ pub fn probe() -> ProbeReport {
         }
         Err(error) => {
             let reason = chain(&error);
-            report.hooks = HOOKS.iter().map(|hook| status_of(hook, Err(reason.clone()))).collect();
+            report.hooks = HOOKS
+                .iter()
+                .map(|hook| status_of(hook, Err(reason.clone())))
+                .collect();
             report.object = Feature::because(Some(reason));
             // What was pinned before it failed.
             let _: Result<bool, Error> = super::release(&config);
@@ -133,11 +153,15 @@ fn load_iterator(kernel: &mut Kernel) -> Result<(), String> {
         .ok_or("the object has no program tasks")?
         .try_into()
         .map_err(|error: aya::programs::ProgramError| chain(&error))?;
-    program.load("task", &kernel.btf).map_err(|error| chain(&error))
+    program
+        .load("task", &kernel.btf)
+        .map_err(|error| chain(&error))
 }
 
 fn read(path: &str) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim().to_owned())
 }
 
 /// Names of the capabilities that are not effective. Numbers: include/uapi/linux/capability.h.
@@ -154,7 +178,7 @@ pub(super) fn missing_capabilities() -> Vec<String> {
     NEEDED
         .iter()
         // CAP_SYS_ADMIN contains the first two.
-        .filter(|(bit, _)| !has(*bit) && !(*bit > 30 && has(SYS_ADMIN)))
+        .filter(|(bit, _)| !(has(*bit) || *bit > 30 && has(SYS_ADMIN)))
         .map(|(_, name)| (*name).to_owned())
         .collect()
 }
@@ -175,7 +199,13 @@ impl std::fmt::Display for ProbeReport {
             ("rung fentry", &self.fentry),
             ("rung lsm", &self.lsm),
         ] {
-            line(name, feature.reason.as_deref().or((!feature.available).then_some("")))?;
+            line(
+                name,
+                feature
+                    .reason
+                    .as_deref()
+                    .or((!feature.available).then_some("")),
+            )?;
         }
         for hook in &self.hooks {
             line(
@@ -184,14 +214,32 @@ impl std::fmt::Display for ProbeReport {
             )?;
         }
         if !self.missing_capabilities.is_empty() {
-            line("capabilities", Some(&format!("missing {}", self.missing_capabilities.join(", "))))?;
+            line(
+                "capabilities",
+                Some(&format!("missing {}", self.missing_capabilities.join(", "))),
+            )?;
         }
-        writeln!(f, "{:<24} {}", "cgroups named by", self.cgroup_controller.unwrap_or("unknown"))?;
-        let shown = if self.symbols.is_empty() { "none".to_owned() } else { self.symbols.join(", ") };
+        writeln!(
+            f,
+            "{:<24} {}",
+            "cgroups named by",
+            self.cgroup_controller.unwrap_or("unknown")
+        )?;
+        let shown = if self.symbols.is_empty() {
+            "none".to_owned()
+        } else {
+            self.symbols.join(", ")
+        };
         writeln!(f, "{:<24} {shown}", "kernel variables shown")?;
-        let modules = self.security_modules.as_deref().unwrap_or("unknown: securityfs is not mounted");
+        let modules = self
+            .security_modules
+            .as_deref()
+            .unwrap_or("unknown: securityfs is not mounted");
         writeln!(f, "{:<24} {modules}", "security modules")?;
-        let lockdown = self.lockdown.as_deref().unwrap_or("unknown: securityfs is not mounted");
+        let lockdown = self
+            .lockdown
+            .as_deref()
+            .unwrap_or("unknown: securityfs is not mounted");
         writeln!(f, "{:<24} {lockdown}", "lockdown")
     }
 }

@@ -43,7 +43,11 @@ unsafe impl Send for Mapping {}
 #[expect(unsafe_code, reason = "mmap of a BPF ring")]
 impl Mapping {
     fn new(fd: &OwnedFd, len: usize, writable: bool, offset: usize) -> io::Result<Self> {
-        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let protection = if writable {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
             libc::mmap(
@@ -218,7 +222,10 @@ impl Drain<'_> {
             let found = payload.map(|payload| (payload.as_ptr(), payload.len()));
             self.ring.cursor = next;
             if let Some((base, len)) = found {
-                #[expect(unsafe_code, reason = "the borrow checker cannot see that the cursor does not move the data")]
+                #[expect(
+                    unsafe_code,
+                    reason = "the borrow checker cannot see that the cursor does not move the data"
+                )]
                 // SAFETY: the same bytes as in `Ring::next`, lent for as long as `self` is
                 // borrowed; nothing commits the ring during that time.
                 return Some(unsafe { slice::from_raw_parts(base, len) });

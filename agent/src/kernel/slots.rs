@@ -107,6 +107,9 @@ mod tests {
             assert!(Slots::resolve(&data[..len], "").is_err(), "{len} bytes");
         }
         let slots = Slots::resolve(&data, "").expect("the kernel's own BTF is well-formed");
-        assert_eq!(slots.missing(&[slot::TASK_PID, slot::FILE_DENTRY]), Vec::<&str>::new());
+        assert_eq!(
+            slots.missing(&[slot::TASK_PID, slot::FILE_DENTRY]),
+            Vec::<&str>::new()
+        );
     }
 }

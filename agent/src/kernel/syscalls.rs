@@ -110,7 +110,11 @@ mod tests {
             let len = numbers.len();
             numbers.dedup();
             assert_eq!(numbers.len(), len);
-            assert!(numbers.iter().all(|number| (*number as usize) < SYSCALL_MAX));
+            assert!(
+                numbers
+                    .iter()
+                    .all(|number| (*number as usize) < SYSCALL_MAX)
+            );
         }
     }
 }

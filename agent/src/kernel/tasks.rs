@@ -21,7 +21,10 @@ impl Kernel {
     /// # Errors
     /// The iterator is refused or breaks off.
     pub fn bootstrap_tasks(&mut self, mut each: impl FnMut(&[u8])) -> Result<u64, Error> {
-        let refused = |reason: String| Error::Hook { hook: "tasks", reason };
+        let refused = |reason: String| Error::Hook {
+            hook: "tasks",
+            reason,
+        };
         let program: &mut Iter = self
             .ebpf
             .program_mut("tasks")
@@ -80,14 +83,20 @@ fn add_arguments(record: &mut Vec<u8>) {
         return;
     };
     let mut arguments = Vec::new();
-    if file.take(ARGS_MAX as u64).read_to_end(&mut arguments).is_err() || arguments.is_empty() {
+    if file
+        .take(ARGS_MAX as u64)
+        .read_to_end(&mut arguments)
+        .is_err()
+        || arguments.is_empty()
+    {
         return;
     }
     let mut flaws = FLAW_RACY;
     if exec.args_total > ARGS_MAX as u64 {
         flaws |= FLAW_TRUNCATED;
     }
-    let (Ok(offset), Ok(len)) = (u16::try_from(record.len()), u16::try_from(arguments.len())) else {
+    let (Ok(offset), Ok(len)) = (u16::try_from(record.len()), u16::try_from(arguments.len()))
+    else {
         return;
     };
     if record.len() + arguments.len() > RECORD_MAX {
@@ -95,6 +104,12 @@ fn add_arguments(record: &mut Vec<u8>) {
     }
     record.extend_from_slice(&arguments);
     exec.header.len = record.len() as u32;
-    exec.args = Span { offset, len, source: SOURCE_CALLER, flaws, pad: 0 };
+    exec.args = Span {
+        offset,
+        len,
+        source: SOURCE_CALLER,
+        flaws,
+        pad: 0,
+    };
     record[..size_of::<Exec>()].copy_from_slice(plain::bytes(&exec));
 }

@@ -33,7 +33,10 @@ impl Key {
             let kept = bits.saturating_sub((index as u32 - 1) * 8).min(8);
             *byte &= !(0xff_u16 >> kept) as u8;
         }
-        Key { data, bits: bits + 8 }
+        Key {
+            data,
+            bits: bits + 8,
+        }
     }
 
     fn begins(&self, other: &Key) -> bool {
@@ -132,7 +135,11 @@ impl Trie {
         let mut first = u32::from(ports.first);
         let last = u32::from(ports.last);
         while first <= last {
-            let aligned = if first == 0 { 16 } else { first.trailing_zeros().min(16) };
+            let aligned = if first == 0 {
+                16
+            } else {
+                first.trailing_zeros().min(16)
+            };
             let fits = (last - first + 1).ilog2();
             let size = aligned.min(fits);
             let bytes = (first as u16).to_be_bytes();
@@ -168,7 +175,10 @@ impl Trie {
         // In this order a key comes after all keys that begin it.
         let mut above: Vec<usize> = Vec::new();
         for (key, mut value) in self.entries {
-            while above.last().is_some_and(|last| !finished[*last].0.begins(&key)) {
+            while above
+                .last()
+                .is_some_and(|last| !finished[*last].0.begins(&key))
+            {
                 above.pop();
             }
             if let Some(last) = above.last() {
@@ -197,15 +207,37 @@ mod tests {
 
     #[test]
     fn every_port_of_a_range_and_no_other() {
-        for (first, last) in [(0, 65535), (1, 1), (0, 0), (80, 443), (1024, 65535), (65535, 65535), (7, 8)] {
+        for (first, last) in [
+            (0, 65535),
+            (1, 1),
+            (0, 0),
+            (80, 443),
+            (1024, 65535),
+            (65535, 65535),
+            (7, 8),
+        ] {
             let mut trie = Trie::default();
             trie.ports(tag::DST_PORT, Ports { first, last }, 1);
-            trie.ports(tag::DST_PORT, Ports { first: 100, last: 200 }, 2);
+            trie.ports(
+                tag::DST_PORT,
+                Ports {
+                    first: 100,
+                    last: 200,
+                },
+                2,
+            );
             let entries = trie.finish();
             for port in 0..=u16::MAX {
-                let found = find(&entries, &Key::number(tag::DST_PORT, &port.to_be_bytes(), 16));
+                let found = find(
+                    &entries,
+                    &Key::number(tag::DST_PORT, &port.to_be_bytes(), 16),
+                );
                 let bits = found.map_or(0, |found| found.net);
-                assert_eq!(bits & 1 != 0, (first..=last).contains(&port), "{port} in {first}-{last}");
+                assert_eq!(
+                    bits & 1 != 0,
+                    (first..=last).contains(&port),
+                    "{port} in {first}-{last}"
+                );
                 assert_eq!(bits & 2 != 0, (100..=200).contains(&port), "{port}");
             }
         }
@@ -229,7 +261,10 @@ mod tests {
         assert_eq!(number, dirs[&b"/srv/data/"[..]]);
         let mut text = number.to_ne_bytes().to_vec();
         text.extend_from_slice(b"x");
-        assert_eq!(find(&entries, &Key::text(tag::NAME, &text)).map(|found| found.file_exact), Some(8));
+        assert_eq!(
+            find(&entries, &Key::text(tag::NAME, &text)).map(|found| found.file_exact),
+            Some(8)
+        );
     }
 
     #[test]
@@ -238,7 +273,12 @@ mod tests {
         let tags = (tag::DST_NET4, tag::DST_NET6);
         trie.net(tags, "10.1.2.3".parse().expect("an address"), 8, 1);
         trie.net(tags, "10.1.0.0".parse().expect("an address"), 17, 2);
-        trie.net(tags, "::ffff:10.1.128.0".parse().expect("an address"), 113, 4);
+        trie.net(
+            tags,
+            "::ffff:10.1.128.0".parse().expect("an address"),
+            113,
+            4,
+        );
         trie.net(tags, "2001:db8::".parse().expect("an address"), 33, 8);
         let entries = trie.finish();
         let v4 = |octets: [u8; 4]| {

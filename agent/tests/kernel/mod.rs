@@ -1,6 +1,10 @@
 //! What the tests on the running kernel share: pins and a lock of their own, taking turns,
 //! and records read from the rings.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::{
@@ -51,7 +55,9 @@ pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<
     }
     // Programs of several tests at once would slow each other and fill each other's rings.
     let turn = File::create(std::env::temp_dir().join("sumun-kernel-tests.lock")).unwrap();
-    let turn = Flock::lock(turn, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    let turn = Flock::lock(turn, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut config = KernelConfig {
         directory: format!("sumun-test-{name}-{}", std::process::id()),
@@ -60,7 +66,12 @@ pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<
     };
     change(&mut config);
     let kernel = Kernel::load(&config).unwrap_or_else(|error| panic!("{error}: {error:?}"));
-    let mut bench = Bench { kernel: Some(kernel), config, _turn: turn, _dir: dir };
+    let mut bench = Bench {
+        kernel: Some(kernel),
+        config,
+        _turn: turn,
+        _dir: dir,
+    };
     bench.kernel().attach().unwrap();
     for hook in bench.kernel().hooks() {
         assert!(hook.available, "{}: {:?}", hook.hook, hook.reason);
@@ -119,7 +130,10 @@ impl Bench {
             let mut drain = ring.drain(u64::MAX / 2);
             while let Some(bytes) = drain.next() {
                 let record = Record::parse(bytes).unwrap();
-                seen.push(Seen { bytes: bytes.to_vec(), body: record.body });
+                seen.push(Seen {
+                    bytes: bytes.to_vec(),
+                    body: record.body,
+                });
             }
             let position = ring.position();
             ring.commit(position);
@@ -152,8 +166,11 @@ impl Bench {
         let pid = child.id();
         child.wait().unwrap();
         let seen = self.until("a marker's exit", |seen| {
-            seen.iter().any(|record| matches!(record.body, Body::Exit(exit) if exit.actor.pid == pid))
+            seen.iter()
+                .any(|record| matches!(record.body, Body::Exit(exit) if exit.actor.pid == pid))
         });
-        seen.into_iter().filter(|record| record.actor().pid != pid).collect()
+        seen.into_iter()
+            .filter(|record| record.actor().pid != pid)
+            .collect()
     }
 }

@@ -169,7 +169,7 @@ fn free(listen: SocketAddr) -> Result<SocketAddr, Error> {
 }
 
 /// Where clients on this machine reach a listener on all addresses.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
     let mut address = listen;
     if listen.ip().is_unspecified() {
         address.set_ip(match listen {

@@ -28,6 +28,7 @@ use crate::api::tls::{self, SERVER_ROTATE, SERVER_VALID, ServerCertificate};
 use crate::config::Config;
 use crate::ingest::writer::chain;
 use crate::ingest::{EnrolmentService, Ingest, IngestService};
+use crate::init::reachable;
 use crate::metrics::Metrics;
 use crate::query::{self, QueryService};
 use crate::state;
@@ -240,7 +241,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         stopping.clone(),
     ));
     tokio::spawn(keep_progress(registry.clone(), stopping));
-    write_address(&config.dir.join(ADDRESS_FILE), address)?;
+    write_address(&config.dir.join(ADDRESS_FILE), reachable(address))?;
     info!(%address, "ready");
     Ok(Running {
         address,

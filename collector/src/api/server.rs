@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::api::auth::{Peer, PeerCertificate};
 use crate::metrics::Metrics;
@@ -78,7 +78,13 @@ pub fn connections(
                     }
                     Ok(Err(error)) => {
                         metrics.handshakes_failed.inc();
-                        debug!(%address, %error, "TLS handshake failed");
+                        // A bad certificate is worth a line, a port scan is not.
+                        match error.kind() {
+                            io::ErrorKind::InvalidData => {
+                                info!(%address, %error, "TLS handshake failed");
+                            }
+                            _ => debug!(%address, %error, "TLS handshake failed"),
+                        }
                     }
                     Err(_) => {
                         metrics.handshakes_failed.inc();

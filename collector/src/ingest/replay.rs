@@ -130,6 +130,23 @@ pub(crate) async fn replay(
         }
     }
     reading.await.map_err(|_| Error::Task)??;
+    // Nothing follows the last closed segment yet: the writer would not come
+    // past it before there is something.
+    let closed = parts
+        .log
+        .segments()
+        .into_iter()
+        .rev()
+        .find(|segment| segment.sealed);
+    if let Some(closed) = closed.filter(|closed| current == Some(closed.first)) {
+        let checkpoint = lanes.checkpoint(closed.last, sealed_through);
+        let job = SealJob {
+            segment: closed.first,
+            checkpoint,
+        };
+        parts.seal(&job).await;
+        sealed_through = closed.last;
+    }
     if records > 0 {
         info!(records, "replayed the log");
     }

@@ -278,6 +278,9 @@ impl Writer {
         if !applied.is_empty() || !delivered.is_empty() {
             self.filled_at.get_or_insert_with(Instant::now);
         }
+        // A failed sync closes segments too; while memory is full the store
+        // waits for older ones, so they go first.
+        self.schedule().await;
         apply(&self.parts.store, applied).await;
         for done in delivered {
             self.parts.registry.delivered(done);
@@ -286,8 +289,6 @@ impl Writer {
             // The stream may be gone; the agent will send it again and be told.
             let _ = reply.send(outcome);
         }
-        // A failed sync closes segments too.
-        self.schedule().await;
     }
 
     async fn judge(&mut self, job: Job, received_ns: i64) -> Judged {

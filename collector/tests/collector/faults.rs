@@ -9,6 +9,9 @@ use crate::common::{EPOCH, Program, Site, Stream, batch, delivery, is_ack, segme
 use sumun_proto::v1::forward_reply::Message as Reply;
 use sumun_proto::v1::forward_request::Message as Ask;
 use sumun_proto::v1::{Batch, Table};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Sends from the first unacknowledged number on until the stream breaks or
 /// `last` is acknowledged; `acknowledged` follows.
@@ -81,6 +84,15 @@ async fn kills_under_load_lose_and_double_nothing() {
     assert_eq!(names.len() as u64, LAST * 20);
 }
 
+async fn ingest_health(site: &Site) -> ServingStatus {
+    let channel = site.channel(None).await.expect("connected");
+    let request = HealthCheckRequest {
+        service: "sumun.v1.Ingest".into(),
+    };
+    let response = HealthClient::new(channel).check(request).await;
+    response.expect("an answer").into_inner().status()
+}
+
 /// A body of some size.
 fn large(number: u64) -> Batch {
     let mut batch = batch(number, 1);
@@ -116,6 +128,7 @@ async fn a_full_disk_stops_acknowledgements_and_nothing_else() {
         assert!(is_ack(&reply, acknowledged), "{reply:?}");
     }
     assert!((1..=11).contains(&acknowledged), "{acknowledged}");
+    assert_eq!(ingest_health(&site).await, ServingStatus::NotServing);
     // It still answers; what is acknowledged is all there is.
     let (rows, _) = site.search(Table::Events, "").await;
     assert_eq!(rows.len() as u64, acknowledged);
@@ -131,6 +144,7 @@ async fn a_full_disk_stops_acknowledgements_and_nothing_else() {
         let reply = stream.reply().await;
         assert!(is_ack(&reply, acknowledged), "{reply:?}");
     }
+    assert_eq!(ingest_health(&site).await, ServingStatus::Serving);
     program.kill();
     let running = site.start().await;
     let (rows, _) = site.search(Table::Events, "").await;

@@ -54,7 +54,6 @@ slots! {
 
     TASK_PID = Field("task_struct", "pid");
     TASK_TGID = Field("task_struct", "tgid");
-    TASK_FLAGS = Field("task_struct", "flags");
     TASK_GROUP_LEADER = Field("task_struct", "group_leader");
     TASK_REAL_PARENT = Field("task_struct", "real_parent");
     TASK_START = Field("task_struct", "start_boottime") | Field("task_struct", "real_start_time");
@@ -137,7 +136,6 @@ slots! {
     DENTRY_PARENT = Field("dentry", "d_parent");
     DENTRY_NAME = Field("dentry", "d_name.name");
     DENTRY_NAME_LEN = Field("dentry", "d_name.len");
-    DENTRY_NAME_HASH = Field("dentry", "d_name.hash");
     DENTRY_INODE = Field("dentry", "d_inode");
     DENTRY_HASHED = Field("dentry", "d_hash.pprev");
     INODE_INO = Field("inode", "i_ino");

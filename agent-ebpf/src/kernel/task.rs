@@ -10,8 +10,6 @@ use sumun_abi::{
 
 use super::{cgroup_index, field, get, load, read, value};
 
-/// `PF_KTHREAD`, include/linux/sched.h.
-const PF_KTHREAD: u32 = 0x0020_0000;
 /// `SIGNAL_GROUP_EXIT`, include/linux/sched/signal.h.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 
@@ -74,11 +72,6 @@ impl Task {
     #[inline(always)]
     pub(crate) fn mm(self) -> u64 {
         get(self.0, slot::TASK_MM)
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_kernel_thread(self) -> bool {
-        get::<u32>(self.0, slot::TASK_FLAGS) & PF_KTHREAD != 0
     }
 
     /// True if the current process is in a 32-bit call.

@@ -58,7 +58,10 @@ fn check(config: &Config) -> anyhow::Result<ExitCode> {
         eprintln!("{error}");
     }
     for policy in loaded.listed() {
-        println!("{}: policy {} version {}, {} rules", policy.file, policy.name, policy.version, policy.rules);
+        println!(
+            "{}: policy {} version {}, {} rules",
+            policy.file, policy.name, policy.version, policy.rules
+        );
     }
     if !loaded.errors().is_empty() {
         return Ok(ExitCode::FAILURE);
@@ -74,7 +77,11 @@ fn probe(args: &Probe) -> anyhow::Result<ExitCode> {
         Output::Table => print!("{report}"),
     }
     let works = report.object.available && report.hooks.iter().all(|hook| hook.available);
-    Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if works {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn release() -> anyhow::Result<ExitCode> {

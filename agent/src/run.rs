@@ -47,7 +47,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         bulk_bytes: config.spool.bulk,
         ..spool::Settings::new(config.state.join("spool"))
     })?;
-    let host = Host { id: config.agent_id.clone(), name: host_name() };
+    let host = Host {
+        id: config.agent_id.clone(),
+        name: host_name(),
+    };
     let boot_id = boot_id()?;
     let status = Arc::new(Status::new(Run {
         agent_id: config.agent_id.clone(),
@@ -104,7 +107,9 @@ async fn serve(
 
     let control = Arc::new(Control::default());
     let (started, mut ended, reader) = read(setup, Arc::clone(&control))?;
-    started.await.context("the reading thread ended while it started")??;
+    started
+        .await
+        .context("the reading thread ended while it started")??;
     let (orders, commands) = watch::channel(forward::Command::Run);
     let sender = tokio::spawn(forward::run(
         config.collector.clone(),
@@ -135,7 +140,11 @@ async fn serve(
     tokio::task::spawn_blocking(move || reader.join())
         .await
         .context("cannot wait for the reading thread")?
-        .map_err(|_| anyhow::anyhow!("the reading thread panicked; what it had not spooled is still in the rings"))?;
+        .map_err(|_| {
+            anyhow::anyhow!(
+                "the reading thread panicked; what it had not spooled is still in the rings"
+            )
+        })?;
     let deadline = Instant::now() + DRAIN;
     // Only fails when the sender is gone already.
     let _ = orders.send(forward::Command::Stop { deadline });
@@ -148,7 +157,11 @@ async fn serve(
 }
 
 /// A message about the start, one about the end, and the thread itself.
-type Reader = (oneshot::Receiver<anyhow::Result<()>>, oneshot::Receiver<()>, thread::JoinHandle<()>);
+type Reader = (
+    oneshot::Receiver<anyhow::Result<()>>,
+    oneshot::Receiver<()>,
+    thread::JoinHandle<()>,
+);
 
 /// Starts the reading thread. It owns everything that a record passes through.
 fn read(setup: Setup, control: Arc<Control>) -> anyhow::Result<Reader> {

@@ -45,7 +45,11 @@ mod tests {
 
     #[test]
     fn the_image_count_comes_back() {
-        for (pid, start, count) in [(1, 0, 0), (4_194_303, u64::MAX >> 9, 77), (5, 123_456_789, LOW)] {
+        for (pid, start, count) in [
+            (1, 0, 0),
+            (4_194_303, u64::MAX >> 9, 77),
+            (5, 123_456_789, LOW),
+        ] {
             assert_eq!(image(pid, start, exec_id(pid, start, count)), count);
         }
     }

@@ -11,7 +11,10 @@
 
 pub mod event;
 pub mod loss;
-#[expect(unsafe_code, reason = "reading plain data out of bytes is what this module is")]
+#[expect(
+    unsafe_code,
+    reason = "reading plain data out of bytes is what this module is"
+)]
 pub mod plain;
 pub mod policy;
 pub mod record;

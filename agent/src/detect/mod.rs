@@ -49,7 +49,8 @@ impl Detector {
     /// restart) is judged by the newest rules.
     pub fn judge(&mut self, generation: u32, batch: &Batch) -> &[Hit] {
         self.hits.clear();
-        if let (Some(engine), Some(event)) = (engine(&self.generations, generation), batch.events.last())
+        if let (Some(engine), Some(event)) =
+            (engine(&self.generations, generation), batch.events.last())
         {
             let view = View {
                 host: &self.host,

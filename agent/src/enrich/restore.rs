@@ -13,7 +13,9 @@ pub fn images(tree: &mut Tree, batch: &Batch) {
     let mut nodes: Vec<Rc<Node>> = Vec::with_capacity(batch.images.len());
     for image in &batch.images {
         // Parents stand before their children.
-        let parent = (image.parent as usize).checked_sub(1).and_then(|index| nodes.get(index));
+        let parent = (image.parent as usize)
+            .checked_sub(1)
+            .and_then(|index| nodes.get(index));
         let actor = Actor {
             pid: image.pid,
             tid: image.pid,
@@ -61,7 +63,11 @@ fn program(image: &Image) -> Program {
         cwd_flaws: image.cwd_flaws,
         auid: image.auid,
         session: image.session,
-        caps: [image.cap_effective, image.cap_permitted, image.cap_inheritable],
+        caps: [
+            image.cap_effective,
+            image.cap_permitted,
+            image.cap_inheritable,
+        ],
         bootstrapped: image.bootstrapped,
         kernel_thread: image.kernel_thread,
         ..Program::default()

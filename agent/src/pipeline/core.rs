@@ -86,24 +86,36 @@ impl Core {
                 process::task(tree, &record, task);
                 return;
             }
-            Body::Open(open) => {
-                (file::open(Kind::Open, &record, open), tree.find(&open.actor), open.actor)
-            }
-            Body::CloseWrite(open) => {
-                (file::open(Kind::CloseWrite, &record, open), tree.find(&open.actor), open.actor)
-            }
-            Body::Rename(names) => {
-                (file::names(Kind::Rename, &record, names), tree.find(&names.actor), names.actor)
-            }
-            Body::Unlink(names) => {
-                (file::names(Kind::Unlink, &record, names), tree.find(&names.actor), names.actor)
-            }
-            Body::Connect(made) => {
-                (network::connection(Kind::Connect, made), tree.find(&made.actor), made.actor)
-            }
-            Body::Accept(made) => {
-                (network::connection(Kind::Accept, made), tree.find(&made.actor), made.actor)
-            }
+            Body::Open(open) => (
+                file::open(Kind::Open, &record, open),
+                tree.find(&open.actor),
+                open.actor,
+            ),
+            Body::CloseWrite(open) => (
+                file::open(Kind::CloseWrite, &record, open),
+                tree.find(&open.actor),
+                open.actor,
+            ),
+            Body::Rename(names) => (
+                file::names(Kind::Rename, &record, names),
+                tree.find(&names.actor),
+                names.actor,
+            ),
+            Body::Unlink(names) => (
+                file::names(Kind::Unlink, &record, names),
+                tree.find(&names.actor),
+                names.actor,
+            ),
+            Body::Connect(made) => (
+                network::connection(Kind::Connect, made),
+                tree.find(&made.actor),
+                made.actor,
+            ),
+            Body::Accept(made) => (
+                network::connection(Kind::Accept, made),
+                tree.find(&made.actor),
+                made.actor,
+            ),
         };
         if seen == Seen::New {
             self.emit(life, event, &node, &actor, &header);
@@ -148,7 +160,14 @@ impl Core {
         seen
     }
 
-    fn emit(&mut self, life: bool, mut event: Event, node: &Rc<Node>, actor: &Actor, header: &Header) {
+    fn emit(
+        &mut self,
+        life: bool,
+        mut event: Event,
+        node: &Rc<Node>,
+        actor: &Actor,
+        header: &Header,
+    ) {
         let stream = stream_of(header);
         event.boot_ns = header.boot_ns;
         event.origin = Some(v1::Origin {
@@ -165,8 +184,9 @@ impl Core {
         let generation = header.generation;
         let found = self.detector.judge(generation, batch.batch()).to_vec();
         for hit in &found {
-            let rule = batch
-                .rule((generation, hit.rule), || self.detector.describe(generation, hit.rule));
+            let rule = batch.rule((generation, hit.rule), || {
+                self.detector.describe(generation, hit.rule)
+            });
             batch.matched(rule);
         }
         // Process life is stored whether or not a rule asks for it.
@@ -203,11 +223,20 @@ impl Core {
         }
         for hit in found.iter().filter(|hit| hit.alert) {
             let batch = self.alert.open();
-            let rule = batch
-                .rule((generation, hit.rule), || self.detector.describe(generation, hit.rule));
+            let rule = batch.rule((generation, hit.rule), || {
+                self.detector.describe(generation, hit.rule)
+            });
             let image = batch.image(node, actor);
-            let event = Event { image, rules: Vec::new(), ..event.clone() };
-            let alert = v1::Alert { rule, undecided: hit.undecided, event: Some(event) };
+            let event = Event {
+                image,
+                rules: Vec::new(),
+                ..event.clone()
+            };
+            let alert = v1::Alert {
+                rule,
+                undecided: hit.undecided,
+                event: Some(event),
+            };
             batch.alert(alert, stream, header.seq);
             self.counts.alerts += 1;
         }
@@ -217,7 +246,9 @@ impl Core {
     fn undecodable(&mut self, bytes: &[u8], malformed: Malformed) {
         self.counts.undecodable += 1;
         tracing::warn!(%malformed, "a kernel record cannot be read");
-        let Some(header) = sumun_abi::plain::read::<Header>(bytes) else { return };
+        let Some(header) = sumun_abi::plain::read::<Header>(bytes) else {
+            return;
+        };
         let stream = stream_of(&header);
         if u32::from(header.ring) >= sumun_abi::record::RINGS
             || u32::from(header.level) >= sumun_abi::record::LEVELS
@@ -254,5 +285,9 @@ impl Core {
 }
 
 fn stream_of(header: &Header) -> StreamId {
-    StreamId { ring: header.ring, cpu: header.cpu, level: header.level }
+    StreamId {
+        ring: header.ring,
+        cpu: header.cpu,
+        level: header.level,
+    }
 }

@@ -109,8 +109,17 @@ impl Pipeline {
     /// # Errors
     /// When the kernel side cannot be attached or the state directory not be written.
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { mut kernel, spool, found, status, state, policies, host, boot_id, tree } =
-            setup;
+        let Setup {
+            kernel,
+            spool,
+            found,
+            status,
+            state,
+            policies,
+            host,
+            boot_id,
+            tree,
+        } = setup;
         let clock = Clock::new()?;
         let pin_generation = kernel.pin_generation();
         let cpus = kernel.cpus()?;
@@ -122,10 +131,17 @@ impl Pipeline {
             cgroup_controller: kernel.cgroup_controller().to_owned(),
         };
         let lane = |lane: Lane| {
-            LaneWriter::new(lane, origin.clone(), clock.offset_ns(), found.held(lane, pin_generation))
+            LaneWriter::new(
+                lane,
+                origin.clone(),
+                clock.offset_ns(),
+                found.held(lane, pin_generation),
+            )
         };
         let (life, bulk, alert) = (lane(Lane::Life), lane(Lane::Bulk), lane(Lane::Alert));
-        let known = before.as_ref().is_some_and(|before| before.pin_generation == pin_generation);
+        let known = before
+            .as_ref()
+            .is_some_and(|before| before.pin_generation == pin_generation);
         let since = if reused { 0 } else { boot_ns()? };
         let mut core = Core {
             tree: Tree::new(tree),
@@ -164,7 +180,10 @@ impl Pipeline {
         pipeline.apply(loaded, true)?;
         pipeline.kernel.attach()?;
         let attached_ns = boot_ns()?;
-        pipeline.scopes = pipeline.loaded.scopes(pipeline.kernel.hooks(), pipeline.generation, attached_ns);
+        pipeline.scopes =
+            pipeline
+                .loaded
+                .scopes(pipeline.kernel.hooks(), pipeline.generation, attached_ns);
         for scope in pipeline.scopes.clone() {
             pipeline.core.life.open().scope(scope);
         }
@@ -219,14 +238,20 @@ impl Pipeline {
         let life_emptied = !self.kernel.life.has_more() || read < CYCLE_BYTES;
         let mut bulk_emptied = false;
         if life_emptied {
-            let bulk = drain(&mut self.kernel.bulk, bulk_ahead.min(CYCLE_BYTES), &mut self.core);
+            let bulk = drain(
+                &mut self.kernel.bulk,
+                bulk_ahead.min(CYCLE_BYTES),
+                &mut self.core,
+            );
             bulk_emptied = bulk >= bulk_ahead || bulk_ahead <= CYCLE_BYTES;
             read += bulk;
         }
         let mut through = 0;
         if let Some(quiet) = quiet.filter(|_| life_emptied && bulk_emptied) {
             let gaps =
-                self.core.streams.compare(&quiet.streams, quiet.boot_ns, &self.core.consumed);
+                self.core
+                    .streams
+                    .compare(&quiet.streams, quiet.boot_ns, &self.core.consumed);
             for (stream, gap) in gaps {
                 self.core.gap(stream, gap);
             }
@@ -271,7 +296,11 @@ impl Pipeline {
             }
         }
         let through = through.max(self.through_boot_ns);
-        let wall = self.core.clock.offset_ns().wrapping_add(through.cast_signed());
+        let wall = self
+            .core
+            .clock
+            .offset_ns()
+            .wrapping_add(through.cast_signed());
         self.core.streams.store(&mut self.core.consumed);
         self.core.consumed.write(wall)?;
         let (life, bulk) = (self.kernel.life.position(), self.kernel.bulk.position());
@@ -289,7 +318,10 @@ impl Pipeline {
         self.kernel.life.rewind();
         self.kernel.bulk.rewind();
         self.status.trouble(SPOOL, Some(format!("{error:#}")));
-        if self.last_complaint.is_none_or(|last| last.elapsed() > COMPLAIN_EVERY) {
+        if self
+            .last_complaint
+            .is_none_or(|last| last.elapsed() > COMPLAIN_EVERY)
+        {
             tracing::error!(
                 error = format!("{error:#}"),
                 "the spool cannot be written; reading has stopped, the kernel counts what is lost"
@@ -301,7 +333,10 @@ impl Pipeline {
     /// A moment at which nothing is under way, if there is one soon. Sequences are
     /// read before the check, so whatever has a number by then has ended by the check.
     fn quiet(&self) -> Option<Quiet> {
-        if self.last_watermark.is_some_and(|last| last.elapsed() < WATERMARK_EVERY) {
+        if self
+            .last_watermark
+            .is_some_and(|last| last.elapsed() < WATERMARK_EVERY)
+        {
             return None;
         }
         let boot_ns = boot_ns().ok()?;
@@ -319,14 +354,20 @@ impl Pipeline {
     /// there were at most. The door may be older than this agent: what it has counted by
     /// the first look may have happened while nobody looked.
     fn missed(&mut self, now_ns: u64) {
-        let Ok(counts) = self.kernel.missed() else { return };
+        let Ok(counts) = self.kernel.missed() else {
+            return;
+        };
         for (hook, count) in counts {
             let before = self.missed.insert(hook, count).unwrap_or(0);
             if count <= before {
                 continue;
             }
             let more = count - before;
-            tracing::warn!(hook, more, "the kernel has left out runs of a hook's program");
+            tracing::warn!(
+                hook,
+                more,
+                "the kernel has left out runs of a hook's program"
+            );
             let gap = Gap {
                 reason: "skipped".into(),
                 count: None,
@@ -350,12 +391,17 @@ impl Pipeline {
         let loaded = match policies::load(&self.policies, &self.loaded) {
             Ok(loaded) => loaded,
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "policies cannot be read; the loaded ones stay");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "policies cannot be read; the loaded ones stay"
+                );
                 return;
             }
         };
         match self.apply(loaded, false) {
-            Ok(()) => tracing::info!(hash = %self.loaded.hash(), rules = self.loaded.rules(), "policies are loaded"),
+            Ok(()) => {
+                tracing::info!(hash = %self.loaded.hash(), rules = self.loaded.rules(), "policies are loaded")
+            }
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),
                 "the kernel does not take the new filter; the loaded policies stay"
@@ -390,7 +436,9 @@ impl Pipeline {
         if first {
             return Ok(());
         }
-        let scopes = self.loaded.scopes(self.kernel.hooks(), generation, after_ns);
+        let scopes = self
+            .loaded
+            .scopes(self.kernel.hooks(), generation, after_ns);
         for scope in policies::changes(&self.scopes, &scopes, before_ns) {
             self.core.life.open().scope(scope);
         }
@@ -400,8 +448,12 @@ impl Pipeline {
 
     /// Nobody looked between the last agent and now: the pins were not there.
     fn unwatched(&mut self, before: Option<&Before>, attached_ns: u64) {
-        let Some(before) = before.filter(|before| before.through_wall_ns != 0) else { return };
-        let from = before.through_wall_ns.wrapping_sub(self.core.clock.offset_ns());
+        let Some(before) = before.filter(|before| before.through_wall_ns != 0) else {
+            return;
+        };
+        let from = before
+            .through_wall_ns
+            .wrapping_sub(self.core.clock.offset_ns());
         for (lane, writer) in self.core.lanes() {
             if lane == Lane::Alert {
                 continue;
@@ -420,14 +472,17 @@ impl Pipeline {
     fn bootstrap(&mut self) -> anyhow::Result<()> {
         let mut alive = HashSet::new();
         let core = &mut self.core;
-        self.kernel.bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
+        self.kernel
+            .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
         self.core.tree.retire_all_but(&alive);
         Ok(())
     }
 
     /// Process records were lost: asks the kernel for what runs now.
     fn repair(&mut self) {
-        let due = self.last_repair.is_none_or(|last| last.elapsed() > REPAIR_EVERY);
+        let due = self
+            .last_repair
+            .is_none_or(|last| last.elapsed() > REPAIR_EVERY);
         if !self.core.repair || !due {
             return;
         }
@@ -435,7 +490,10 @@ impl Pipeline {
         self.core.repair = false;
         let mut alive = HashSet::new();
         let core = &mut self.core;
-        if let Err(error) = self.kernel.bootstrap_tasks(|bytes| core.task(bytes, &mut alive)) {
+        if let Err(error) = self
+            .kernel
+            .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))
+        {
             tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
         }
     }
@@ -473,11 +531,20 @@ fn doors(hooks: &[HookStatus]) -> Vec<Door> {
     KINDS
         .iter()
         .map(|(name, kind)| {
-            let of_kind: Vec<_> = hooks.iter().filter(|hook| hook.kinds.contains(name)).collect();
+            let of_kind: Vec<_> = hooks
+                .iter()
+                .filter(|hook| hook.kinds.contains(name))
+                .collect();
             let refused: Vec<_> = of_kind
                 .iter()
                 .filter(|hook| !hook.available)
-                .map(|hook| format!("{}: {}", hook.hook, hook.reason.as_deref().unwrap_or_default()))
+                .map(|hook| {
+                    format!(
+                        "{}: {}",
+                        hook.hook,
+                        hook.reason.as_deref().unwrap_or_default()
+                    )
+                })
                 .collect();
             let seen = refused.is_empty() && !of_kind.is_empty();
             Door {
@@ -510,8 +577,11 @@ fn losses(streams: &[(StreamId, Stream)]) -> Vec<Loss> {
 }
 
 /// Names of the kernel's reasons for a loss.
-const REASONS: [(u32, &str); 3] =
-    [(reason::RING_FULL, "ring_full"), (reason::NESTED, "nested"), (reason::TOO_LONG, "too_long")];
+const REASONS: [(u32, &str); 3] = [
+    (reason::RING_FULL, "ring_full"),
+    (reason::NESTED, "nested"),
+    (reason::TOO_LONG, "too_long"),
+];
 
 fn drain(ring: &mut crate::kernel::Ring, max_bytes: u64, core: &mut Core) -> u64 {
     let before = ring.position();

@@ -27,9 +27,21 @@ pub struct LaneWriter {
 impl LaneWriter {
     /// A lane that holds `held` already.
     #[must_use]
-    pub fn new(lane: Lane, origin: Origin, wall_offset_ns: i64, held: HashMap<StreamId, u64>) -> Self {
+    pub fn new(
+        lane: Lane,
+        origin: Origin,
+        wall_offset_ns: i64,
+        held: HashMap<StreamId, u64>,
+    ) -> Self {
         let open = BatchBuilder::new(lane, &origin, wall_offset_ns);
-        Self { lane, origin, wall_offset_ns, open, closed: Vec::new(), held }
+        Self {
+            lane,
+            origin,
+            wall_offset_ns,
+            open,
+            closed: Vec::new(),
+            held,
+        }
     }
 
     /// True when the lane holds this record already.

@@ -61,7 +61,10 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(|error| failed(directory, error))?.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
             paths.push(path);
         }
     }
@@ -70,9 +73,16 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
     for path in paths {
         let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
         // Bytes that are not UTF-8 become a character that no policy has: an error with its place.
-        texts.push((path.display().to_string(), String::from_utf8_lossy(&bytes).into_owned()));
+        texts.push((
+            path.display().to_string(),
+            String::from_utf8_lossy(&bytes).into_owned(),
+        ));
     }
-    let checks = check_files(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+    let checks = check_files(
+        texts
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str())),
+    );
     let mut refused = Vec::new();
     for check in &checks {
         if check.policy.is_none() {
@@ -173,12 +183,21 @@ impl Loaded {
 /// Why nothing of a kind can be seen; `None` when it can.
 fn blind(hooks: &[HookStatus], kind: Kind) -> Option<String> {
     let name = kind_name(kind);
-    let mut of_kind = hooks.iter().filter(|hook| hook.kinds.contains(&name)).peekable();
+    let mut of_kind = hooks
+        .iter()
+        .filter(|hook| hook.kinds.contains(&name))
+        .peekable();
     of_kind.peek()?;
     let refused: Vec<_> = of_kind.filter(|hook| !hook.available).collect();
     let reasons: Vec<_> = refused
         .iter()
-        .map(|hook| format!("{}: {}", hook.hook, hook.reason.as_deref().unwrap_or("not attached")))
+        .map(|hook| {
+            format!(
+                "{}: {}",
+                hook.hook,
+                hook.reason.as_deref().unwrap_or("not attached")
+            )
+        })
         .collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
@@ -219,7 +238,8 @@ fn common(old: &Scope, new: &Scope) -> Scope {
             both.rules.clone_from(&old.rules);
         }
         (Mode::Filtered, Mode::Filtered) => {
-            both.rules.retain(|rule| old.rules.iter().any(|old| old.predicate == rule.predicate));
+            both.rules
+                .retain(|rule| old.rules.iter().any(|old| old.predicate == rule.predicate));
             if both.rules.is_empty() {
                 both.set_mode(Mode::None);
             }
@@ -266,7 +286,11 @@ mod tests {
         scopes
             .iter()
             .map(|scope| {
-                let rules = scope.rules.iter().map(|rule| rule.predicate.as_str()).collect();
+                let rules = scope
+                    .rules
+                    .iter()
+                    .map(|rule| rule.predicate.as_str())
+                    .collect();
                 (scope.from_boot_ns, scope.mode(), rules)
             })
             .collect()
@@ -280,7 +304,10 @@ mod tests {
         let narrower = changes(&old, &[scope(Mode::Filtered, &["b"], 9)], 7);
         assert_eq!(
             shape(&narrower),
-            [(7, Mode::Filtered, vec!["b"]), (9, Mode::Filtered, vec!["b"])]
+            [
+                (7, Mode::Filtered, vec!["b"]),
+                (9, Mode::Filtered, vec!["b"])
+            ]
         );
         let other = changes(&old, &[scope(Mode::Filtered, &["x"], 9)], 7);
         assert_eq!(shape(&other)[0], (7, Mode::None, vec![]));

@@ -24,7 +24,10 @@ pub enum Seen {
 }
 
 /// The level under which a stream's count of nested losses is kept.
-#[expect(clippy::cast_possible_truncation, reason = "LEVELS is a small constant")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "LEVELS is a small constant"
+)]
 const NESTED_LEVEL: u8 = LEVELS as u8;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,24 +52,37 @@ impl Streams {
     /// Streams of which nothing has been read in this run.
     #[must_use]
     pub fn new(unknown_start: bool, since_ns: u64) -> Self {
-        Self { unknown_start, since_ns, ..Self::default() }
+        Self {
+            unknown_start,
+            since_ns,
+            ..Self::default()
+        }
     }
 
     /// Takes a record's number. A gap before it comes with it.
     pub fn take(&mut self, header: &Header, consumed: &Consumed) -> (Seen, Option<Gap>) {
-        let stream = StreamId { ring: header.ring, cpu: header.cpu, level: header.level };
+        let stream = StreamId {
+            ring: header.ring,
+            cpu: header.cpu,
+            level: header.level,
+        };
         let since = self.since_ns;
-        let position = self
-            .positions
-            .entry(stream)
-            .or_insert_with(|| Position { seq: consumed.get(stream), boot_ns: since });
+        let position = self.positions.entry(stream).or_insert_with(|| Position {
+            seq: consumed.get(stream),
+            boot_ns: since,
+        });
         if header.seq <= position.seq {
             return (Seen::Before, None);
         }
         let missing = header.seq - position.seq - 1;
         let first_ever = position.seq == 0 && self.unknown_start;
         let gap = (missing > 0).then(|| Gap {
-            reason: if first_ever { "state_lost" } else { "ring_full" }.into(),
+            reason: if first_ever {
+                "state_lost"
+            } else {
+                "ring_full"
+            }
+            .into(),
             count: Some(missing).filter(|_| !first_ever),
             from_boot_ns: position.boot_ns,
             to_boot_ns: header.boot_ns,
@@ -75,7 +91,10 @@ impl Streams {
             last_seq: header.seq - 1,
             detail: String::new(),
         });
-        *position = Position { seq: header.seq, boot_ns: header.boot_ns };
+        *position = Position {
+            seq: header.seq,
+            boot_ns: header.boot_ns,
+        };
         (Seen::New, gap)
     }
 
@@ -91,18 +110,22 @@ impl Streams {
         let mut gaps = Vec::new();
         for (stream, state) in kernel {
             let since = self.since_ns;
-            let position = self
-                .positions
-                .entry(*stream)
-                .or_insert_with(|| Position { seq: consumed.get(*stream), boot_ns: since });
+            let position = self.positions.entry(*stream).or_insert_with(|| Position {
+                seq: consumed.get(*stream),
+                boot_ns: since,
+            });
             let before = self.losses.insert(*stream, state.lost);
             if state.seq > position.seq {
                 let first_ever = position.seq == 0 && self.unknown_start;
                 gaps.push((
                     *stream,
                     Gap {
-                        reason: if first_ever { "state_lost" } else { tail_reason(before, state) }
-                            .into(),
+                        reason: if first_ever {
+                            "state_lost"
+                        } else {
+                            tail_reason(before, state)
+                        }
+                        .into(),
                         count: Some(state.seq - position.seq).filter(|_| !first_ever),
                         from_boot_ns: position.boot_ns,
                         to_boot_ns: now_ns,
@@ -112,16 +135,22 @@ impl Streams {
                         detail: String::new(),
                     },
                 ));
-                *position = Position { seq: state.seq, boot_ns: now_ns };
+                *position = Position {
+                    seq: state.seq,
+                    boot_ns: now_ns,
+                };
             }
             // Nested losses have no number of their own: their count is kept like
             // one, under a level that no record has.
-            let counter = StreamId { level: NESTED_LEVEL, ..*stream };
+            let counter = StreamId {
+                level: NESTED_LEVEL,
+                ..*stream
+            };
             let nested = state.lost[reason::NESTED as usize];
-            let known = self
-                .positions
-                .entry(counter)
-                .or_insert_with(|| Position { seq: consumed.get(counter), boot_ns: since });
+            let known = self.positions.entry(counter).or_insert_with(|| Position {
+                seq: consumed.get(counter),
+                boot_ns: since,
+            });
             if nested > known.seq {
                 gaps.push((
                     *stream,
@@ -136,7 +165,10 @@ impl Streams {
                 ));
             }
             // All levels of a CPU share the reason, only the deepest counts it.
-            *known = Position { seq: nested.max(known.seq), boot_ns: now_ns };
+            *known = Position {
+                seq: nested.max(known.seq),
+                boot_ns: now_ns,
+            };
         }
         self.since_ns = now_ns;
         self.unknown_start = false;
@@ -159,13 +191,22 @@ impl Streams {
 }
 
 fn origin(stream: StreamId) -> Origin {
-    Origin { ring: stream.ring.into(), cpu: stream.cpu, level: stream.level.into(), seq: 0 }
+    Origin {
+        ring: stream.ring.into(),
+        cpu: stream.cpu,
+        level: stream.level.into(),
+        seq: 0,
+    }
 }
 
 fn tail_reason(before: Option<[u64; reason::COUNT]>, now: &Stream) -> &'static str {
     let before = before.unwrap_or_default();
     let too_long = reason::TOO_LONG as usize;
-    if now.lost[too_long] > before[too_long] { "too_long" } else { "ring_full" }
+    if now.lost[too_long] > before[too_long] {
+        "too_long"
+    } else {
+        "ring_full"
+    }
 }
 
 #[cfg(test)]
@@ -177,7 +218,16 @@ mod tests {
     }
 
     fn header(seq: u64, boot_ns: u64) -> Header {
-        Header { len: 32, kind: 1, ring: 1, level: 0, cpu: 0, generation: 0, seq, boot_ns }
+        Header {
+            len: 32,
+            kind: 1,
+            ring: 1,
+            level: 0,
+            cpu: 0,
+            generation: 0,
+            seq,
+            boot_ns,
+        }
     }
 
     fn consumed() -> (tempfile::TempDir, Consumed) {
@@ -196,7 +246,10 @@ mod tests {
         assert_eq!(seen, Seen::New);
         assert_eq!((gap.count, gap.first_seq, gap.last_seq), (Some(3), 2, 4));
         assert_eq!((gap.from_boot_ns, gap.to_boot_ns), (10, 20));
-        assert_eq!(streams.take(&header(5, 20), &consumed), (Seen::Before, None));
+        assert_eq!(
+            streams.take(&header(5, 20), &consumed),
+            (Seen::Before, None)
+        );
     }
 
     #[test]
@@ -204,11 +257,18 @@ mod tests {
         let (_dir, consumed) = consumed();
         let mut streams = Streams::new(false, 0);
         streams.take(&header(1, 10), &consumed);
-        let state = Stream { seq: 4, lost: [3, 0, 0, 0] };
+        let state = Stream {
+            seq: 4,
+            lost: [3, 0, 0, 0],
+        };
         let gaps = streams.compare(&[(stream(1, 0, 0), state)], 50, &consumed);
         assert_eq!(gaps.len(), 1);
         assert_eq!((gaps[0].1.count, gaps[0].1.first_seq), (Some(3), 2));
-        assert!(streams.compare(&[(stream(1, 0, 0), state)], 60, &consumed).is_empty());
+        assert!(
+            streams
+                .compare(&[(stream(1, 0, 0), state)], 60, &consumed)
+                .is_empty()
+        );
         assert_eq!(streams.take(&header(5, 70), &consumed), (Seen::New, None));
     }
 
@@ -217,12 +277,19 @@ mod tests {
         let (_dir, consumed) = consumed();
         let mut streams = Streams::new(false, 0);
         let mut state = Stream::default();
-        assert!(streams.compare(&[(stream(0, 0, 3), state)], 10, &consumed).is_empty());
+        assert!(
+            streams
+                .compare(&[(stream(0, 0, 3), state)], 10, &consumed)
+                .is_empty()
+        );
         let stored = consumed.get(stream(0, 0, NESTED_LEVEL));
         assert_eq!(stored, 0);
         state.lost[reason::NESTED as usize] = 2;
         let gaps = streams.compare(&[(stream(0, 0, 3), state)], 20, &consumed);
-        assert_eq!((gaps[0].1.reason.as_str(), gaps[0].1.count), ("nested", Some(2)));
+        assert_eq!(
+            (gaps[0].1.reason.as_str(), gaps[0].1.count),
+            ("nested", Some(2))
+        );
         assert_eq!((gaps[0].1.from_boot_ns, gaps[0].1.to_boot_ns), (10, 20));
     }
 

@@ -28,7 +28,10 @@ impl Syncer {
         let thread = thread::Builder::new()
             .name("syncer".into())
             .spawn(move || run(&spool, &wishes))?;
-        Ok(Self { wish: Some(wish), thread: Some(thread) })
+        Ok(Self {
+            wish: Some(wish),
+            thread: Some(thread),
+        })
     }
 
     /// Something was written.
@@ -54,7 +57,10 @@ fn run(spool: &Spool, wishes: &Receiver<()>) {
     loop {
         let wish = if failed {
             thread::sleep(TROUBLE_PAUSE);
-            !matches!(wishes.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected))
+            !matches!(
+                wishes.try_recv(),
+                Err(std::sync::mpsc::TryRecvError::Disconnected)
+            )
         } else {
             wishes.recv().is_ok()
         };

@@ -45,7 +45,12 @@ pub fn names(kind: Kind, record: &Record<'_>, names: &Names) -> Event {
         (file.new_path, file.new_source, file.new_flaws) =
             joined(record, names.to_base, names.to_name);
     }
-    Event { kind: kind.into(), tid: names.actor.tid, file: Some(file), ..Event::default() }
+    Event {
+        kind: kind.into(),
+        tid: names.actor.tid,
+        file: Some(file),
+        ..Event::default()
+    }
 }
 
 fn path(record: &Record<'_>, span: Span) -> (Option<String>, i32, u32) {
@@ -62,12 +67,20 @@ fn joined(record: &Record<'_>, base: Span, name: Span) -> (Option<String>, i32, 
         return (None, caller, u32::from(name.flaws) | u32::from(FLAW_LOST));
     }
     if name_bytes.starts_with(b"/") {
-        return (Some(text::from_bytes(name_bytes)), caller, u32::from(name.flaws));
+        return (
+            Some(text::from_bytes(name_bytes)),
+            caller,
+            u32::from(name.flaws),
+        );
     }
     let mut path = text::from_bytes(base_bytes);
     if !path.ends_with('/') {
         path.push('/');
     }
     text::push_bytes(&mut path, name_bytes);
-    (Some(path), caller, u32::from(name.flaws) | u32::from(base.flaws))
+    (
+        Some(path),
+        caller,
+        u32::from(name.flaws) | u32::from(base.flaws),
+    )
 }

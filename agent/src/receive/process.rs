@@ -53,7 +53,13 @@ fn cmdline(pid: u32, start_ns: u64) -> Option<Vec<String>> {
     file.take(ARGS_MAX as u64).read_to_end(&mut bytes).ok()?;
     // Read after the arguments: a pid that was given to another process in between has another start.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let ticks: u64 = stat
+        .rsplit_once(')')?
+        .1
+        .split_ascii_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()?;
     let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
     let tick_ns = 1_000_000_000 / u64::try_from(hertz).ok().filter(|hertz| *hertz > 0)?;
     (ticks.abs_diff(start_ns / tick_ns) <= 1).then(|| split(&bytes))
@@ -68,15 +74,28 @@ pub fn exit(tree: &mut Tree, exit: &Exit) -> (Event, Rc<Node>, Actor) {
 }
 
 fn event(kind: Kind, actor: &Actor) -> Event {
-    Event { kind: kind.into(), tid: actor.tid, ..Event::default() }
+    Event {
+        kind: kind.into(),
+        tid: actor.tid,
+        ..Event::default()
+    }
 }
 
 fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
     let flaws = |span: Span| u32::from(span.flaws);
-    let kernel_thread = bootstrapped && exec.exe.len == 0 && exec.args_total == 0 && exec.exe_ino == 0;
-    let deleted = if exec.exe_ino != 0 && exec.exe_nlink == 0 { u32::from(FLAW_DELETED) } else { 0 };
+    let kernel_thread =
+        bootstrapped && exec.exe.len == 0 && exec.args_total == 0 && exec.exe_ino == 0;
+    let deleted = if exec.exe_ino != 0 && exec.exe_nlink == 0 {
+        u32::from(FLAW_DELETED)
+    } else {
+        0
+    };
     // A running process may have rewritten its arguments before the iterator came.
-    let racy = if bootstrapped { u32::from(FLAW_RACY) } else { 0 };
+    let racy = if bootstrapped {
+        u32::from(FLAW_RACY)
+    } else {
+        0
+    };
     Began {
         actor: exec.actor,
         program: Program {
@@ -111,7 +130,9 @@ fn split(arguments: &[u8]) -> Vec<String> {
         return Vec::new();
     }
     let body = arguments.strip_suffix(&[0]).unwrap_or(arguments);
-    body.split(|byte| *byte == 0).map(text::from_bytes).collect()
+    body.split(|byte| *byte == 0)
+        .map(text::from_bytes)
+        .collect()
 }
 
 #[cfg(test)]
@@ -130,8 +151,12 @@ mod tests {
     fn procfs_start() -> u64 {
         let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
         let fields = stat.rsplit_once(')').expect("comm").1;
-        let ticks: u64 =
-            fields.split_ascii_whitespace().nth(19).expect("start").parse().expect("a number");
+        let ticks: u64 = fields
+            .split_ascii_whitespace()
+            .nth(19)
+            .expect("start")
+            .parse()
+            .expect("a number");
         ticks * 10_000_000
     }
 

@@ -93,10 +93,16 @@ impl<'a> Record<'a> {
         let header: Header = read(bytes).ok_or(Malformed::Short { len: bytes.len() })?;
         let claimed = header.len;
         if claimed as usize != bytes.len() || bytes.len() > RECORD_MAX {
-            return Err(Malformed::Length { len: bytes.len(), claimed });
+            return Err(Malformed::Length {
+                len: bytes.len(),
+                claimed,
+            });
         }
         if u32::from(header.ring) >= RINGS || u32::from(header.level) >= LEVELS {
-            return Err(Malformed::Stream { ring: header.ring, level: header.level });
+            return Err(Malformed::Stream {
+                ring: header.ring,
+                level: header.level,
+            });
         }
         let body = match header.kind {
             kind::FORK => Body::Fork(fixed(bytes)?),
@@ -111,7 +117,11 @@ impl<'a> Record<'a> {
             kind::ACCEPT => Body::Accept(fixed(bytes)?),
             other => return Err(Malformed::Kind(other)),
         };
-        let record = Self { bytes, header, body };
+        let record = Self {
+            bytes,
+            header,
+            body,
+        };
         for span in record.spans() {
             record.check(span)?;
         }
@@ -122,7 +132,9 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn text(&self, span: Span) -> &'a [u8] {
         let start = usize::from(span.offset);
-        self.bytes.get(start..start + usize::from(span.len)).unwrap_or_default()
+        self.bytes
+            .get(start..start + usize::from(span.len))
+            .unwrap_or_default()
     }
 
     fn spans(&self) -> Vec<Span> {
@@ -141,7 +153,10 @@ impl<'a> Record<'a> {
         if len == 0 || start >= size_of::<Header>() && start + len <= self.bytes.len() {
             return Ok(());
         }
-        Err(Malformed::Span { offset: span.offset, len: span.len })
+        Err(Malformed::Span {
+            offset: span.offset,
+            len: span.len,
+        })
     }
 }
 
@@ -163,7 +178,10 @@ mod tests {
     #[test]
     fn a_record_is_read_and_a_cut_one_refused() {
         let bytes = exit_record();
-        assert!(matches!(Record::parse(&bytes).expect("a record").body, Body::Exit(_)));
+        assert!(matches!(
+            Record::parse(&bytes).expect("a record").body,
+            Body::Exit(_)
+        ));
         for len in 0..bytes.len() {
             assert!(Record::parse(&bytes[..len]).is_err(), "{len}");
         }
@@ -176,7 +194,10 @@ mod tests {
         assert_eq!(Record::parse(&bytes).err(), Some(Malformed::Kind(999)));
         let mut bytes = exit_record();
         bytes[7] = 200;
-        assert!(matches!(Record::parse(&bytes), Err(Malformed::Stream { .. })));
+        assert!(matches!(
+            Record::parse(&bytes),
+            Err(Malformed::Stream { .. })
+        ));
         let mut open = vec![0; size_of::<Open>()];
         open[0..4].copy_from_slice(&120u32.to_ne_bytes());
         open[4..6].copy_from_slice(&kind::OPEN.to_ne_bytes());

@@ -23,6 +23,7 @@ use sumun_policy::ir::{Expr, Operand, Quantifier, Set, TextTest};
 use sumun_proto::{FieldId, FieldType, text};
 
 use crate::family::{Family, unknown_bit};
+use crate::scan::name_in;
 
 /// A part of a predicate as a function of columns: `sumun_judge(columns…)`.
 #[derive(Clone, Debug)]
@@ -170,10 +171,13 @@ fn collect(expr: &Expr, fields: &mut Vec<FieldId>, patterns: &mut Vec<String>) {
             }
         }
         Expr::Not(inner) => collect(inner, fields, patterns),
-        Expr::Bool(value)
-        | Expr::Has(value)
-        | Expr::In { value, .. }
-        | Expr::Text { value, .. } => operand(value, fields),
+        Expr::Text { value, text, .. } => {
+            operand(value, fields);
+            if let Operand::Field(path) = value {
+                fields.extend(name_in(*path, text).map(|(name, _)| name));
+            }
+        }
+        Expr::Bool(value) | Expr::Has(value) | Expr::In { value, .. } => operand(value, fields),
         Expr::Matches { value, pattern } => {
             operand(value, fields);
             patterns.push(pattern.clone());
@@ -372,8 +376,10 @@ impl<'a> Row<'a> {
                 _ => None,
             },
             Expr::Text { test, value, text } => {
-                let Val::Str(value) = self.value(value, item)? else {
-                    return None;
+                let value = match self.value(value, item) {
+                    Some(Val::Str(value)) => value,
+                    Some(_) => return None,
+                    None => return self.ends_in_another(*test, value, text),
                 };
                 Some(match test {
                     TextTest::Prefix => value.starts_with(text.as_str()),
@@ -418,6 +424,16 @@ impl<'a> Row<'a> {
                 }
             }
         }
+    }
+
+    /// False for a suffix that asks for another last component than an unknown path has.
+    fn ends_in_another(&self, test: TextTest, operand: &Operand, suffix: &str) -> Option<bool> {
+        let (TextTest::Suffix, Operand::Field(path)) = (test, operand) else {
+            return None;
+        };
+        let (name, wanted) = name_in(*path, suffix)?;
+        let other = self.unknown(*path) && self.field(name)? != Val::Str(wanted);
+        other.then_some(false)
     }
 
     fn has(&self, operand: &Operand, item: &Item<'_>) -> Option<bool> {

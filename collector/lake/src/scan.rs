@@ -56,6 +56,13 @@ pub fn exact(expr: &Expr, family: Family) -> Result<Scan> {
         Expr::Not(inner) => not(exact(inner, family)?),
         Expr::Bool(Operand::Field(id)) => guarded(*id, family),
         Expr::Has(Operand::Field(id)) => has(*id, family),
+        Expr::Text {
+            test: TextTest::Suffix,
+            value: Operand::Field(path),
+            text,
+        } if family.has(*path) && name_in(*path, text).is_some() => {
+            ends_in(expr, *path, text, family)?
+        }
         Expr::Compare { .. } | Expr::In { .. } | Expr::Text { .. } => {
             match plain(expr, &|id| guarded(id, family)) {
                 Some(plain) => plain,
@@ -64,6 +71,33 @@ pub fn exact(expr: &Expr, family: Family) -> Result<Scan> {
         }
         _ => judged(expr, family)?,
     })
+}
+
+/// The field of a path's last component and the one that a suffix asks for,
+/// where it asks for a whole one: a path that was cut at its start still has it.
+pub(crate) fn name_in(path: FieldId, suffix: &str) -> Option<(FieldId, &str)> {
+    let name = match path {
+        FieldId::ProcExePath => FieldId::ProcExeName,
+        FieldId::ProcParentExePath => FieldId::ProcParentExeName,
+        FieldId::FilePath => FieldId::FileName,
+        _ => return None,
+    };
+    let (_, wanted) = suffix.rsplit_once('/')?;
+    Some((name, wanted))
+}
+
+/// `path.endsWith(suffix)`: false also of an unknown path with another last component.
+fn ends_in(expr: &Expr, path: FieldId, suffix: &str, family: Family) -> Result<Scan> {
+    let whole = plain(expr, &|id| bare(id, family));
+    let (Some(whole), Some((name, wanted))) = (whole, name_in(path, suffix)) else {
+        return judged(expr, family);
+    };
+    let other = guarded(name, family).not_eq(lit(wanted));
+    // A CASE of branches of known types always builds.
+    let cut = when(other, lit(false)).end().map_err(Error::scan("plan"))?;
+    when(known(path), whole)
+        .otherwise(cut)
+        .map_err(Error::scan("plan"))
 }
 
 /// A conjunct without the guards against unknown values, where it has any.

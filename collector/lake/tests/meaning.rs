@@ -111,9 +111,9 @@ fn engine(lake: &Lake, dir: &Path) -> Engine {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
-    /// 600 predicates on 24 events each.
+    /// 360 predicates on 24 events each.
     #[test]
     fn scan_and_matcher_agree(
         shapes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..120), PREDICATES),

@@ -312,11 +312,14 @@ impl Kernel {
             return Err(format!("this kernel has no {}", missing.join(", ")));
         }
         for name in [hook.program, hook.door] {
-            tracepoint(&mut self.ebpf, name)?
-                .load(hook.tracepoint, &self.btf)
-                .map_err(|error| {
-                    format!("the kernel refuses the program {name}: {}", chain(&error))
-                })?;
+            let program = tracepoint(&mut self.ebpf, name)?;
+            // Loaded by an earlier `attach`.
+            if program.fd().is_ok() {
+                continue;
+            }
+            program.load(hook.tracepoint, &self.btf).map_err(|error| {
+                format!("the kernel refuses the program {name}: {}", chain(&error))
+            })?;
         }
         Ok(())
     }
@@ -463,9 +466,11 @@ fn open_ring(ebpf: &Ebpf, name: &'static str, size: u32) -> Result<Ring, Error> 
 /// Takes over pinned maps if they have the layout of ours, else clears them away and
 /// begins anew. The number that names the set, and whether it was there.
 fn adopt(pins: &Pins, config: &KernelConfig) -> Result<(u64, bool), Error> {
-    let layout = layout(config)?;
+    let (layout, maps) = layout(config)?;
     let path = pins.map("META");
+    // A set that is not whole was being made or removed when an agent ended.
     if path.exists()
+        && maps.iter().all(|name| pins.map(name).exists())
         && let Ok(data) = MapData::from_pin(&path)
         && let Ok(map) = Array::<MapData, Meta>::try_from(Map::Array(data))
         && let Ok(meta) = map.get(&0, 0)
@@ -491,8 +496,8 @@ fn adopt(pins: &Pins, config: &KernelConfig) -> Result<(u64, bool), Error> {
     Ok((generation, false))
 }
 
-/// Hash over what all maps look like.
-fn layout(config: &KernelConfig) -> Result<[u64; 4], Error> {
+/// Hash over what all pinned maps look like, and their names.
+fn layout(config: &KernelConfig) -> Result<([u64; 4], Vec<String>), Error> {
     let object = aya_obj::Object::parse(&OBJECT.bytes)
         .map_err(|error| Error::Load(Box::new(aya::EbpfError::ParseError(error))))?;
     let mut maps: Vec<_> = object
@@ -523,7 +528,8 @@ fn layout(config: &KernelConfig) -> Result<[u64; 4], Error> {
             .iter()
             .fold(0, |word, byte| word << 8 | u64::from(*byte));
     }
-    Ok(words)
+    let names = maps.iter().map(|map| map.0.clone()).collect();
+    Ok((words, names))
 }
 
 /// Which hierarchy names a process's cgroup: that of the pids controller, else

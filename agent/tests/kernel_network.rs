@@ -553,7 +553,7 @@ fn two_thousand_connects_at_once_are_two_thousand() {
             }
         });
         let client = |n: usize| {
-            let flags = if n % 2 == 0 {
+            let flags = if n.is_multiple_of(2) {
                 SockFlag::empty()
             } else {
                 SockFlag::SOCK_NONBLOCK

@@ -304,7 +304,7 @@ fn base(node: &Node, parent: u32) -> Image {
 
 fn namespaces(node: &Node) -> Option<Namespaces> {
     let ns = &node.ns;
-    (ns.mnt != 0).then(|| Namespaces {
+    (ns.mnt != 0).then_some(Namespaces {
         mnt: ns.mnt,
         pid: ns.pid,
         net: ns.net,

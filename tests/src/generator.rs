@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::programs;
+use crate::{programs, raw};
 
 /// Runs a generator to its end and returns what it printed.
 ///
@@ -38,7 +38,9 @@ impl Background {
     /// # Errors
     /// It cannot be started.
     pub fn start<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Result<Self> {
-        let child = Command::new(programs::path(name))
+        let mut command = Command::new(programs::path(name));
+        raw::bind_to_this_thread(&mut command);
+        let child = command
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -213,6 +213,8 @@ impl Agent {
             dir,
             _turn: turn,
         };
+        // What an earlier test left that was killed itself.
+        this.release()?;
         for (name, text) in policies {
             this.policy(name, text)?;
         }

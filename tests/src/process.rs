@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::raw;
+
 /// How long a program may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -33,6 +35,7 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("open {}", log.display()))?;
+        raw::bind_to_this_thread(command);
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

@@ -3,6 +3,8 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
@@ -263,6 +265,18 @@ pub fn fork_exec(path: &CStr, args: &[CString]) -> nix::Result<i32> {
             libc::_exit(127);
         }
         Ok(child)
+    }
+}
+
+/// The program that `command` starts is killed when the thread that starts it is gone: nothing
+/// outlives a test that was killed itself.
+pub fn bind_to_this_thread(command: &mut Command) {
+    // SAFETY: the closure makes one system call that is safe after fork, on constants.
+    unsafe {
+        command.pre_exec(|| {
+            let result = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Errno::result(result).map(drop).map_err(io::Error::from)
+        });
     }
 }
 

@@ -46,8 +46,8 @@ fn main() -> Result<()> {
             name.unlink().context("unlink")?;
             Ok(Effect::Gone("unlink"))
         })?,
-        "swap-within" => swap(&dir, &dir, tries, rate)?,
-        "swap" => swap(&dir, &args.path("decoy")?, tries, rate)?,
+        "swap-within" => swap(&dir, &dir, tries, rate, 2)?,
+        "swap" => swap(&dir, &args.path("decoy")?, tries, rate, 3)?,
         other => bail!("there is no mode '{other}'"),
     };
     oracle::write(&args.path("oracle")?, &done)?;
@@ -192,7 +192,9 @@ fn one_name(
     Ok(record)
 }
 
-fn swap(dir: &Path, decoys: &Path, tries: u64, rate: u64) -> Result<Vec<Try>> {
+/// `ways` is how many of the three ways the sibling uses; the third, a plain open of the
+/// decoy, would be a flood of events of its own where the decoy is watched.
+fn swap(dir: &Path, decoys: &Path, tries: u64, rate: u64, ways: u32) -> Result<Vec<Try>> {
     let object = Candidate::make(dir, b'a')?;
     let decoy = fs::File::create(decoys.join("decoy"))?;
     let decoy_name = Name::new(&CString::new(
@@ -211,7 +213,7 @@ fn swap(dir: &Path, decoys: &Path, tries: u64, rate: u64) -> Result<Vec<Try>> {
             let mut turn = 0u32;
             while !stop.load(Ordering::Relaxed) {
                 turn = turn.wrapping_add(1);
-                match turn / 64 % 3 {
+                match turn / 64 % ways {
                     // Whatever stands there is replaced, then the number is free again.
                     0 => {
                         let _ = raw::dup2(decoy, target);

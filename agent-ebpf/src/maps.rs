@@ -10,8 +10,8 @@ use sumun_abi::{
     event::{network::Connection, process::Actor},
     loss::{STREAMS as STREAM_COUNT, Stream},
     policy::{
-        DirKey, DirVerdict, ExeKey, ExeVerdict, FILTERS as FILTER_COUNT, Filter, MATCH_DATA,
-        MATCH_ENTRIES, Match, MatchKey,
+        Claim, DirKey, DirVerdict, ExeKey, ExeVerdict, FILTERS as FILTER_COUNT, Filter, MATCH_DATA,
+        MATCH_ENTRIES, Match, MatchKey, SWAP_SLOTS,
     },
     record::{LEVELS, RECORD_MAX},
 };
@@ -50,8 +50,10 @@ pub(crate) struct Scratch {
     pub(crate) key: MatchKey,
     /// The start of a `struct file`.
     pub(crate) file: [u8; BLOCK],
-    /// The start of a `struct dentry`.
+    /// The start of the `struct dentry` of that file.
     pub(crate) dentry: [u8; BLOCK],
+    /// The start of the one that a walk has come to.
+    pub(crate) step: [u8; BLOCK],
     /// A pointer stored here comes back as a plain number.
     pub(crate) number: u64,
     /// A connect that begins.
@@ -101,6 +103,11 @@ pub(crate) static DIRS: LruHashMap<DirKey, DirVerdict> = LruHashMap::pinned(16 *
 /// Verdicts on program images. Full: as `DIRS`.
 #[map]
 pub(crate) static EXES: LruHashMap<ExeKey, ExeVerdict> = LruHashMap::pinned(8 * 1024, 0);
+
+/// Which thread claims which file, by (descriptor table, descriptor): see `policy::swap`. Two
+/// places that fall together: the later claim stands, and the earlier is not compared any more.
+#[map]
+pub(crate) static CLAIMS: Array<Claim> = Array::pinned(SWAP_SLOTS, 0);
 
 /// Goes up whenever a path may lead elsewhere than before.
 #[map]

@@ -25,6 +25,18 @@ pub const FLAWS: &[(u32, &str)] = &[
     (FLAW_RACY as u32, "racy"),
 ];
 
+/// Fields that only the object behind a descriptor tells.
+const OF_OBJECT: [FieldId; 8] = [
+    FieldId::FileDev,
+    FieldId::FileIno,
+    FieldId::FileMode,
+    FieldId::FileAccessRead,
+    FieldId::FileAccessWrite,
+    FieldId::FileAccessAppend,
+    FieldId::FileCreate,
+    FieldId::FileDeleted,
+];
+
 /// Flaws that make a text unknown rather than merely doubtful.
 const UNKNOWN_TEXT: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST) as u32;
 
@@ -292,14 +304,24 @@ impl<'a> View<'a> {
         }
     }
 
+    fn has_descriptor(&self) -> bool {
+        matches!(self.kind(), Kind::Open | Kind::CloseWrite)
+    }
+
     fn file(&self, id: FieldId) -> Option<Value<'a>> {
         let file = self.event.file.as_ref()?;
-        let object = || (file.dev != 0 || file.ino != 0).then_some(());
+        let opened = matches!(self.kind(), Kind::Open);
+        // A descriptor always has an object: when it was gone, what it was is unknown.
+        let none = file.dev == 0 && file.ino == 0;
+        let lost = none && file.flaws & u32::from(FLAW_LOST) != 0 && self.has_descriptor();
+        if lost && OF_OBJECT.contains(&id) && (opened || id != FieldId::FileCreate) {
+            return Some(Value::Unknown);
+        }
+        let object = || (!none).then_some(());
         let bit = |bit: u32| {
             object()?;
             Some(Value::Bool(file.flags & bit != 0))
         };
-        let opened = matches!(self.kind(), Kind::Open);
         Some(match id {
             FieldId::FilePath => optional(file.path.as_deref(), file.flaws)?,
             FieldId::FileName => match optional(

@@ -1,6 +1,6 @@
 //! Compares what is stored with what the oracle says was done.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -320,6 +320,8 @@ pub struct Verdict {
     pub right: usize,
     /// Marked lost, racy or the caller's word.
     pub marked: usize,
+    /// Of those, noticed only after the call had returned.
+    pub late: usize,
     /// Another object, unmarked.
     pub wrong: usize,
     /// Not reported.
@@ -334,13 +336,22 @@ impl std::fmt::Display for Verdict {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             out,
-            "{} tries, {} races won: {} right, {} marked, {} wrong and unmarked, {} missing, {} doubled",
-            self.tries, self.won, self.right, self.marked, self.wrong, self.missing, self.doubled
+            "{} tries, {} races won: {} right, {} marked ({} late), {} wrong and unmarked, {} missing, {} doubled",
+            self.tries,
+            self.won,
+            self.right,
+            self.marked,
+            self.late,
+            self.wrong,
+            self.missing,
+            self.doubled
         )
     }
 }
 
-/// Finds the row of every try: of its thread, between its beginning and its end.
+/// Finds the row of every try: of its thread, between its beginning and its end. A `lost` open may
+/// also be noticed a little later, when the call that took its descriptor away returns: what
+/// is left over of those rows goes to the last try before it that has none.
 #[must_use]
 pub fn tries(done: &[Try], rows: &[Value]) -> Verdict {
     let mut verdict = Verdict {
@@ -360,27 +371,61 @@ pub fn tries(done: &[Try], rows: &[Value]) -> Verdict {
     for rows in stored.values_mut() {
         rows.sort_by_key(|(time, _)| *time);
     }
+    let mut missing: Vec<&Try> = Vec::new();
+    let mut taken: HashSet<(u64, u64)> = HashSet::new();
+    let mut crowded: HashMap<(u64, u64), &Try> = HashMap::new();
     for one in done {
+        let tid = u64::from(one.tid);
         let rows = stored
-            .get(&(one.tid.into(), one.kind.as_str()))
+            .get(&(tid, one.kind.as_str()))
             .map_or(&[][..], Vec::as_slice);
         let from = rows.partition_point(|(time, _)| *time < one.begun);
         let to = rows.partition_point(|(time, _)| *time <= one.ended);
-        match &rows[from..to] {
-            [] => {
-                verdict.missing += 1;
-                verdict.problems.add(&format!("{one:?} is not reported"));
-            }
-            [(_, row)] => judge(one, row, &mut verdict),
-            many => {
-                verdict.doubled += 1;
-                verdict
-                    .problems
-                    .add(&format!("{one:?} is reported {} times", many.len()));
-            }
+        let within = &rows[from..to];
+        // Of two, the one that is not lost is its own.
+        let own = within.iter().find(|(_, row)| !lost(row)).or(within.last());
+        let Some((own_time, row)) = own else {
+            missing.push(one);
+            continue;
+        };
+        judge(one, row, &mut verdict);
+        taken.insert((tid, *own_time));
+        for (time, _) in within.iter().filter(|(time, _)| time != own_time) {
+            crowded.insert((tid, *time), one);
         }
     }
+    missing.sort_by_key(|one| one.ended);
+    let mut spare: Vec<(u64, u64, bool)> = stored
+        .iter()
+        .filter(|((_, kind), _)| *kind == "open")
+        .flat_map(|((tid, _), rows)| rows.iter().map(|(time, row)| (*time, *tid, lost(row))))
+        .filter(|(time, tid, _)| !taken.contains(&(*tid, *time)))
+        .collect();
+    spare.sort_unstable();
+    for (time, tid, lost) in spare {
+        let before = missing.iter().rposition(|one| {
+            lost && u64::from(one.tid) == tid && one.kind == "open" && one.ended < time
+        });
+        if let Some(index) = before {
+            missing.remove(index);
+            verdict.marked += 1;
+            verdict.late += 1;
+        } else if let Some(one) = crowded.get(&(tid, time)) {
+            verdict.doubled += 1;
+            verdict
+                .problems
+                .add(&format!("{one:?} is reported more than once"));
+        }
+    }
+    verdict.missing = missing.len();
+    for one in missing {
+        verdict.problems.add(&format!("{one:?} is not reported"));
+    }
     verdict
+}
+
+fn lost(row: &Value) -> bool {
+    list(row, "file.flaws").contains(&"lost")
 }
 
 fn judge(one: &Try, row: &Value, verdict: &mut Verdict) {

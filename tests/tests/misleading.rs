@@ -13,7 +13,6 @@ use sumun_tests::clock::unix_ns;
 use sumun_tests::generator;
 use sumun_tests::host::{Agent, Collector, Turn};
 use sumun_tests::oracle::{self, Try};
-use sumun_tests::programs;
 
 const TRIES: &str = "100000";
 /// Two spinning threads and the programs under test share the processors: as
@@ -34,7 +33,8 @@ fn mislead(mode: &str, kind: &str) {
         fs::create_dir(&path).expect("a directory");
         path.to_str().expect("temporary names are UTF-8").to_owned()
     };
-    let (dir, decoy) = (sub("watched"), sub("decoy"));
+    // Their names differ in one letter.
+    let (dir, decoy) = (sub("side-a"), sub("side-b"));
     let policy = format!(
         r#"
 [policy]
@@ -129,30 +129,12 @@ fn a_name_rewritten_during_unlink() {
     mislead("unlink", "unlink");
 }
 
-/// Only in the long form: its answer has taken all memory of a small machine before now.
 #[test]
 fn a_descriptor_swapped_for_another_watched_file() {
-    if !programs::long() {
-        println!(
-            "skipped a_descriptor_swapped_for_another_watched_file: takes long and much memory; \
-             SUMUN_FAULTS=long runs it"
-        );
-        return;
-    }
     mislead("swap-within", "open");
 }
 
-/// A known hole of the lowest rung, stated in docs/kernel-support.md: the object behind the
-/// descriptor is all that the call's exit shows, and the decoy is not watched. The long form
-/// runs it and fails, as it must until the hole is closed.
 #[test]
 fn a_descriptor_swapped_for_a_file_nobody_watches() {
-    if !programs::long() {
-        println!(
-            "skipped a_descriptor_swapped_for_a_file_nobody_watches: known to miss opens on \
-             this rung (docs/kernel-support.md); SUMUN_FAULTS=long runs it"
-        );
-        return;
-    }
     mislead("swap", "open");
 }

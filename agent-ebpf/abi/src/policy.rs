@@ -29,7 +29,7 @@ pub mod action {
     pub const CREAT: u8 = 4;
     /// open_by_handle_at(mountfd, handle, flags)
     pub const OPEN_BY_HANDLE: u8 = 5;
-    /// close(fd), at entry
+    /// close(fd), at entry for the close itself and at exit for the claims
     pub const CLOSE: u8 = 6;
     /// rename(from, to)
     pub const RENAME: u8 = 7;
@@ -49,8 +49,14 @@ pub mod action {
     pub const SOCKETCALL: u8 = 14;
     /// Changes which path leads where: mount, umount, pivot_root, chroot, move_mount …
     pub const MOUNT: u8 = 15;
+    /// dup(from), dup2(from, to) and dup3(from, to, flags)
+    pub const DUP: u8 = 16;
+    /// fcntl(fd, command, argument): as `DUP` for two commands
+    pub const FCNTL: u8 = 17;
+    /// pidfd_getfd(pidfd, fd, flags)
+    pub const GETFD: u8 = 18;
     /// Number of actions.
-    pub const COUNT: u8 = 16;
+    pub const COUNT: u8 = 19;
 }
 
 /// System call numbers in `SYSCALLS`; higher ones are of no interest.
@@ -101,6 +107,10 @@ pub struct Filter {
     pub generation: u32,
     /// Bit n: the exit hook acts on action n.
     pub actions: u32,
+    /// Bit n: the entry hook acts on action n.
+    pub entry_actions: u32,
+    /// Zero.
+    pub pad: u32,
     /// `MODE_*` of each kind in `filtered`.
     pub mode: [u32; filtered::COUNT],
     /// Clauses of each kind.
@@ -124,7 +134,7 @@ pub struct Filter {
     /// Network clauses without a condition on the destination address.
     pub any_dst_net: u64,
 }
-assert_size!(Filter, 8 + 24 + 48 + 48 + 64);
+assert_size!(Filter, 16 + 24 + 48 + 48 + 64);
 
 /// What a key of the trie `MATCH` holds after its first byte; the upper bit
 /// of that byte is the filter.
@@ -253,3 +263,26 @@ pub struct ExeVerdict {
     pub net: u64,
 }
 assert_size!(ExeVerdict, 16);
+
+/// Number of claims.
+pub const SWAP_SLOTS: u32 = 16 * 1024;
+
+/// That a call put a file behind a descriptor of a table that others share (array `CLAIMS`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Owned by who reads 1 after adding 1.
+    pub busy: u64,
+    /// Bits 0 to 21 thread id, bit 22 an open that was left out, the rest a hash of the file. 0:
+    /// nobody.
+    pub word: u64,
+    /// The word that stood here when the descriptor was closed.
+    pub closed: u64,
+    /// Address of the thread's `task_struct`.
+    pub task: u64,
+    /// An open's name, in that thread's memory.
+    pub name: u64,
+    /// Its flags, as in the record.
+    pub flags: u64,
+}
+assert_size!(Claim, 48);

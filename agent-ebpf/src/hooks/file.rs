@@ -24,7 +24,7 @@ use crate::{
         path::{Tail, Text},
         task::Task,
     },
-    policy,
+    policy::{self, swap},
     run::{self, Run, scratch},
 };
 
@@ -57,31 +57,37 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
         return 0;
     };
     let fd = fd as i32;
-    let file = File::of_current(fd);
+    let task = Task::current();
+    let mut file = File::of(task, fd);
     // SAFETY: the scratch is this run's.
     let block = Block::read(file.0, unsafe { addr_of_mut!((*scratch).file) });
-    let mut flags = File::access(block);
+    let access = File::access(block);
+    let mut asked = if call.is_compat() { CALL_COMPAT } else { 0 };
     if closing {
-        if file.is_lost() || flags & ACCESS_WRITE == 0 || !file.is_regular() {
+        if file.is_lost() || access & ACCESS_WRITE == 0 || !file.is_regular() {
             return 0;
         }
     } else {
-        flags |= truncates(call, how);
+        asked |= truncates(call, how);
     }
-    if call.is_compat() {
-        flags |= CALL_COMPAT;
-    }
-    if mode == MODE_FILTERED && !file.is_lost() {
+    let mut flags = access | asked;
+    if file.is_lost() {
+        swap::lost(run, index, task, fd);
+    } else if mode == MODE_FILTERED {
         let wanted = filter.clauses[if closing {
             filtered::CLOSE_WRITE
         } else {
             filtered::OPEN
         }];
         if policy::file::clauses(run.level, index, filter, wanted, block, flags) == 0 {
-            return 0;
+            if closing || !swap::opened(run, index, task, fd, file, path, asked) {
+                return 0;
+            }
+            // What is known of the file behind the descriptor is not this open's.
+            file = File::LOST;
+            flags = asked;
         }
     }
-    let task = Task::current();
     let Some(record) = run.record::<Open>() else {
         return 0;
     };

@@ -33,7 +33,6 @@ use super::syscall::Call;
 use crate::{
     kernel::{
         file::{File, read_user},
-        get,
         socket::{self, End, Sock},
         task::Task,
     },
@@ -154,7 +153,7 @@ extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64, again: u32
     if !owner.is_kernel() && !Sock(sock).sends() {
         let calling = Calling {
             sock: owner.0,
-            sure: u64::from(get::<u64>(task.0, slot::TASK_IO_URING) == 0),
+            sure: u64::from(task.0.get::<u64>(slot::TASK_IO_URING) == 0),
         };
         let _ = CALLING.insert(&tid, &calling, 0);
     }

@@ -18,7 +18,7 @@ use sumun_abi::{
 
 use crate::{
     kernel::{
-        bit, get, opaque,
+        Object, bit, get, opaque,
         path::{Tail, Text},
         task::Task,
         value,
@@ -30,12 +30,12 @@ use crate::{
 /// A new process or thread; threads are not recorded.
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
-    let child = Task(ctx.arg(1));
+    let child = Task(Object::argument(ctx.arg(1)));
     if child.pid() == child.tid()
         && let Some(index) = run::active()
         && let Some(run) = Run::begin(RING_LIFE)
     {
-        fork(run, index, Task(ctx.arg(0)), child);
+        fork(run, index, Task(Object::argument(ctx.arg(0))), child);
         run.end();
     }
     0
@@ -76,7 +76,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     if let Some(index) = run::active()
         && let Some(run) = Run::begin(RING_LIFE)
     {
-        let task = Task::current();
+        let task = Task(Object::argument(ctx.arg(0)));
         let old_tid: u32 = ctx.arg(1);
         let binprm: u64 = ctx.arg(2);
         let mut flags = 0;
@@ -103,9 +103,8 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Opt
     let parent = task.parent();
     let cred = task.cred();
     let mm = task.mm();
-    let exe: u64 = get(mm, slot::MM_EXE_FILE);
-    let inode: u64 = get(exe, slot::FILE_INODE);
-    let sb: u64 = get(inode, slot::INODE_SB);
+    let exe = mm.follow(slot::MM_EXE_FILE);
+    let inode = exe.follow(slot::FILE_INODE);
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));
@@ -114,41 +113,41 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Opt
         addr_of_mut!((*record).parent_start_ns).write(parent.start());
         addr_of_mut!((*record).parent_image).write(parent.image());
         task.namespaces(addr_of_mut!((*record).ns));
-        addr_of_mut!((*record).cap_effective).write(get(cred, slot::CRED_CAP_EFFECTIVE));
-        addr_of_mut!((*record).cap_permitted).write(get(cred, slot::CRED_CAP_PERMITTED));
-        addr_of_mut!((*record).cap_inheritable).write(get(cred, slot::CRED_CAP_INHERITABLE));
+        addr_of_mut!((*record).cap_effective).write(cred.number(slot::CRED_CAP_EFFECTIVE));
+        addr_of_mut!((*record).cap_permitted).write(cred.number(slot::CRED_CAP_PERMITTED));
+        addr_of_mut!((*record).cap_inheritable).write(cred.number(slot::CRED_CAP_INHERITABLE));
         let auid = if value(slot::TASK_LOGINUID) == slot::NONE {
             u32::MAX
         } else {
-            get(task.0, slot::TASK_LOGINUID)
+            task.0.get(slot::TASK_LOGINUID)
         };
         addr_of_mut!((*record).auid).write(auid);
         let audit_session = if value(slot::TASK_SESSIONID) == slot::NONE {
             u32::MAX
         } else {
-            get(task.0, slot::TASK_SESSIONID)
+            task.0.get(slot::TASK_SESSIONID)
         };
         addr_of_mut!((*record).audit_session).write(audit_session);
         addr_of_mut!((*record).session).write(task.session());
         addr_of_mut!((*record).exe_flags).write(flags);
-        addr_of_mut!((*record).exe_dev).write(get(sb, slot::SB_DEV));
-        addr_of_mut!((*record).exe_nlink).write(get(inode, slot::INODE_NLINK));
-        addr_of_mut!((*record).exe_ino).write(get(inode, slot::INODE_INO));
-        let exe = if exe == 0 {
+        addr_of_mut!((*record).exe_dev).write(inode.follow(slot::INODE_SB).get(slot::SB_DEV));
+        addr_of_mut!((*record).exe_nlink).write(inode.get(slot::INODE_NLINK));
+        addr_of_mut!((*record).exe_ino).write(inode.get(slot::INODE_INO));
+        let exe = if exe.address == 0 {
             Text::NONE
         } else {
-            tail.path(get(exe, slot::FILE_DENTRY), get(exe, slot::FILE_MNT))
+            tail.path(exe.number(slot::FILE_DENTRY), exe.number(slot::FILE_MNT))
         };
         exe.store(addr_of_mut!((*record).exe), 0);
         let fs = task.fs();
-        let cwd = if fs == 0 {
+        let cwd = if fs.address == 0 {
             Text::NONE
         } else {
-            tail.path(get(fs, slot::FS_PWD_DENTRY), get(fs, slot::FS_PWD_MNT))
+            tail.path(fs.number(slot::FS_PWD_DENTRY), fs.number(slot::FS_PWD_MNT))
         };
         cwd.store(addr_of_mut!((*record).cwd), 0);
-        let start: u64 = get(mm, slot::MM_ARG_START);
-        let end: u64 = get(mm, slot::MM_ARG_END);
+        let start: u64 = mm.get(slot::MM_ARG_START);
+        let end: u64 = mm.get(slot::MM_ARG_END);
         let args = if arguments {
             tail.arguments(start, end)
         } else {
@@ -166,7 +165,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let Some(index) = run::active() else {
         return 0;
     };
-    let task = Task::current();
+    let task = Task(Object::argument(ctx.arg(0)));
     if value(slot::EXIT_ARGUMENTS) == 2 {
         // The kernel says itself whether this was the last thread.
         if ctx.arg::<u64>(1) & 0xff == 0 {
@@ -229,7 +228,7 @@ extern "C" fn tasks(ctx: *const IterTask) -> i32 {
         return 0;
     }
     if let Some(run) = Run::begin(RING_LIFE) {
-        let mut task = Task(run.number(pointer));
+        let mut task = Task(Object::plain(run.number(pointer)));
         let first = task.reaper();
         // SAFETY: as above.
         let mut more = unsafe { (*meta).num } == 0 && first.tid() != task.tid();

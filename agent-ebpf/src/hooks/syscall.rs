@@ -14,6 +14,10 @@ use crate::{
     run::{self, Run},
 };
 
+// include/uapi/linux/fcntl.h
+const F_DUPFD: u64 = 0;
+const F_DUPFD_CLOEXEC: u64 = 1030;
+
 /// What the global functions need to know of a call, in one word.
 #[derive(Clone, Copy)]
 pub(crate) struct Call(pub(crate) u64);
@@ -53,12 +57,17 @@ impl Call {
 /// What the active filter wants to do about a call: the action, and whether it is a 32-bit call.
 /// Nothing of the filter is kept: only a run that has begun holds one fast.
 #[inline(always)]
-fn wanted(number: u64, these: u32) -> Option<(u8, bool)> {
+fn wanted(number: u64, entry: bool) -> Option<(u8, bool)> {
     let actions = kernel::actions(number);
     if actions == 0 {
         return None;
     }
-    let mask = run::filter(run::active()?)?.actions & these;
+    let filter = run::filter(run::active()?)?;
+    let mask = if entry {
+        filter.entry_actions
+    } else {
+        filter.actions
+    };
     let (native, compat) = (actions as u8, (actions >> 8) as u8);
     if mask & (1 << (native & 31) | 1 << (compat & 31)) == 0 {
         return None;
@@ -75,8 +84,7 @@ fn wanted(number: u64, these: u32) -> Option<(u8, bool)> {
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let regs = Regs(ctx.arg(0));
-    // Bit 0 stands for no action.
-    let Some((action, compat)) = wanted(regs.number(), !(1 | 1 << action::CLOSE)) else {
+    let Some((action, compat)) = wanted(regs.number(), false) else {
         return 0;
     };
     let result: i64 = ctx.arg(1);
@@ -85,6 +93,25 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let [a, b, c, d, e] = regs.arguments(compat);
+    if matches!(
+        action,
+        action::CLOSE | action::DUP | action::FCNTL | action::GETFD
+    ) {
+        let task = Task::current();
+        if !task.shares_files() {
+            return 0;
+        }
+        if action == action::CLOSE {
+            policy::swap::closed(task, a as i32);
+            return 0;
+        }
+        // dup2 of a descriptor onto itself changes nothing.
+        if action == action::DUP && a as u32 == result as u32
+            || action == action::FCNTL && b != F_DUPFD && b != F_DUPFD_CLOEXEC
+        {
+            return 0;
+        }
+    }
     let Some(run) = Run::begin(RING_BULK) else {
         return 0;
     };
@@ -108,6 +135,8 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         action::CONNECT => sumun_connect(call, a, b, c, fd),
         action::ACCEPT => sumun_accept(call, a, fd),
         action::SOCKETCALL => sumun_socketcall(call, a, b, fd),
+        action::DUP | action::FCNTL => policy::swap::sumun_dup(run.level, index, a, fd),
+        action::GETFD => policy::swap::sumun_dup(run.level, index, fd, fd),
         action::MOUNT => {
             policy::flush();
             0
@@ -122,7 +151,7 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     let regs = Regs(ctx.arg(0));
-    let Some((action, compat)) = wanted(ctx.arg::<u64>(1) & 0xffff_ffff, 1 << action::CLOSE) else {
+    let Some((action, compat)) = wanted(ctx.arg::<u64>(1) & 0xffff_ffff, true) else {
         return 0;
     };
     let [fd, ..] = regs.arguments(compat);

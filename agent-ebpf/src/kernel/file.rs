@@ -1,13 +1,13 @@
 //! `struct file` and the descriptor table.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use core::mem::{MaybeUninit, size_of};
 use sumun_abi::{
     event::file::{ACCESS_APPEND, ACCESS_PATH, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED},
     slot,
 };
 
-use super::{Block, get, load, read, task::Task, value};
+use super::{Block, get, read, task::Task};
 
 // include/linux/fs.h
 const FMODE_READ: u32 = 1;
@@ -31,34 +31,17 @@ const AT_FDCWD: i32 = -100;
 pub(crate) struct File(pub(crate) u64);
 
 impl File {
-    /// The file behind a descriptor of the current process, as `of`.
-    #[inline(always)]
-    pub(crate) fn of_current(fd: i32) -> File {
-        if value(slot::CURRENT_TASK_BTF) == slot::NONE {
-            return File::of(Task::current(), fd);
-        }
-        // SAFETY: no arguments.
-        let task = unsafe { bpf_get_current_task_btf() } as u64;
-        let files: u64 = load(task, slot::TASK_FILES);
-        if files == 0 {
-            return File(0);
-        }
-        let table: u64 = load(files, slot::FILES_FDT);
-        if table == 0 || fd as u32 >= load::<u32>(table, slot::FDTABLE_MAX) {
-            return File(0);
-        }
-        let files: u64 = load(table, slot::FDTABLE_FD);
-        File(read(files + u64::from(fd as u32) * 8))
-    }
+    /// Gone when it was looked for.
+    pub(crate) const LOST: File = File(0);
 
     /// The file behind a descriptor of a task; 0 if there is none (any more).
     #[inline(always)]
     pub(crate) fn of(task: Task, fd: i32) -> File {
-        let table: u64 = get(task.files(), slot::FILES_FDT);
-        if fd as u32 >= get::<u32>(table, slot::FDTABLE_MAX) {
-            return File(0);
+        let table = task.files().follow(slot::FILES_FDT);
+        if table.address == 0 || fd as u32 >= table.get::<u32>(slot::FDTABLE_MAX) {
+            return File::LOST;
         }
-        let files: u64 = get(table, slot::FDTABLE_FD);
+        let files: u64 = table.get(slot::FDTABLE_FD);
         File(read(files + u64::from(fd as u32) * 8))
     }
 
@@ -80,6 +63,12 @@ impl File {
     #[inline(always)]
     pub(crate) fn inode(self) -> u64 {
         get(self.0, slot::FILE_INODE)
+    }
+
+    /// Its inode's number.
+    #[inline(always)]
+    pub(crate) fn number(self) -> u64 {
+        get(self.inode(), slot::INODE_INO)
     }
 
     #[inline(always)]
@@ -121,7 +110,7 @@ impl File {
 pub(crate) fn base(task: Task, dirfd: i32) -> (u64, u64) {
     if dirfd == AT_FDCWD {
         let fs = task.fs();
-        return (get(fs, slot::FS_PWD_DENTRY), get(fs, slot::FS_PWD_MNT));
+        return (fs.number(slot::FS_PWD_DENTRY), fs.number(slot::FS_PWD_MNT));
     }
     let file = File::of(task, dirfd);
     (file.dentry(), file.mnt())

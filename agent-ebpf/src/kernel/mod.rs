@@ -137,6 +137,121 @@ pub(crate) fn load<T: Copy + Plain>(base: u64, index: usize) -> T {
     unsafe { ptr::read_volatile((base + u64::from(offset)) as *const T) }
 }
 
+/// What the verifier knows of an address, fixed where the address comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Its type: from the arguments of a tracepoint.
+    Always,
+    /// Its type, where the kernel has `bpf_get_current_task_btf`.
+    FromCurrent,
+    /// Nothing: a number.
+    Never,
+}
+
+/// A structure, and how its fields are read: with a load where the verifier knows the type (a
+/// nanosecond), else by a helper (ten to twenty).
+#[derive(Clone, Copy)]
+pub(crate) struct Object {
+    /// Its address; 0 if there is none.
+    pub(crate) address: u64,
+    known: Known,
+}
+
+impl Object {
+    /// An argument of a tracepoint that points to a structure.
+    #[inline(always)]
+    pub(crate) fn argument(address: u64) -> Object {
+        Object {
+            address,
+            known: Known::Always,
+        }
+    }
+
+    /// What the helpers for the current task return.
+    #[inline(always)]
+    fn current(address: u64) -> Object {
+        Object {
+            address,
+            known: Known::FromCurrent,
+        }
+    }
+
+    /// A number that is an address.
+    #[inline(always)]
+    pub(crate) fn plain(address: u64) -> Object {
+        Object {
+            address,
+            known: Known::Never,
+        }
+    }
+
+    #[inline(always)]
+    fn is_known(self) -> bool {
+        match self.known {
+            Known::Always => true,
+            // Asked anew each time: the verifier follows a constant better than a register.
+            Known::FromCurrent => value(slot::CURRENT_TASK_BTF) != slot::NONE,
+            Known::Never => false,
+        }
+    }
+
+    /// A field; zero if there is none. (The verifier wants to see the check for 0: some fields
+    /// it knows as pointers that can be null.)
+    #[inline(always)]
+    pub(crate) fn get<T: Copy + Plain + Default>(self, index: usize) -> T {
+        if value(index) == slot::NONE || self.address == 0 {
+            return T::default();
+        }
+        if self.is_known() {
+            load(self.address, index)
+        } else {
+            get(self.address, index)
+        }
+    }
+
+    /// A field, as a number of which the verifier knows nothing: what global functions take.
+    #[inline(always)]
+    pub(crate) fn number(self, index: usize) -> u64 {
+        if self.address == 0 {
+            return 0;
+        }
+        get(self.address, index)
+    }
+
+    /// The structure that a field points to.
+    #[inline(always)]
+    pub(crate) fn follow(self, index: usize) -> Object {
+        Object {
+            address: self.get(index),
+            known: self.known,
+        }
+    }
+
+    /// The structure that an item of an array of pointers points to, which is a field.
+    /// `item` is a constant of the program.
+    #[inline(always)]
+    pub(crate) fn follow_item(self, index: usize, item: u32) -> Object {
+        let offset = value(index);
+        if offset == slot::NONE || self.address == 0 {
+            return Object {
+                address: 0,
+                known: self.known,
+            };
+        }
+        let place = self.address + u64::from(offset) + u64::from(item) * 8;
+        let address = if self.is_known() {
+            // SAFETY: as in `load`.
+            unsafe { ptr::read_volatile(place as *const u64) }
+        } else {
+            read(place)
+        };
+        Object {
+            address,
+            known: self.known,
+        }
+    }
+}
+
 /// Bytes of a structure that are read at once where several of its fields are wanted.
 pub(crate) const BLOCK: usize = 96;
 

@@ -18,7 +18,7 @@ use sumun_abi::{
     slot::{self, symbol},
 };
 
-use super::{address_of, field, get, opaque, read};
+use super::{Block, address_of, field, get, opaque, read};
 use crate::{maps::Walker, run::scratch};
 
 /// A walked path: where it starts in `Scratch::walk` (it ends at `PATH_MAX`),
@@ -115,7 +115,6 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
     let mut step = 0;
     while step < PATH_DEPTH_MAX {
         step += 1;
-        let parent: u64 = get(here, slot::DENTRY_PARENT);
         if here == root {
             let mount = vfsmount.wrapping_sub(u64::from(super::value(slot::MOUNT_MNT)));
             let above: u64 = get(mount, slot::MOUNT_PARENT);
@@ -132,8 +131,11 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
             remember(state, mount, 0);
             continue;
         }
-        let name: u64 = get(here, slot::DENTRY_NAME);
-        let len = u64::from(get::<u32>(here, slot::DENTRY_NAME_LEN)) & 0xff;
+        // SAFETY: a field of this run's scratch.
+        let block = Block::read(here, unsafe { addr_of_mut!((*scratch).step) });
+        let parent: u64 = block.get(slot::DENTRY_PARENT);
+        let name: u64 = block.get(slot::DENTRY_NAME);
+        let len = u64::from(block.get::<u32>(slot::DENTRY_NAME_LEN)) & 0xff;
         // SAFETY: as above.
         let at = unsafe { addr_of_mut!((*state).at).read_volatile() };
         if at < len + 1 {

@@ -10,7 +10,7 @@ use sumun_abi::{
 
 use super::{ALL, copy, find, first};
 use crate::{
-    kernel::{get, path, task::Task},
+    kernel::{path, task::Task},
     maps::{EXES, Scratch},
     run::{self, scratch},
 };
@@ -50,8 +50,12 @@ pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -
             }
         };
     }
-    let exe: u64 = get(task.mm(), slot::MM_EXE_FILE);
-    let walked = path::walk(level, get(exe, slot::FILE_DENTRY), get(exe, slot::FILE_MNT));
+    let exe = task.mm().follow(slot::MM_EXE_FILE);
+    let walked = path::walk(
+        level,
+        exe.number(slot::FILE_DENTRY),
+        exe.number(slot::FILE_MNT),
+    );
     if walked.flaws() & !FLAW_DELETED != 0 {
         return ALL;
     }

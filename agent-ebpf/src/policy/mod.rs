@@ -7,6 +7,7 @@
 pub(crate) mod exe;
 pub(crate) mod file;
 pub(crate) mod network;
+pub(crate) mod swap;
 
 use core::ptr::{self, addr_of_mut};
 

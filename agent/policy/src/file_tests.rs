@@ -108,7 +108,7 @@ fn costs_are_told_with_their_reason() {
         ),
         (
             "on = [\"rename\"]\nwhen = 'file.path == \"/x\"'",
-            "every rename is sent to user space: its path is the caller's word",
+            "every rename is sent and stored: its path is the caller's word",
         ),
         (
             "on = [\"unlink\"]\nwhen = 'file.path == \"/x\"'",
@@ -395,7 +395,7 @@ fn scopes_say_what_is_stored() {
         .expect("taken")];
     let open = &super::scopes(&all)[3];
     assert_eq!((open.kind(), open.mode()), (Kind::Open, ScopeMode::All));
-    // Every rename is sent to user space, but only what the rule wants is stored.
+    // A rename's name is the caller's word, so every one is stored.
     let some = [
         taken(&rule("on = [\"rename\"]\nwhen = 'file.path == \"/x\"'"))
             .policy
@@ -404,6 +404,6 @@ fn scopes_say_what_is_stored() {
     let rename = &super::scopes(&some)[5];
     assert_eq!(
         (rename.kind(), rename.mode()),
-        (Kind::Rename, ScopeMode::Filtered)
+        (Kind::Rename, ScopeMode::All)
     );
 }

@@ -87,7 +87,8 @@ pub fn is_life(kind: Kind) -> bool {
 }
 
 /// True for kinds whose name is the caller's word on the rung without
-/// decision points: a filter could be misled, so none is used.
+/// decision points: a filter could be misled, so every event is sent and stored if any rule
+/// asks for the kind.
 #[must_use]
 pub fn is_unfiltered(kind: Kind) -> bool {
     matches!(kind, Kind::Rename | Kind::Unlink)
@@ -163,7 +164,8 @@ impl KindPlan {
 /// What is stored of each kind under these policies, one row a kind. The time,
 /// the hash of the policies and the generation are left for the agent to fill in.
 ///
-/// Fork, exec and exit are always stored. Of the others, an event is stored if a
+/// Fork, exec and exit are always stored; what the caller names ([`is_unfiltered`]) is if any rule
+/// asks for the kind. Of the others, an event is stored if a
 /// rule matches or cannot decide, so a kind is `filtered` by its rules' predicates
 /// also where every record is sent to user space.
 #[must_use]
@@ -181,7 +183,8 @@ pub fn scopes(policies: &[CheckedPolicy]) -> Vec<Scope> {
                     predicate: rule.predicate.to_string(),
                 })
                 .collect();
-            let everything = rules.iter().any(|rule| rule.predicate == "true");
+            let everything = rules.iter().any(|rule| rule.predicate == "true")
+                || is_unfiltered(*kind) && !rules.is_empty();
             let (mode, reason, rules) = if is_life(*kind) || everything {
                 (Mode::All, String::new(), Vec::new())
             } else if rules.is_empty() {

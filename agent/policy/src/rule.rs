@@ -255,7 +255,7 @@ impl Reader<'_> {
                 self.warnings.push(Problem::at(
                     self.source.text,
                     offset,
-                    format!("every {name} is sent to user space: its path is the caller's word, which may not filter in the kernel"),
+                    format!("every {name} is sent and stored: its path is the caller's word, which may not filter"),
                 ));
                 continue;
             }

@@ -176,7 +176,8 @@ fn compile(plan: &Plan, generation: u32) -> Compiled {
         compiler.filter.generation = generation;
         match compiler.add(plan, &widened) {
             Ok(()) => {
-                compiler.filter.actions = actions(&compiler.filter.mode);
+                (compiler.filter.actions, compiler.filter.entry_actions) =
+                    actions(&compiler.filter.mode);
                 return Compiled {
                     filter: compiler.filter,
                     entries: compiler.trie.finish(),
@@ -329,13 +330,14 @@ impl Compiler {
     }
 }
 
-/// What the exit hook has to act on.
-fn actions(mode: &[u32; filtered::COUNT]) -> u32 {
+/// What the exit hook and the entry hook have to act on.
+fn actions(mode: &[u32; filtered::COUNT]) -> (u32, u32) {
     use action::*;
+    let bits = |these: &[u8]| these.iter().fold(0, |all, one| all | 1_u32 << one);
     let mut actions = 0;
     let mut add = |when: bool, these: &[u8]| {
         if when {
-            actions |= these.iter().fold(0, |all, one| all | 1_u32 << one);
+            actions |= bits(these);
         }
     };
     let wanted = |kind: usize| mode[kind] != MODE_NONE;
@@ -343,7 +345,11 @@ fn actions(mode: &[u32; filtered::COUNT]) -> u32 {
         wanted(filtered::OPEN),
         &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE],
     );
-    add(wanted(filtered::CLOSE_WRITE), &[CLOSE]);
+    // What is left out has to be this open's own file.
+    add(
+        mode[filtered::OPEN] == MODE_FILTERED,
+        &[CLOSE, DUP, FCNTL, GETFD],
+    );
     add(wanted(filtered::RENAME), &[RENAME, RENAMEAT]);
     add(wanted(filtered::UNLINK), &[UNLINK, UNLINKAT, RMDIR]);
     add(wanted(filtered::CONNECT), &[CONNECT, SOCKETCALL]);
@@ -353,7 +359,12 @@ fn actions(mode: &[u32; filtered::COUNT]) -> u32 {
         .iter()
         .any(|kind| mode[*kind] == MODE_FILTERED);
     add(cached, &[RENAME, RENAMEAT, RMDIR, UNLINKAT, MOUNT]);
-    actions
+    let entry = if wanted(filtered::CLOSE_WRITE) {
+        bits(&[CLOSE])
+    } else {
+        0
+    };
+    (actions, entry)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use sumun_abi::event::process::Actor;
 use sumun_abi::record::{Header, RING_LIFE};
 use sumun_engine::Hit;
+use sumun_policy::plan::is_unfiltered;
 use sumun_proto::v1::{self, Event, Gap, Kind, Lane};
 
 use super::clock::Clock;
@@ -169,6 +170,7 @@ impl Core {
         header: &Header,
     ) {
         let stream = stream_of(header);
+        let kind = event.kind();
         event.boot_ns = header.boot_ns;
         event.origin = Some(v1::Origin {
             ring: header.ring.into(),
@@ -189,8 +191,10 @@ impl Core {
             });
             batch.matched(rule);
         }
-        // Process life is stored whether or not a rule asks for it.
-        if held || !life && found.is_empty() {
+        // Process life is stored whether or not a rule asks for it, and where a name is the
+        // caller's word it decides about alerts only.
+        let stored = life || !found.is_empty() || is_unfiltered(kind);
+        if held || !stored {
             let event = batch.withdraw();
             if !held {
                 self.counts.unwanted += 1;

@@ -42,6 +42,14 @@ pub const UNKNOWABLE: &[FieldId] = &[
     FieldId::NetDstIp,
     FieldId::NetDstPort,
     FieldId::NetDstPrivate,
+    FieldId::FileDev,
+    FieldId::FileIno,
+    FieldId::FileMode,
+    FieldId::FileAccessRead,
+    FieldId::FileAccessWrite,
+    FieldId::FileAccessAppend,
+    FieldId::FileCreate,
+    FieldId::FileDeleted,
 ];
 
 /// Column of the bits of [`UNKNOWABLE`]; NULL when none is set.

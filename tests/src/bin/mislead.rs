@@ -5,7 +5,8 @@
 //! - `open`, `openat2`, `open32`, `rename`, `unlink`: a sibling thread (with
 //!   descriptors of its own, so that nothing but the name is shared) changes one letter of
 //!   the name over and over while the call runs. Both names are good, so every call
-//!   acts on one of two objects, and which one the kernel took, the call's effect tells.
+//!   acts on one of two objects, and which one the kernel took, the call's effect tells. Renames
+//!   and unlinks have the second object in the decoy directory, whose path differs in one letter.
 //! - `swap`: the name stands still; a sibling thread that shares the descriptors
 //!   closes or replaces the descriptor that open is about to return, with a
 //!   file of the decoy directory (which no rule asks for); `swap-within` takes
@@ -34,18 +35,25 @@ fn main() -> Result<()> {
     let rate = args.number("rate", 0)?;
     let mode = args.get("mode").context("--mode is missing")?;
     let done = match mode {
-        "open" | "openat2" | "open32" => names(&dir, tries, rate, |name| open(mode, name))?,
+        "open" | "openat2" | "open32" => {
+            let paths = [dir.join("file-a"), dir.join("file-b")];
+            names(paths, tries, rate, |name| open(mode, name))?
+        }
         "rename" => {
             let to = CString::new(dir.join("to").to_str().context("UTF-8")?)?;
-            names(&dir, tries, rate, |name| {
+            let paths = [dir.join("file"), args.path("decoy")?.join("file")];
+            names(paths, tries, rate, |name| {
                 name.rename(&to).context("rename")?;
                 Ok(Effect::Gone("rename"))
             })?
         }
-        "unlink" => names(&dir, tries, rate, |name| {
-            name.unlink().context("unlink")?;
-            Ok(Effect::Gone("unlink"))
-        })?,
+        "unlink" => {
+            let paths = [dir.join("file"), args.path("decoy")?.join("file")];
+            names(paths, tries, rate, |name| {
+                name.unlink().context("unlink")?;
+                Ok(Effect::Gone("unlink"))
+            })?
+        }
         "swap-within" => swap(&dir, &dir, tries, rate, 2)?,
         "swap" => swap(&dir, &args.path("decoy")?, tries, rate, 3)?,
         other => bail!("there is no mode '{other}'"),
@@ -79,19 +87,16 @@ fn open(mode: &str, name: &Name) -> Result<Effect> {
     Ok(Effect::Opened(dev, ino))
 }
 
-/// One of two files whose names differ in their last letter.
+/// One of two files whose names differ in one letter.
 struct Candidate {
-    letter: u8,
     path: PathBuf,
     dev: u64,
     ino: u64,
 }
 
 impl Candidate {
-    fn make(dir: &Path, letter: u8) -> Result<Self> {
-        let path = dir.join(format!("file-{}", char::from(letter)));
+    fn make(path: PathBuf) -> Result<Self> {
         let mut this = Self {
-            letter,
             path,
             dev: 0,
             ino: 0,
@@ -111,14 +116,24 @@ impl Candidate {
 }
 
 fn names(
-    dir: &Path,
+    paths: [PathBuf; 2],
     tries: u64,
     rate: u64,
     call: impl Fn(&Name) -> Result<Effect>,
 ) -> Result<Vec<Try>> {
-    let mut candidates = [Candidate::make(dir, b'a')?, Candidate::make(dir, b'b')?];
-    let text = candidates[0].path.to_str().context("UTF-8")?.to_owned();
-    let last = text.len() - 1;
+    let texts = [0, 1].map(|index: usize| paths[index].to_string_lossy().into_owned().into_bytes());
+    let differ: Vec<usize> = (0..texts[0].len())
+        .filter(|at| texts[1].get(*at) != Some(&texts[0][*at]))
+        .collect();
+    ensure!(
+        texts[0].len() == texts[1].len() && differ.len() == 1,
+        "the two names have to differ in one letter: {paths:?}"
+    );
+    let place = differ[0];
+    let letters = [texts[0][place], texts[1][place]];
+    let [one, other] = paths;
+    let mut candidates = [Candidate::make(one)?, Candidate::make(other)?];
+    let [text, _] = texts;
     let name = Name::new(&CString::new(text)?)?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -126,7 +141,8 @@ fn names(
             raw::unshare_files().context("unshare")?;
             while !stop.load(Ordering::Relaxed) {
                 // Both letters stand about equally long.
-                name.byte(last).fetch_xor(b'a' ^ b'b', Ordering::Relaxed);
+                name.byte(place)
+                    .fetch_xor(letters[0] ^ letters[1], Ordering::Relaxed);
                 for _ in 0..20 {
                     std::hint::spin_loop();
                 }
@@ -139,7 +155,7 @@ fn names(
         let result = (0..tries)
             .map(|_| {
                 pace.wait();
-                one_name(&name, last, &mut candidates, &call)
+                one_name(&name, place, letters, &mut candidates, &call)
             })
             .collect::<Result<Vec<_>>>();
         stop.store(true, Ordering::Relaxed);
@@ -150,11 +166,12 @@ fn names(
 
 fn one_name(
     name: &Name,
-    last: usize,
+    place: usize,
+    letters: [u8; 2],
     candidates: &mut [Candidate; 2],
     call: &impl Fn(&Name) -> Result<Effect>,
 ) -> Result<Try> {
-    let letter = name.byte(last);
+    let letter = name.byte(place);
     let begun = boot_ns();
     let before = letter.load(Ordering::SeqCst);
     let effect = call(name)?;
@@ -184,7 +201,7 @@ fn one_name(
         path: object.path.to_str().context("UTF-8")?.to_owned(),
         dev: object.dev,
         ino: object.ino,
-        won: before != object.letter || after != object.letter,
+        won: before != letters[index] || after != letters[index],
     };
     if kind != "open" {
         candidates[index].renew()?;
@@ -195,7 +212,7 @@ fn one_name(
 /// `ways` is how many of the three ways the sibling uses; the third, a plain open of the
 /// decoy, would be a flood of events of its own where the decoy is watched.
 fn swap(dir: &Path, decoys: &Path, tries: u64, rate: u64, ways: u32) -> Result<Vec<Try>> {
-    let object = Candidate::make(dir, b'a')?;
+    let object = Candidate::make(dir.join("file"))?;
     let decoy = fs::File::create(decoys.join("decoy"))?;
     let decoy_name = Name::new(&CString::new(
         decoys.join("decoy").to_str().context("UTF-8")?,

@@ -1,0 +1,327 @@
+//! Has the file behind a descriptor been put there by the open that returned it?
+//!
+//! When a call returns, only the descriptor table shows what it opened, and a thread that shares the
+//! table may have put another file there: one that no rule asks for. So what is about to be left
+//! out is checked: every open that is left out, and every call that copies a descriptor, leaves its
+//! *claim* for (table, descriptor). Two calls of different threads that claim the same file
+//! at the same place, with no close between them, mean that one of them did not get it by itself: the
+//! open among them is reported as `lost`. Whichever returns last finds the other's claim.
+//!
+//! What leaves no claim: descriptors received over a socket, and those that io_uring installs. And
+//! an open by the other thread whose return is held up until the first thread has closed
+//! the descriptor and opened another finds no trace.
+
+use core::ptr::{self, addr_of_mut};
+
+use sumun_abi::{
+    event::{file::Open, kind},
+    policy::{Claim, SWAP_SLOTS},
+    record::{FLAW_LOST, FLAW_RACY, RING_BULK},
+    slot,
+};
+
+use crate::{
+    kernel::{
+        Object,
+        file::File,
+        path::{Tail, Text},
+        task::Task,
+    },
+    maps::CLAIMS,
+    run::{self, Run, add},
+};
+
+/// Tries to enter a claim that another processor is changing, which takes it some ten ns.
+const PATIENCE: u32 = 32;
+
+/// Bits of `Claim::word` for the thread id (`PID_MAX_LIMIT`, include/linux/threads.h).
+const TID_BITS: u32 = 22;
+const TID_MASK: u64 = (1 << TID_BITS) - 1;
+/// Bit of `Claim::word`: an open that was left out, so that nobody knows of it.
+const UNSENT: u64 = 1 << TID_BITS;
+/// Where the file's part begins.
+const FILE_SHIFT: u32 = TID_BITS + 1;
+
+#[inline(always)]
+fn mix(one: u64, other: u64) -> u64 {
+    let mixed =
+        (one ^ other.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed ^ mixed >> 32
+}
+
+/// The claim for a descriptor of a table.
+#[inline(always)]
+fn claim(files: u64, fd: i32) -> Option<*mut Claim> {
+    CLAIMS.get_ptr_mut((mix(files, u64::from(fd as u32)) % u64::from(SWAP_SLOTS)) as u32)
+}
+
+/// What a word says of who claims which file.
+#[inline(always)]
+fn word(file: File, tid: u32) -> u64 {
+    // With the inode number, so that a file whose memory is used again for another is another.
+    let inode: u64 = file.number();
+    mix(file.0, inode) << FILE_SHIFT | u64::from(tid) & TID_MASK
+}
+
+/// A descriptor of the current process was closed: the same file at the same place may now
+/// be the next one's own. A file's memory is soon used again.
+#[inline(always)]
+pub(crate) fn closed(task: Task, fd: i32) {
+    if let Some(claim) = claim(task.0.number(slot::TASK_FILES), fd) {
+        // SAFETY: a live map value; aligned, and a claim that comes in between stays open.
+        unsafe {
+            let found = addr_of_mut!((*claim).word).read_volatile();
+            addr_of_mut!((*claim).closed).write_volatile(found);
+        }
+    }
+}
+
+/// Two threads name one file.
+#[inline(always)]
+fn disputed(found: u64, mine: u64) -> bool {
+    found >> FILE_SHIFT == mine >> FILE_SHIFT && (found ^ mine) & TID_MASK != 0
+}
+
+/// Claims `file` for an open that is to be left out. True if it must not be: another call put the
+/// file there, or may have.
+#[inline(always)]
+pub(crate) fn opened(
+    run: Run,
+    filter: u32,
+    task: Task,
+    fd: i32,
+    file: File,
+    name: u64,
+    flags: u32,
+) -> bool {
+    if !task.shares_files() {
+        // Who shared the table a moment ago has left its claim.
+        let Some(claim) = claim(task.0.number(slot::TASK_FILES), fd) else {
+            return false;
+        };
+        // SAFETY: a live map value; aligned reads.
+        let (found, closed) = unsafe {
+            (
+                addr_of_mut!((*claim).word).read_volatile(),
+                addr_of_mut!((*claim).closed).read_volatile(),
+            )
+        };
+        return found != closed && disputed(found, word(file, task.tid()));
+    }
+    let what = Opening::new(filter, fd, OPENED);
+    sumun_claim(run.level, what.0, file.0, name, u64::from(flags)) != 0
+}
+
+/// An open found nothing behind its descriptor. Perhaps the last one that was left out here had
+/// seen its file: that open is reported.
+#[inline(always)]
+pub(crate) fn lost(run: Run, filter: u32, task: Task, fd: i32) {
+    if task.shares_files() {
+        sumun_claim(run.level, Opening::new(filter, fd, LOST).0, 0, 0, 0);
+    }
+}
+
+/// Claims the file that a call put behind `fd`, which was behind `from` and may still be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_dup(level: u32, filter: u32, from: u64, fd: u64) -> u64 {
+    let task = Task::current();
+    let mut file = File::of(task, from as i32);
+    if file.is_lost() {
+        file = File::of(task, fd as i32);
+    }
+    if file.is_lost() {
+        return 0;
+    }
+    sumun_claim(
+        level,
+        Opening::new(filter, fd as i32, COPIED).0,
+        file.0,
+        0,
+        0,
+    )
+}
+
+/// A descriptor, how it came about, and the filter, in one word.
+#[derive(Clone, Copy)]
+struct Opening(u64);
+
+const OPENED: u64 = 0;
+const LOST: u64 = 1;
+const COPIED: u64 = 2;
+
+impl Opening {
+    #[inline(always)]
+    fn new(filter: u32, fd: i32, how: u64) -> Opening {
+        Opening(u64::from(fd as u32) | u64::from(filter & 1) << 32 | how << 40)
+    }
+
+    #[inline(always)]
+    fn fd(self) -> i32 {
+        self.0 as i32
+    }
+
+    #[inline(always)]
+    fn filter(self) -> u32 {
+        (self.0 >> 32) as u32 & 1
+    }
+
+    #[inline(always)]
+    fn how(self) -> u64 {
+        self.0 >> 40
+    }
+}
+
+/// Leaves the claim; 1 if the file is another's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u64) -> u64 {
+    let what = Opening(what);
+    let fd = what.fd();
+    let file = File(file);
+    let task = Task::current();
+    let run = Run { level };
+    let Some(claim) = claim(task.0.number(slot::TASK_FILES), fd) else {
+        return 0;
+    };
+    let tid = task.tid();
+    let found;
+    let other;
+    let vanished;
+    let disputed = {
+        if !enter(claim) {
+            // What cannot be judged is sent.
+            if what.how() == COPIED {
+                report(
+                    run,
+                    what,
+                    Other {
+                        task,
+                        tid,
+                        name: 0,
+                        flags: 0,
+                    },
+                );
+            }
+            return 1;
+        }
+        // SAFETY: a live map value that this run has entered.
+        unsafe {
+            found = addr_of_mut!((*claim).word).read_volatile();
+            let closed = addr_of_mut!((*claim).closed).read_volatile() == found;
+            other = Other {
+                task: Task(Object::plain(addr_of_mut!((*claim).task).read_volatile())),
+                tid: (found & TID_MASK) as u32,
+                name: addr_of_mut!((*claim).name).read_volatile(),
+                flags: addr_of_mut!((*claim).flags).read_volatile() as u32,
+            };
+            let mine = if what.how() == LOST {
+                // Nothing is known of its file. Another that was left out is reported, once.
+                if other.tid == tid {
+                    found
+                } else {
+                    found & !UNSENT
+                }
+            } else {
+                word(file, tid)
+            };
+            // The claim of who put it there may have come and gone between the look at the file and
+            // the look at the claim; then the file has gone, too.
+            vanished = what.how() == OPENED && File::of(task, fd).0 != file.0;
+            let disputed = match what.how() {
+                OPENED => (!closed || vanished) && disputed(found, mine),
+                LOST => other.tid != tid,
+                // The original is still there: it cannot be another file at the same address.
+                _ => disputed(found, mine),
+            };
+            if what.how() != LOST {
+                addr_of_mut!((*claim).task).write_volatile(run.number(task.0.address));
+                addr_of_mut!((*claim).name).write_volatile(name);
+                addr_of_mut!((*claim).flags).write_volatile(flags);
+                addr_of_mut!((*claim).closed).write_volatile(0);
+            }
+            let unsent = if what.how() == OPENED && !disputed && !vanished {
+                UNSENT
+            } else {
+                0
+            };
+            addr_of_mut!((*claim).word).write_volatile(mine | unsent);
+            add(addr_of_mut!((*claim).busy), u64::MAX);
+            disputed
+        }
+    };
+    if disputed {
+        if found & UNSENT != 0 {
+            report(run, what, other);
+        }
+        return 1;
+    }
+    u64::from(vanished)
+}
+
+/// Enters a claim; false if another processor does not leave it.
+#[inline(always)]
+fn enter(claim: *mut Claim) -> bool {
+    // SAFETY: callers pass a live map value; who reads 1 after adding 1 has entered, as in
+    // `Run::begin`.
+    unsafe {
+        let busy = addr_of_mut!((*claim).busy);
+        let mut tries = 0;
+        while tries < PATIENCE {
+            add(busy, 1);
+            if ptr::read_volatile(busy) == 1 {
+                return true;
+            }
+            add(busy, u64::MAX);
+            tries += 1;
+        }
+    }
+    false
+}
+
+/// An open that was left out because of another's file.
+#[derive(Clone, Copy)]
+struct Other {
+    task: Task,
+    tid: u32,
+    name: u64,
+    flags: u32,
+}
+
+/// Reports it.
+#[inline(always)]
+fn report(run: Run, what: Opening, other: Other) {
+    let Some(filter) = run::filter(what.filter()) else {
+        return;
+    };
+    let Some(record) = run.record::<Open>() else {
+        return;
+    };
+    let current = Task::current();
+    let mut tail = Tail::after::<Open>(run.level);
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        let actor = addr_of_mut!((*record).actor);
+        if other.task.tid() == other.tid {
+            other.task.actor(actor);
+        } else {
+            // It ended just now. Who shares its table is most likely of its process.
+            current.actor(actor);
+            addr_of_mut!((*actor).tid).write(other.tid);
+        }
+        addr_of_mut!((*record).flags).write(other.flags);
+        addr_of_mut!((*record).fd).write(what.fd());
+        addr_of_mut!((*record).dev).write(0);
+        addr_of_mut!((*record).mode).write(0);
+        addr_of_mut!((*record).ino).write(0);
+        // The name lies in the memory of the one who opened.
+        let same = other.task.mm().address == current.0.number(slot::TASK_MM);
+        let path = if same {
+            tail.user_string(other.name)
+        } else {
+            Text::NONE
+        };
+        path.store(addr_of_mut!((*record).path), FLAW_LOST | FLAW_RACY);
+    }
+    run.send(RING_BULK, kind::OPEN, filter.generation, tail.end());
+}

@@ -273,16 +273,17 @@ pub const SWAP_SLOTS: u32 = 16 * 1024;
 pub struct Claim {
     /// Owned by who reads 1 after adding 1.
     pub busy: u64,
-    /// Bits 0 to 21 thread id, bit 22 an open that was left out, the rest a hash of the file. 0:
-    /// nobody.
+    /// Bits 0 to 21 thread id, the rest a hash of the file. 0: nobody.
     pub word: u64,
     /// The word that stood here when the descriptor was closed.
     pub closed: u64,
-    /// Address of the thread's `task_struct`.
+    /// The last open that was left out, as `word`; 0 once it has been reported.
+    pub unsent: u64,
+    /// Address of its thread's `task_struct`.
     pub task: u64,
-    /// An open's name, in that thread's memory.
+    /// Its name, in that thread's memory.
     pub name: u64,
     /// Its flags, as in the record.
     pub flags: u64,
 }
-assert_size!(Claim, 48);
+assert_size!(Claim, 56);

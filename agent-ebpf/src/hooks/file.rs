@@ -71,8 +71,8 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
         asked |= truncates(call, how);
     }
     let mut flags = access | asked;
-    if file.is_lost() {
-        swap::lost(run, index, task, fd);
+    if mode == MODE_FILTERED && file.is_lost() {
+        swap::sent(run, index, task, fd, file);
     } else if mode == MODE_FILTERED {
         let wanted = filter.clauses[if closing {
             filtered::CLOSE_WRITE
@@ -86,6 +86,8 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
             // What is known of the file behind the descriptor is not this open's.
             file = File::LOST;
             flags = asked;
+        } else if !closing {
+            swap::sent(run, index, task, fd, file);
         }
     }
     let Some(record) = run.record::<Open>() else {

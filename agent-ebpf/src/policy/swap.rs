@@ -2,14 +2,14 @@
 //!
 //! When a call returns, only the descriptor table shows what it opened, and a thread that shares the
 //! table may have put another file there: one that no rule asks for. So what is about to be left
-//! out is checked: every open that is left out, and every call that copies a descriptor, leaves its
-//! *claim* for (table, descriptor). Two calls of different threads that claim the same file
+//! out is checked: every open, and every call that copies a descriptor, leaves its *claim* for (table, descriptor). Two calls of different threads that claim the same file
 //! at the same place, with no close between them, mean that one of them did not get it by itself: the
-//! open among them is reported as `lost`. Whichever returns last finds the other's claim.
+//! open among them that was left out is reported as `lost`. Whichever returns last finds the
+//! other's claim.
 //!
-//! What leaves no claim: descriptors received over a socket, and those that io_uring installs. And
-//! an open by the other thread whose return is held up until the first thread has closed
-//! the descriptor and opened another finds no trace.
+//! What leaves no claim: descriptors received over a socket, and those that io_uring installs. And one
+//! open that was left out is remembered for each place: of several that more
+//! threads swap at the same moment, only the last is reported.
 
 use core::ptr::{self, addr_of_mut};
 
@@ -32,15 +32,13 @@ use crate::{
 };
 
 /// Tries to enter a claim that another processor is changing, which takes it some ten ns.
-const PATIENCE: u32 = 32;
+const PATIENCE: u32 = 256;
 
 /// Bits of `Claim::word` for the thread id (`PID_MAX_LIMIT`, include/linux/threads.h).
 const TID_BITS: u32 = 22;
 const TID_MASK: u64 = (1 << TID_BITS) - 1;
-/// Bit of `Claim::word`: an open that was left out, so that nobody knows of it.
-const UNSENT: u64 = 1 << TID_BITS;
 /// Where the file's part begins.
-const FILE_SHIFT: u32 = TID_BITS + 1;
+const FILE_SHIFT: u32 = TID_BITS;
 
 #[inline(always)]
 fn mix(one: u64, other: u64) -> u64 {
@@ -112,12 +110,13 @@ pub(crate) fn opened(
     sumun_claim(run.level, what.0, file.0, name, u64::from(flags)) != 0
 }
 
-/// An open found nothing behind its descriptor. Perhaps the last one that was left out here had
-/// seen its file: that open is reported.
+/// An open that is sent: with `file`, or with none, because nothing was behind its descriptor. The
+/// last one that was left out here may have seen its file: then that open is reported.
 #[inline(always)]
-pub(crate) fn lost(run: Run, filter: u32, task: Task, fd: i32) {
+pub(crate) fn sent(run: Run, filter: u32, task: Task, fd: i32, file: File) {
     if task.shares_files() {
-        sumun_claim(run.level, Opening::new(filter, fd, LOST).0, 0, 0, 0);
+        let how = if file.is_lost() { LOST } else { SENT };
+        sumun_claim(run.level, Opening::new(filter, fd, how).0, file.0, 0, 0);
     }
 }
 
@@ -146,9 +145,14 @@ pub(crate) extern "C" fn sumun_dup(level: u32, filter: u32, from: u64, fd: u64) 
 #[derive(Clone, Copy)]
 struct Opening(u64);
 
+/// An open that is to be left out.
 const OPENED: u64 = 0;
+/// An open that found nothing.
 const LOST: u64 = 1;
+/// A copy of a descriptor.
 const COPIED: u64 = 2;
+/// An open that is sent.
+const SENT: u64 = 3;
 
 impl Opening {
     #[inline(always)]
@@ -177,6 +181,7 @@ impl Opening {
 #[inline(never)]
 extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u64) -> u64 {
     let what = Opening(what);
+    let how = what.how();
     let fd = what.fd();
     let file = File(file);
     let task = Task::current();
@@ -185,78 +190,62 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
         return 0;
     };
     let tid = task.tid();
-    let found;
-    let other;
-    let vanished;
-    let disputed = {
-        if !enter(claim) {
-            // What cannot be judged is sent.
-            if what.how() == COPIED {
-                report(
-                    run,
-                    what,
-                    Other {
-                        task,
-                        tid,
-                        name: 0,
-                        flags: 0,
-                    },
-                );
-            }
-            return 1;
-        }
-        // SAFETY: a live map value that this run has entered.
-        unsafe {
-            found = addr_of_mut!((*claim).word).read_volatile();
-            let closed = addr_of_mut!((*claim).closed).read_volatile() == found;
-            other = Other {
-                task: Task(Object::plain(addr_of_mut!((*claim).task).read_volatile())),
-                tid: (found & TID_MASK) as u32,
-                name: addr_of_mut!((*claim).name).read_volatile(),
-                flags: addr_of_mut!((*claim).flags).read_volatile() as u32,
-            };
-            let mine = if what.how() == LOST {
-                // Nothing is known of its file. Another that was left out is reported, once.
-                if other.tid == tid {
-                    found
-                } else {
-                    found & !UNSENT
-                }
-            } else {
-                word(file, tid)
-            };
-            // The claim of who put it there may have come and gone between the look at the file and
-            // the look at the claim; then the file has gone, too.
-            vanished = what.how() == OPENED && File::of(task, fd).0 != file.0;
-            let disputed = match what.how() {
-                OPENED => (!closed || vanished) && disputed(found, mine),
-                LOST => other.tid != tid,
-                // The original is still there: it cannot be another file at the same address.
-                _ => disputed(found, mine),
-            };
-            if what.how() != LOST {
-                addr_of_mut!((*claim).task).write_volatile(run.number(task.0.address));
-                addr_of_mut!((*claim).name).write_volatile(name);
-                addr_of_mut!((*claim).flags).write_volatile(flags);
-                addr_of_mut!((*claim).closed).write_volatile(0);
-            }
-            let unsent = if what.how() == OPENED && !disputed && !vanished {
-                UNSENT
-            } else {
-                0
-            };
-            addr_of_mut!((*claim).word).write_volatile(mine | unsent);
-            add(addr_of_mut!((*claim).busy), u64::MAX);
-            disputed
-        }
+    let unknown = Other {
+        task,
+        tid,
+        name: 0,
+        flags: 0,
     };
-    if disputed {
-        if found & UNSENT != 0 {
-            report(run, what, other);
+    if !enter(claim) {
+        // What cannot be judged is sent.
+        if how == COPIED {
+            report(run, what, unknown);
         }
         return 1;
     }
-    u64::from(vanished)
+    let mine = if how == LOST { 0 } else { word(file, tid) };
+    // The claim of who put it there may have come and gone between the look at the file and the
+    // look at the claim; then the file has gone, too.
+    let vanished = (how == OPENED || how == SENT) && File::of(task, fd).0 != file.0;
+    // SAFETY: a live map value that this run has entered.
+    let (disputed, other) = unsafe {
+        let found = addr_of_mut!((*claim).word).read_volatile();
+        let closed = addr_of_mut!((*claim).closed).read_volatile() == found;
+        let unsent = addr_of_mut!((*claim).unsent).read_volatile();
+        let disputed = match how {
+            OPENED | SENT => (!closed || vanished) && disputed(found, mine),
+            // The original is still there: it cannot be another file at the same address.
+            COPIED => disputed(found, mine) || disputed(unsent, mine),
+            _ => true,
+        };
+        let other = Other {
+            task: Task(Object::plain(addr_of_mut!((*claim).task).read_volatile())),
+            tid: (unsent & TID_MASK) as u32,
+            name: addr_of_mut!((*claim).name).read_volatile(),
+            flags: addr_of_mut!((*claim).flags).read_volatile() as u32,
+        };
+        // Who disputes has another file than it thinks. If it is one that is sent, its own last
+        // open may be the one that was left out.
+        let told = disputed && unsent != 0 && (other.tid != tid || how == SENT);
+        if how != LOST {
+            addr_of_mut!((*claim).word).write_volatile(mine);
+            addr_of_mut!((*claim).closed).write_volatile(0);
+        }
+        if how == OPENED && !disputed && !vanished {
+            addr_of_mut!((*claim).task).write_volatile(run.number(task.0.address));
+            addr_of_mut!((*claim).name).write_volatile(name);
+            addr_of_mut!((*claim).flags).write_volatile(flags);
+            addr_of_mut!((*claim).unsent).write_volatile(mine);
+        } else if told {
+            addr_of_mut!((*claim).unsent).write_volatile(0);
+        }
+        add(addr_of_mut!((*claim).busy), u64::MAX);
+        (disputed, if told { Some(other) } else { None })
+    };
+    if let Some(other) = other {
+        report(run, what, other);
+    }
+    u64::from(disputed || vanished)
 }
 
 /// Enters a claim; false if another processor does not leave it.

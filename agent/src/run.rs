@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::Config;
 use crate::enrich::process::Limits;
 use crate::forward;
-use crate::kernel::{Kernel, KernelConfig};
+use crate::kernel::{Kernel, KernelConfig, heap};
 use crate::pipeline::{Control, Pipeline, Setup};
 use crate::spool::{self, Spool};
 use crate::status::{self, Phase, Run, Status};
@@ -30,6 +30,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// What kept it from starting, or that the reading thread ended by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    heap::bound();
     status::start_log(config.log_format, &config.log_level);
     let kernel = Kernel::load(&KernelConfig {
         life_bytes: config.rings.life,

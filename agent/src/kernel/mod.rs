@@ -6,6 +6,7 @@
 mod btf;
 mod error;
 mod filter;
+pub mod heap;
 mod hooks;
 mod lock;
 mod pins;
@@ -109,7 +110,8 @@ type Meta = [u64; 8];
 /// The loaded kernel side.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: aya::Btf,
+    /// The kernel's types, parsed: some 25 MiB, so only until the programs are loaded.
+    btf: Option<aya::Btf>,
     slots: Slots,
     pins: Pins,
     active: u32,
@@ -193,7 +195,7 @@ impl Kernel {
             != MODE_NONE;
         Ok(Kernel {
             ebpf,
-            btf,
+            btf: Some(btf),
             slots,
             pins,
             active,
@@ -221,7 +223,11 @@ impl Kernel {
     /// A map or a pin cannot be written. A hook that this kernel refuses is no error:
     /// see [`Kernel::hooks`].
     pub fn attach(&mut self) -> Result<(), Error> {
-        let prepared: Vec<_> = HOOKS.iter().map(|hook| self.prepare(hook)).collect();
+        let btf = self.take_btf()?;
+        let prepared: Vec<_> = HOOKS.iter().map(|hook| self.prepare(hook, &btf)).collect();
+        // A refusal is told by `bootstrap_tasks`, which tries again.
+        let _ = self.load_tasks(&btf);
+        drop(btf);
         self.hooks = HOOKS
             .iter()
             .zip(prepared)
@@ -305,8 +311,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// The kernel's types: those that loading the object has left, else read again.
+    fn take_btf(&mut self) -> Result<aya::Btf, Error> {
+        match self.btf.take() {
+            Some(btf) => Ok(btf),
+            None => aya::Btf::from_sys_fs().map_err(Error::BtfLoad),
+        }
+    }
+
     /// Loads a hook's two programs, if this kernel has what they read.
-    fn prepare(&mut self, hook: &hooks::Hook) -> Result<(), String> {
+    fn prepare(&mut self, hook: &hooks::Hook, btf: &aya::Btf) -> Result<(), String> {
         let missing = self.slots.missing(hook.required);
         if !missing.is_empty() {
             return Err(format!("this kernel has no {}", missing.join(", ")));
@@ -317,7 +331,7 @@ impl Kernel {
             if program.fd().is_ok() {
                 continue;
             }
-            program.load(hook.tracepoint, &self.btf).map_err(|error| {
+            program.load(hook.tracepoint, btf).map_err(|error| {
                 format!("the kernel refuses the program {name}: {}", chain(&error))
             })?;
         }

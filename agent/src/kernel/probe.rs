@@ -4,7 +4,7 @@ use std::fs;
 
 use aya::{
     maps::MapType,
-    programs::{Iter, LsmAttachType, ProgramType},
+    programs::{LsmAttachType, ProgramType},
     sys::{is_map_supported, is_program_supported},
 };
 use serde::Serialize;
@@ -116,11 +116,18 @@ pub fn probe() -> ProbeReport {
     }
     match Kernel::load(&config) {
         Ok(mut kernel) => {
-            report.task_iterator = Feature::because(load_iterator(&mut kernel).err());
-            report.hooks = HOOKS
-                .iter()
-                .map(|hook| status_of(hook, kernel.prepare(hook)))
-                .collect();
+            match kernel.take_btf() {
+                Ok(btf) => {
+                    report.task_iterator = Feature::because(kernel.load_tasks(&btf).err());
+                    let tried = |hook| status_of(hook, kernel.prepare(hook, &btf));
+                    report.hooks = HOOKS.iter().map(tried).collect();
+                }
+                Err(error) => {
+                    let reason = chain(&error);
+                    let refused = |hook| status_of(hook, Err(reason.clone()));
+                    report.hooks = HOOKS.iter().map(refused).collect();
+                }
+            }
             report.cgroup_controller = Some(kernel.cgroup_controller());
             report.symbols = symbol::NAMES
                 .iter()
@@ -144,18 +151,6 @@ pub fn probe() -> ProbeReport {
         }
     }
     report
-}
-
-fn load_iterator(kernel: &mut Kernel) -> Result<(), String> {
-    let program: &mut Iter = kernel
-        .ebpf
-        .program_mut("tasks")
-        .ok_or("the object has no program tasks")?
-        .try_into()
-        .map_err(|error: aya::programs::ProgramError| chain(&error))?;
-    program
-        .load("task", &kernel.btf)
-        .map_err(|error| chain(&error))
 }
 
 fn read(path: &str) -> Option<String> {

@@ -25,18 +25,12 @@ impl Kernel {
             hook: "tasks",
             reason,
         };
-        let program: &mut Iter = self
-            .ebpf
-            .program_mut("tasks")
-            .ok_or(Error::Absent("tasks"))?
-            .try_into()
-            .map_err(|error: aya::programs::ProgramError| refused(chain(&error)))?;
-        // Loaded once; a second bootstrap uses the same program.
-        if program.fd().is_err() {
-            program
-                .load("task", &self.btf)
-                .map_err(|error| refused(chain(&error)))?;
+        // `attach` has loaded it, unless the kernel refused it.
+        if self.tasks().map_err(refused)?.fd().is_err() {
+            let btf = self.take_btf()?;
+            self.load_tasks(&btf).map_err(refused)?;
         }
+        let program = self.tasks().map_err(refused)?;
         let mut file = program
             .attach()
             .and_then(|id| program.take_link(id))
@@ -70,6 +64,25 @@ impl Kernel {
             buffer.copy_within(at..held, 0);
             held -= at;
         }
+    }
+}
+
+impl Kernel {
+    /// Loads the iterator, once.
+    pub(super) fn load_tasks(&mut self, btf: &aya::Btf) -> Result<(), String> {
+        let program = self.tasks()?;
+        if program.fd().is_ok() {
+            return Ok(());
+        }
+        program.load("task", btf).map_err(|error| chain(&error))
+    }
+
+    fn tasks(&mut self) -> Result<&mut Iter, String> {
+        self.ebpf
+            .program_mut("tasks")
+            .ok_or("the object has no program tasks")?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| chain(&error))
     }
 }
 

@@ -89,6 +89,18 @@ impl BatchBuilder {
         }
     }
 
+    /// Gives an empty batch the room of one that is over.
+    pub fn with_room(&mut self, events: Vec<Event>) {
+        if self.batch.events.is_empty() && events.is_empty() {
+            self.batch.events = events;
+        }
+    }
+
+    /// Takes the events out, to keep their room.
+    pub fn take_room(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.batch.events)
+    }
+
     /// The message so far.
     #[must_use]
     pub fn batch(&self) -> &Batch {

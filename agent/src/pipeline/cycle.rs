@@ -21,7 +21,7 @@ use super::streams::Streams;
 use super::syncer::Syncer;
 use crate::detect::Detector;
 use crate::enrich::process::{Limits, Tree};
-use crate::kernel::{HookStatus, Kernel, StreamId};
+use crate::kernel::{HookStatus, Kernel, StreamId, heap};
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
@@ -33,6 +33,10 @@ const BUSY_BYTES: u64 = 256 * 1024;
 const PAUSE: Duration = Duration::from_millis(5);
 /// Pause after a cycle that read nothing.
 const IDLE_PAUSE: Duration = Duration::from_millis(15);
+/// A cycle that read at least this leaves free pages in the heap.
+const STRAIN_BYTES: u64 = 16 * 1024;
+/// They are given back when there has been no such cycle for this long.
+const RELAXED_AFTER: Duration = Duration::from_secs(2);
 /// Pause after a cycle whose spool writes failed.
 const TROUBLE_PAUSE: Duration = Duration::from_millis(500);
 /// At least this between two watermarks.
@@ -94,6 +98,8 @@ pub struct Pipeline {
     last_watermark: Option<Instant>,
     last_repair: Option<Instant>,
     last_complaint: Option<Instant>,
+    /// The last cycle under load, until the heap has been given back.
+    last_strain: Option<Instant>,
     through_boot_ns: u64,
 }
 
@@ -173,6 +179,7 @@ impl Pipeline {
             last_watermark: None,
             last_repair: None,
             last_complaint: None,
+            last_strain: None,
             through_boot_ns: 0,
         };
         pipeline.generation = pipeline.kernel.filter_generation();
@@ -196,6 +203,8 @@ impl Pipeline {
         progress.set_bootstrapped(true);
         progress.set_wall_offset_ns(pipeline.core.clock.offset_ns());
         pipeline.publish();
+        // What loading has taken is several times what the agent needs.
+        heap::give_back();
         Ok(pipeline)
     }
 
@@ -277,10 +286,28 @@ impl Pipeline {
             self.core.detector.retire(self.generation);
         }
         self.repair();
+        self.relax(read);
         match read {
             0 => IDLE_PAUSE,
             1..BUSY_BYTES => PAUSE,
             _ => Duration::ZERO,
+        }
+    }
+
+    /// Gives back what a load has left, once it is over: while it lasts it would be taken again
+    /// at once, and the time is needed.
+    fn relax(&mut self, read: u64) {
+        if read >= STRAIN_BYTES {
+            self.last_strain = Some(Instant::now());
+        } else if self
+            .last_strain
+            .is_some_and(|last| last.elapsed() >= RELAXED_AFTER)
+        {
+            self.last_strain = None;
+            for (_, lane) in self.core.lanes() {
+                lane.relax();
+            }
+            heap::give_back();
         }
     }
 

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use prost::Message as _;
-use sumun_proto::v1::{Gap, Lane};
+use sumun_proto::v1::{Event, Gap, Lane};
 
 use super::batch::{BatchBuilder, Closed, Origin};
 use crate::kernel::StreamId;
@@ -22,6 +22,15 @@ pub struct LaneWriter {
     closed: Vec<Closed>,
     /// Highest number of each stream that the lane holds.
     held: HashMap<StreamId, u64>,
+    /// Room of a batch that has been written, for the next one: under load the heap would
+    /// take it from the kernel for each anew.
+    room: Room,
+}
+
+#[derive(Default)]
+struct Room {
+    events: Vec<Event>,
+    body: Vec<u8>,
 }
 
 impl LaneWriter {
@@ -41,6 +50,7 @@ impl LaneWriter {
             open,
             closed: Vec::new(),
             held,
+            room: Room::default(),
         }
     }
 
@@ -106,13 +116,16 @@ impl LaneWriter {
             last.batch.through_boot_ns = through_boot_ns;
         }
         let mut last = None;
-        for part in closed {
+        for mut part in closed {
             let events = part.batch.events.len() + part.batch.alerts.len();
-            let body = part.batch.encode_to_vec();
+            let body = &mut self.room.body;
+            body.clear();
+            body.reserve(part.batch.encoded_len());
+            part.batch.encode_raw(body);
             let written = spool.append(
                 self.lane,
                 &spool::Item {
-                    body: &body,
+                    body,
                     events: events as u64,
                     missing: part.batch.gaps.iter().map(|gap| gap.count).sum(),
                     first_boot_ns: part.times.0,
@@ -128,8 +141,18 @@ impl LaneWriter {
                 *held = (*held).max(seq);
             }
             last = Some(written);
+            part.batch.events.clear();
+            self.room.events = part.batch.events;
         }
         Ok(last)
+    }
+
+    /// Gives up the room that is kept for the next batches.
+    pub fn relax(&mut self) {
+        self.room = Room::default();
+        if self.open.is_empty() {
+            self.discard();
+        }
     }
 
     /// Forgets what the cycle added.
@@ -139,7 +162,11 @@ impl LaneWriter {
     }
 
     fn roll(&mut self) {
-        let next = BatchBuilder::new(self.lane, &self.origin, self.wall_offset_ns);
+        if self.open.is_empty() {
+            self.room.events = self.open.take_room();
+        }
+        let mut next = BatchBuilder::new(self.lane, &self.origin, self.wall_offset_ns);
+        next.with_room(std::mem::take(&mut self.room.events));
         let full = std::mem::replace(&mut self.open, next);
         if !full.is_empty() {
             self.closed.push(full.close());

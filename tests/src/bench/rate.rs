@@ -20,6 +20,8 @@ use crate::host::{Agent, Collector};
 
 /// Seconds that the collector keeps rows in its log before they are in the lake.
 pub const SEGMENT_SECONDS: u64 = 5;
+/// After this long without load the agent's memory is looked at again.
+const REST: Duration = Duration::from_secs(5);
 /// How long the store may take until it has everything.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -114,6 +116,8 @@ pub fn run(
     println!("  {produced} opens produced; waiting for the store");
     let filter = format!(r#"kind == "open" && file.path.startsWith("{dir}/")"#);
     let caught_up = catch_up(&ctl, since, until, &filter)?;
+    std::thread::sleep(REST);
+    let rested = pss_kib(pid)?;
     let cpu = cpu_ns(pid)? - cpu_before;
     let collector_cpu = cpu_ns(collector_pid)? - collector_before;
     let gaps = ctl.gaps(since)?.rows;
@@ -217,6 +221,13 @@ pub fn run(
         most.to_string(),
         json!(most),
         "",
+    );
+    put(
+        "agent_pss_after_kib",
+        "agent's PSS 5 s after this load, KiB",
+        rested.to_string(),
+        json!(rested),
+        "goal: 40960 or less",
     );
     Ok(())
 }

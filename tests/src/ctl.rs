@@ -1,7 +1,8 @@
 //! `sumunctl`, as an admin calls it.
 
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -58,26 +59,51 @@ impl Ctl {
     /// # Errors
     /// Another status than 0, or output that is not JSON lines.
     pub fn ask(&self, args: &[&str]) -> Result<Answer> {
-        let output = self.run(args);
-        let errors = String::from_utf8_lossy(&output.stderr);
+        let mut rows = Vec::new();
+        let completeness = self.each(args, |row| rows.push(row))?;
+        Ok(Answer { rows, completeness })
+    }
+
+    /// As [`Self::ask`], but hands each row on as it comes: a whole row with its ancestry
+    /// takes kilobytes, and an answer can have a million. What it says about its completeness
+    /// is returned.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; rows may have been handed on by then.
+    pub fn each(&self, args: &[&str], mut take: impl FnMut(Value)) -> Result<Value> {
+        // Not a pipe: nobody would read it while rows are read.
+        let mut stderr = tempfile::tempfile()?;
+        let mut child = Command::new(programs::path("sumunctl"))
+            .arg("--config")
+            .arg(&self.config)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(stderr.try_clone()?)
+            .spawn()
+            .context("start sumunctl")?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let told = BufReader::new(stdout).lines().try_for_each(|line| {
+            let line = line.context("sumunctl printed bytes that are not UTF-8")?;
+            let row = serde_json::from_str(&line).with_context(|| {
+                format!("sumunctl {args:?} printed something else than JSON lines")
+            })?;
+            take(row);
+            anyhow::Ok(())
+        });
+        // The pipe is closed by now: a program that goes on printing ends too.
+        let status = child.wait()?;
+        let mut errors = String::new();
+        stderr.rewind()?;
+        stderr.read_to_string(&mut errors)?;
         ensure!(
-            output.status.success(),
-            "sumunctl {args:?} ended with {}: {errors}",
-            output.status
+            told.is_err() || status.success(),
+            "sumunctl {args:?} ended with {status}: {errors}"
         );
-        let rows = std::str::from_utf8(&output.stdout)
-            .context("sumunctl printed bytes that are not UTF-8")?
-            .lines()
-            .map(serde_json::from_str)
-            .collect::<Result<Vec<Value>, _>>()
-            .with_context(|| format!("sumunctl {args:?} printed something else than JSON lines"))?;
+        told?;
         let last = errors.lines().last().unwrap_or_default();
         let last: Value = serde_json::from_str(last)
             .with_context(|| format!("the last line on stderr is no JSON: '{last}'"))?;
-        Ok(Answer {
-            rows,
-            completeness: last["completeness"].clone(),
-        })
+        Ok(last["completeness"].clone())
     }
 
     /// `events list` of a time range (Unix ns), without a limit.
@@ -104,6 +130,25 @@ impl Ctl {
         self.list("gaps", since, None, "")
     }
 
+    /// `events list` of a time range, row by row. What it says about its completeness is returned.
+    ///
+    /// # Errors
+    /// As [`Self::each`].
+    pub fn each_event(
+        &self,
+        since: u64,
+        until: u64,
+        filter: &str,
+        take: impl FnMut(Value),
+    ) -> Result<Value> {
+        let (since, until) = (clock::rfc3339(since), clock::rfc3339(until));
+        let args = [
+            "events", "list", "--since", &since, "--until", &until, "--where", filter, "-o",
+            "jsonl",
+        ];
+        self.each(&args, take)
+    }
+
     fn list(&self, noun: &str, since: u64, until: Option<u64>, filter: &str) -> Result<Answer> {
         let since = clock::rfc3339(since);
         let until = until.map(clock::rfc3339);
@@ -128,20 +173,26 @@ impl Ctl {
         filter: &str,
         limit: Duration,
     ) -> Result<Answer> {
-        let begun = Instant::now();
-        loop {
-            let answer = self.events(since, Some(until), filter)?;
-            if answer.complete() {
-                return Ok(answer);
-            }
-            ensure!(
-                begun.elapsed() < limit,
-                "no complete answer to '{filter}' after {limit:?}: {} rows, {}",
-                answer.rows.len(),
-                answer.completeness
-            );
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        until_complete(filter, limit, || self.events(since, Some(until), filter))
+    }
+
+    /// As [`Self::complete_events`], without keeping the rows.
+    ///
+    /// # Errors
+    /// As [`Self::complete_events`].
+    pub fn wait_complete(
+        &self,
+        since: u64,
+        until: u64,
+        filter: &str,
+        limit: Duration,
+    ) -> Result<()> {
+        let ask = || {
+            let completeness = self.each_event(since, until, filter, |_| ())?;
+            let rows = Vec::new();
+            Ok(Answer { rows, completeness })
+        };
+        until_complete(filter, limit, ask).map(|_| ())
     }
 
     /// The agents, as `agents list` names them.
@@ -156,5 +207,26 @@ impl Ctl {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+fn until_complete(
+    filter: &str,
+    limit: Duration,
+    ask: impl Fn() -> Result<Answer>,
+) -> Result<Answer> {
+    let begun = Instant::now();
+    loop {
+        let answer = ask()?;
+        if answer.complete() {
+            return Ok(answer);
+        }
+        ensure!(
+            begun.elapsed() < limit,
+            "no complete answer to '{filter}' after {limit:?}: {} rows kept, {}",
+            answer.rows.len(),
+            answer.completeness
+        );
+        std::thread::sleep(Duration::from_millis(200));
     }
 }

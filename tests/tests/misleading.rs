@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use sumun_tests::check;
+use sumun_tests::check::{self, Told};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::generator;
 use sumun_tests::host::{Agent, Collector, Turn};
@@ -81,13 +81,14 @@ effect = "record"
     let done: Vec<Try> = oracle::read(&oracle).expect("the oracle");
     let ctl = collector.ctl();
     let watched = format!(r#"kind == "{kind}" && file.path.startsWith("{dir}/")"#);
-    ctl.complete_events(since, until, &watched, LIMIT)
+    ctl.wait_complete(since, until, &watched, LIMIT)
         .expect("a complete answer");
     // Everything of the kind: an object that was swapped for another has the other's path.
-    let answer = ctl
-        .events(since, Some(until), &format!(r#"kind == "{kind}""#))
+    let mut told = Vec::new();
+    let of_kind = format!(r#"kind == "{kind}""#);
+    ctl.each_event(since, until, &of_kind, |row| told.push(Told::of(&row)))
         .expect("an answer");
-    let verdict = check::tries(&done, &answer.rows);
+    let verdict = check::tries(&done, &told);
     println!("{mode}: {verdict}");
     assert!(verdict.won > 0, "{mode}: no race was won: not exercised");
     verdict.problems.none(&format!("{mode}: {verdict}"));

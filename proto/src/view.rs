@@ -82,21 +82,33 @@ enum Items<'a> {
     Strings(&'a [String]),
     Flaws(u32),
     Rules(&'a [RuleRef], &'a [u32]),
+    Exceptions(&'a Batch, &'a [u32]),
 }
 
 impl<'a> StrList<'a> {
     /// The items in order.
     pub fn iter(&self) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
-        let (strings, flaws, rules) = match self.items {
-            Items::Strings(strings) => (strings, 0, None),
-            Items::Flaws(bits) => (&[][..], bits, None),
-            Items::Rules(rules, matched) => (&[][..], 0, Some((rules, matched))),
-        };
+        let (mut strings, mut flaws) = (&[][..], 0);
+        let (mut rules, mut exceptions) = (None, None);
+        match self.items {
+            Items::Strings(items) => strings = items,
+            Items::Flaws(bits) => flaws = bits,
+            Items::Rules(all, matched) => rules = Some((all, matched)),
+            Items::Exceptions(batch, met) => exceptions = Some((batch, met)),
+        }
         let named = FLAWS.iter().filter(move |(bit, _)| flaws & bit != 0);
         let matched = rules.into_iter().flat_map(|(rules, matched)| {
             matched.iter().filter_map(move |index| {
-                let rule = rules.get((*index as usize).checked_sub(1)?)?;
+                let rule = at(rules, *index)?;
                 Some(Cow::Owned(format!("{}/{}", rule.policy, rule.rule)))
+            })
+        });
+        let met = exceptions.into_iter().flat_map(|(batch, met)| {
+            met.iter().filter_map(move |index| {
+                let exception = at(&batch.exceptions, *index)?;
+                let rule = at(&batch.rules, exception.rule)?;
+                let (policy, rule, name) = (&rule.policy, &rule.rule, &exception.name);
+                Some(Cow::Owned(format!("{policy}/{rule}/{name}")))
             })
         });
         strings
@@ -104,6 +116,7 @@ impl<'a> StrList<'a> {
             .map(|item| Cow::Borrowed(item.as_str()))
             .chain(named.map(|(_, name)| Cow::Borrowed(*name)))
             .chain(matched)
+            .chain(met)
     }
 
     /// Item at an index. `None` past the end.
@@ -188,8 +201,7 @@ impl<'a> View<'a> {
     /// The rule of the alert.
     #[must_use]
     pub fn rule(&self) -> Option<&'a RuleRef> {
-        let index = (self.alert?.rule as usize).checked_sub(1)?;
-        self.batch.rules.get(index)
+        at(&self.batch.rules, self.alert?.rule)
     }
 
     /// An address field as an address.
@@ -231,6 +243,9 @@ impl<'a> View<'a> {
             FieldId::OriginSeq => int(origin?.seq),
             FieldId::Rules if self.alert.is_none() => {
                 list(Items::Rules(&self.batch.rules, &self.event.rules), true)
+            }
+            FieldId::Exceptions if self.alert.is_none() => {
+                list(Items::Exceptions(self.batch, &self.event.exceptions), true)
             }
             _ => return None,
         })
@@ -441,7 +456,12 @@ pub fn ancestor_value(image: &Image, id: FieldId) -> Value<'_> {
 /// The image with a one-based index.
 #[must_use]
 pub fn image_at(batch: &Batch, index: u32) -> Option<&Image> {
-    batch.images.get((index as usize).checked_sub(1)?)
+    at(&batch.images, index)
+}
+
+/// The item with a one-based index.
+fn at<T>(items: &[T], index: u32) -> Option<&T> {
+    items.get((index as usize).checked_sub(1)?)
 }
 
 /// Four or sixteen bytes as an address.
@@ -580,5 +600,43 @@ mod tests {
         // Killed by signal 11, with a core dump.
         assert_eq!(read(0x8b, FieldId::ExitSignal), Some(11));
         assert_eq!(read(0x8b, FieldId::ExitCode), None);
+    }
+
+    #[test]
+    fn an_event_names_its_rules_and_what_let_it_pass() {
+        let host = Host::default();
+        let batch = Batch {
+            rules: ["a", "b"]
+                .map(|rule| RuleRef {
+                    policy: "p".into(),
+                    rule: rule.into(),
+                    ..RuleRef::default()
+                })
+                .into(),
+            exceptions: vec![crate::v1::ExceptionRef {
+                rule: 2,
+                name: "health check".into(),
+            }],
+            ..Batch::default()
+        };
+        let event = Event {
+            kind: Kind::Exec.into(),
+            rules: vec![1, 2],
+            // The second names nothing in the batch.
+            exceptions: vec![1, 9],
+            ..Event::default()
+        };
+        let view = View {
+            host: &host,
+            batch: &batch,
+            event: &event,
+            alert: None,
+        };
+        let read = |id| match view.get(id) {
+            Value::List(list) => list.iter().collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(FieldId::Rules), ["p/a", "p/b"]);
+        assert_eq!(read(FieldId::Exceptions), ["p/b/health check"]);
     }
 }

@@ -25,6 +25,25 @@ pub struct Engine {
 struct Compiled {
     matcher: Matcher,
     effect: Effect,
+    exceptions: Vec<Exception>,
+}
+
+#[derive(Debug)]
+struct Exception {
+    name: String,
+    matcher: Matcher,
+    /// It applies to events before this time.
+    expires_ns: Option<i64>,
+}
+
+impl Exception {
+    /// Whether it lets the event pass. It has to be certain, and the time is that of the
+    /// event: a replay says the same as the agent did.
+    fn lets_pass(&self, view: &View<'_>) -> bool {
+        let now = || view.wall(view.event.boot_ns);
+        self.expires_ns.is_none_or(|expires| now() < expires)
+            && self.matcher.matches(view) == Verdict::Match
+    }
 }
 
 /// A rule that matched an event, or could not be decided on it.
@@ -36,6 +55,8 @@ pub struct Hit {
     pub undecided: bool,
     /// An alert is raised.
     pub alert: bool,
+    /// The exception that keeps it from being raised, to be asked of [`Engine::exception`].
+    pub exception: Option<usize>,
 }
 
 impl Engine {
@@ -51,6 +72,7 @@ impl Engine {
             .map(|(_, rule)| Compiled {
                 matcher: Matcher::compile(&rule.predicate),
                 effect: rule.effect,
+                exceptions: rule.exceptions.iter().map(compile).collect(),
             })
             .collect();
         let refs = all().map(|(policy, rule)| policy.rule_ref(rule)).collect();
@@ -73,6 +95,13 @@ impl Engine {
         &self.refs
     }
 
+    /// Name of an exception of a rule; the indices are those of a [`Hit`].
+    #[must_use]
+    pub fn exception(&self, rule: usize, exception: usize) -> Option<&str> {
+        let exception = self.rules.get(rule)?.exceptions.get(exception)?;
+        Some(&exception.name)
+    }
+
     /// Judges an event. `hits` is emptied and filled with the rules that matched or could not be
     /// decided, in the order of the rules; it is the caller's, so that it is allocated once.
     ///
@@ -89,16 +118,29 @@ impl Engine {
                     Verdict::Match => false,
                     Verdict::Undecided => true,
                 };
+                let exception = rule
+                    .exceptions
+                    .iter()
+                    .position(|exception| exception.lets_pass(view));
                 hits.push(Hit {
                     rule: number,
                     undecided,
-                    alert: rule.effect == Effect::Alert,
+                    alert: rule.effect == Effect::Alert && exception.is_none(),
+                    exception,
                 });
             });
         }
         // Candidates come from two lists.
         hits.sort_unstable_by_key(|hit| hit.rule);
         !hits.is_empty() || is_life(kind)
+    }
+}
+
+fn compile(exception: &sumun_policy::Exception) -> Exception {
+    Exception {
+        name: exception.name.clone(),
+        matcher: Matcher::compile(&exception.predicate),
+        expires_ns: exception.expires_ns,
     }
 }
 

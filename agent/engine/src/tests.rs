@@ -78,6 +78,7 @@ fn hit(rule: usize, undecided: bool, alert: bool) -> Hit {
         rule,
         undecided,
         alert,
+        exception: None,
     }
 }
 
@@ -141,4 +142,59 @@ fn rules_name_themselves() {
     assert_eq!(rule.policy_version, 3);
     assert_eq!(rule.severity(), Severity::High);
     assert_eq!(rule.attack, ["T1059"]);
+}
+
+const EXCEPTING: &str = r#"
+[policy]
+name = "web"
+
+[[rule]]
+id = "shell"
+on = ["exec"]
+when = 'proc.exe.name == "sh"'
+
+[[rule.exception]]
+name = "old"
+when = 'proc.uid == 7'
+owner = "ops"
+expires = 1970-01-01T00:01:40Z
+
+[[rule.exception]]
+name = "root"
+when = 'proc.uid == 0 || proc.args[0] == "health"'
+owner = "ops"
+"#;
+
+/// An exec of sh at a time in seconds since the Unix epoch; the host booted 90 s after it.
+fn exec(uid: u32, args: &[&str], at_s: u64) -> (Batch, Event) {
+    let (mut batch, mut event) = batch(Kind::Exec, "/bin/sh", 0);
+    batch.wall_offset_ns = 90_000_000_000;
+    event.boot_ns = at_s * 1_000_000_000 - 90_000_000_000;
+    batch.images[0].uid = uid;
+    batch.images[0].args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    (batch, event)
+}
+
+#[test]
+fn an_exception_keeps_the_event_and_drops_the_alert_until_it_expires() {
+    let check = check_file("web.toml", EXCEPTING);
+    let engine = Engine::new(&[check.policy.expect("a policy without errors")]);
+    let one = |(batch, event): (Batch, Event)| {
+        let (stored, hits) = judge(&engine, &batch, &event);
+        assert!(stored);
+        let [hit] = hits[..] else {
+            panic!("one hit, not {hits:?}");
+        };
+        (hit.alert, hit.exception)
+    };
+    assert_eq!(one(exec(5, &["sh"], 99)), (true, None));
+    assert_eq!(one(exec(7, &["sh"], 99)), (false, Some(0)));
+    assert_eq!(one(exec(7, &["sh"], 100)), (true, None), "it has expired");
+    assert_eq!(one(exec(0, &["sh"], 100)), (false, Some(1)));
+    assert_eq!(one(exec(5, &["health"], 100)), (false, Some(1)));
+    assert_eq!(engine.exception(0, 1), Some("root"));
+    // The argument was lost: it may be the health check or not, so the alert is raised.
+    let (mut batch, event) = exec(5, &[], 100);
+    batch.images[0].args_flaws = u32::from(sumun_abi::record::FLAW_LOST);
+    assert_eq!(one((batch, event)), (true, None));
 }

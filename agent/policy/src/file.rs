@@ -5,6 +5,7 @@
 //! the other files is not its business.
 
 use std::fmt;
+use std::time::Duration;
 
 use sumun_proto::v1::{Kind, RuleRef, Severity};
 
@@ -19,6 +20,9 @@ pub const FILE_MAX: usize = 1024 * 1024;
 pub const RULES_MAX: usize = 1000;
 /// Most items in a list.
 pub const LIST_MAX: usize = 10_000;
+
+/// An exception that expires within this time is warned of.
+pub const EXPIRY_NEAR: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// What a rule does when it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +79,24 @@ pub struct Rule {
     pub severity: Severity,
     /// MITRE ATT&CK techniques.
     pub attack: Vec<String>,
+    /// What it lets pass without an alert.
+    pub exceptions: Vec<Exception>,
+}
+
+/// An exception of a rule: an event that satisfies it raises no alert and is
+/// stored all the same. What is collected does not depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Unique within the rule.
+    pub name: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// What has to hold. One that cannot be decided does not except.
+    pub predicate: Predicate,
+    /// It applies to events before this time, ns since the Unix epoch; `None` = for ever.
+    pub expires_ns: Option<i64>,
+    /// Byte offset of `expires`, or of the exception, in the file.
+    pub place: usize,
 }
 
 /// What came of one file.
@@ -101,6 +123,51 @@ impl CheckedPolicy {
             title: rule.title.clone(),
             severity: rule.severity.into(),
             attack: rule.attack.clone(),
+        }
+    }
+
+    /// A warning for each exception that has expired, or will within
+    /// [`EXPIRY_NEAR`]. It is never an error: a policy that was taken yesterday must not be
+    /// refused at a restart because a date has passed.
+    #[must_use]
+    pub fn expiry_warnings(&self, now_ns: i64) -> Vec<Problem> {
+        let near = i64::try_from(EXPIRY_NEAR.as_nanos()).unwrap_or(i64::MAX);
+        let mut warnings = Vec::new();
+        for rule in &self.rules {
+            for exception in &rule.exceptions {
+                let Some(expires) = exception.expires_ns else {
+                    continue;
+                };
+                let when = if expires <= now_ns {
+                    "expired at"
+                } else if expires <= now_ns.saturating_add(near) {
+                    "expires at"
+                } else {
+                    continue;
+                };
+                let what = if expires <= now_ns {
+                    "it no longer applies"
+                } else {
+                    "it will not apply from then on"
+                };
+                let Exception { name, owner, .. } = exception;
+                let message = format!(
+                    "the exception {name:?} of rule {:?} {when} {}: {what}; let {owner} renew it, or take it out",
+                    rule.id,
+                    crate::time::written(expires),
+                );
+                warnings.push(Problem::at(&self.source, exception.place, message));
+            }
+        }
+        warnings
+    }
+}
+
+impl FileCheck {
+    /// Adds what [`CheckedPolicy::expiry_warnings`] finds.
+    pub fn warn_of_expiry(&mut self, now_ns: i64) {
+        if let Some(policy) = &self.policy {
+            self.warnings.extend(policy.expiry_warnings(now_ns));
         }
     }
 }

@@ -248,7 +248,23 @@ fn faults_have_their_place_in_the_file() {
         ),
         (
             "on = [\"exec\"]\n[[rule.exception]]\nname = \"x\"",
-            "exception is not yet supported",
+            "p.toml:7:1: error: owner is missing in [[rule.exception]]",
+        ),
+        (
+            "on = [\"exec\"]\n[[rule.exception]]\nname = \"x\"\nowner = \"o\"",
+            "p.toml:7:1: error: when is missing in [[rule.exception]]",
+        ),
+        (
+            "on = [\"exec\"]\n[[rule.exception]]\nowner = \"o\"\nwhen = 'true'",
+            "name is missing in [[rule.exception]]",
+        ),
+        (
+            "on = [\"exec\"]\n[[rule.exception]]\nname = \" \"\nowner = \"o\"\nwhen = 'true'",
+            "p.toml:8:8: error: name has to be some words on one line",
+        ),
+        (
+            "on = [\"exec\"]\nexception = 1",
+            "p.toml:7:13: error: exception is no list: write [[rule.exception]]",
         ),
         (
             "on = [\"exec\"]\nwhne = 'true'",
@@ -298,6 +314,128 @@ fn faults_have_their_place_in_the_file() {
             "{lines}\n  gives {found}\n  not   {expected}"
         );
     }
+}
+
+/// The lines of a rule on exec with an exception, whose `expires` is given.
+fn excepting(expires: &str) -> String {
+    rule(&format!(
+        "on = [\"exec\"]\nwhen = 'proc.exe.name == \"sh\"'\n[[rule.exception]]\nname = \"health check\"\n\
+         when = 'proc.args[0] == \"health\"'\nowner = \"sre@customer\"\n{expires}"
+    ))
+}
+
+#[test]
+fn an_exception_is_read_with_the_end_of_its_day() {
+    let ns = |text: &str| crate::time::parse(text).expect("a time");
+    for (expires, expected) in [
+        ("", None),
+        ("expires = 2027-01-31", Some(ns("2027-02-01T00:00:00Z"))),
+        ("expires = 2027-12-31", Some(ns("2028-01-01T00:00:00Z"))),
+        (
+            "expires = 2027-01-31T18:00:00.5+09:00",
+            Some(ns("2027-01-31T09:00:00.5Z")),
+        ),
+        ("expires = 9000-01-01", Some(i64::MAX)),
+    ] {
+        let check = taken(&excepting(expires));
+        assert!(check.warnings.is_empty(), "{check}");
+        let policy = check.policy.expect("taken");
+        let [exception] = &policy.rules[0].exceptions[..] else {
+            panic!("one exception");
+        };
+        assert_eq!(exception.name, "health check");
+        assert_eq!(exception.owner, "sre@customer");
+        assert_eq!(
+            exception.predicate.to_string(),
+            "proc.args[0] == \"health\""
+        );
+        assert_eq!(exception.expires_ns, expected, "{expires}");
+    }
+    for (expires, expected) in [
+        (
+            "expires = \"2027-01-31\"",
+            "p.toml:12:11: error: expires is string: write a date without quotes",
+        ),
+        (
+            "expires = 2027-01-31T18:00:00",
+            "p.toml:12:11: error: expires has no offset from UTC",
+        ),
+        ("expires = 18:00:00", "expires has no date"),
+        ("expries = 2027-01-31", "did you mean expires?"),
+        (
+            "[[rule.exception]]\nname = \"health check\"\nwhen = 'proc.uid == 0'\nowner = \"o\"",
+            "p.toml:13:8: error: the rule has two exceptions \"health check\"",
+        ),
+        (
+            "[[rule.exception]]\nname = \"b\"\nwhen = 'file.path == \"/x\"'\nowner = \"o\"",
+            "p.toml:14:9: error: file.path is never present on exec",
+        ),
+    ] {
+        let found = errors(&excepting(expires));
+        assert!(found.contains(expected), "{expires}\n{found}");
+    }
+}
+
+#[test]
+fn an_expired_exception_is_a_warning_with_its_place() {
+    let policy = taken(&excepting("expires = 2027-01-31"))
+        .policy
+        .expect("taken");
+    let at = |text: &str| {
+        let now = crate::time::parse(text).expect("a time");
+        let warnings = policy.expiry_warnings(now);
+        let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        said.join("\n")
+    };
+    assert_eq!(at("2027-01-17T23:59:59Z"), "");
+    let near = at("2027-01-18T00:00:00Z");
+    assert!(
+        near.starts_with(
+            "12:11: the exception \"health check\" of rule \"r\" expires at 2027-02-01T00:00:00Z"
+        ),
+        "{near}"
+    );
+    assert!(at("2027-01-31T23:59:59Z").contains("expires at"));
+    let over = at("2027-02-01T00:00:00Z");
+    assert!(
+        over.contains(
+            "expired at 2027-02-01T00:00:00Z: it no longer applies; let sre@customer renew it"
+        ),
+        "{over}"
+    );
+}
+
+#[test]
+fn an_exception_that_does_nothing_or_everything_is_warned_of() {
+    let exception = |effect: &str, when: &str| {
+        taken(&rule(&format!(
+            "on = [\"exec\", \"open\"]\nwhen = 'kind == \"exec\" || file.path == \"/x\"'\neffect = \"{effect}\"\n\
+             [[rule.exception]]\nname = \"e\"\nowner = \"o\"\nwhen = '{when}'"
+        )))
+        .to_string()
+    };
+    assert_eq!(exception("alert", "proc.uid == 0"), "");
+    assert!(
+        exception("alert", "true")
+            .contains("p.toml:12:8: warning: the exception lets everything pass")
+    );
+    assert!(
+        exception("alert", "file.path == \"/x\"")
+            .contains("p.toml:12:8: warning: the exception can never hold on exec")
+    );
+    assert!(exception("record", "proc.uid == 0").contains("only mark the event"));
+}
+
+#[test]
+fn an_exception_never_narrows_what_is_collected() {
+    let plain = rule("on = [\"open\"]\nwhen = 'file.path.startsWith(\"/etc/\")'");
+    let excepting = format!(
+        "{plain}[[rule.exception]]\nname = \"e\"\nowner = \"o\"\nwhen = 'file.path == \"/etc/mtab\"'\n"
+    );
+    let [one, other] = [plain, excepting].map(|text| [taken(&text).policy.expect("taken")]);
+    assert_eq!(other[0].rules[0].exceptions.len(), 1);
+    assert_eq!(Plan::build(&one), Plan::build(&other));
+    assert_eq!(scopes(&one), scopes(&other));
 }
 
 #[test]

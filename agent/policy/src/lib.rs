@@ -8,6 +8,7 @@ mod check;
 mod clause;
 mod covers;
 mod each;
+mod exception;
 pub mod file;
 pub mod ir;
 pub mod limits;
@@ -26,7 +27,9 @@ pub mod time;
 
 pub use check::{Lists, UNFOLD_MAX};
 pub use covers::covers;
-pub use file::{CheckedPolicy, Effect, FileCheck, Mode, Rule, check_file, check_files, loaded};
+pub use file::{
+    CheckedPolicy, Effect, Exception, FileCheck, Mode, Rule, check_file, check_files, loaded,
+};
 pub use ir::Predicate;
 pub use literal::regex;
 pub use matcher::Matcher;

@@ -65,6 +65,11 @@ impl Reader<'_> {
             .push(Problem::at(self.source.text, offset, message));
     }
 
+    pub(crate) fn warning(&mut self, offset: usize, message: impl Into<String>) {
+        self.warnings
+            .push(Problem::at(self.source.text, offset, message));
+    }
+
     /// Refuses keys that are not there, or not there yet.
     pub(crate) fn keys(
         &mut self,

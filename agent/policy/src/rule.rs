@@ -13,8 +13,17 @@ use crate::plan::{Clause, is_life, is_unfiltered};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
 
-const RULE_KEYS: &[&str] = &["id", "title", "on", "when", "effect", "severity", "attack"];
-const RULE_LATER: &[&str] = &["exception", "rate"];
+const RULE_KEYS: &[&str] = &[
+    "id",
+    "title",
+    "on",
+    "when",
+    "effect",
+    "severity",
+    "attack",
+    "exception",
+];
+const RULE_LATER: &[&str] = &["rate"];
 const EFFECTS: &[&str] = &["record", "alert"];
 const EFFECTS_LATER: &[&str] = &["kill", "deny", "quarantine", "isolate", "capture"];
 const KINDS_LATER: &[&str] = &[
@@ -113,18 +122,23 @@ impl Reader<'_> {
             let place = table.get("when").map_or(start, |value| value.span().start);
             self.cost(place, predicate, &kinds);
         }
+        let effect = if effect == Some("record") {
+            Effect::Record
+        } else {
+            Effect::Alert
+        };
+        let exceptions = table.get("exception").map_or_else(Vec::new, |value| {
+            self.exceptions(value, lists, &kinds, effect)
+        });
         let rule = Rule {
             id: id?,
             title,
             kinds,
             predicate: predicate?,
-            effect: if effect == Some("record") {
-                Effect::Record
-            } else {
-                Effect::Alert
-            },
+            effect,
             severity,
             attack,
+            exceptions,
         };
         (self.errors.len() == faults).then_some(rule)
     }
@@ -183,7 +197,12 @@ impl Reader<'_> {
         techniques
     }
 
-    fn predicate(&mut self, value: &Value<'_>, lists: &Lists, kinds: &[Kind]) -> Option<Predicate> {
+    pub(crate) fn predicate(
+        &mut self,
+        value: &Value<'_>,
+        lists: &Lists,
+        kinds: &[Kind],
+    ) -> Option<Predicate> {
         let Some(text) = value.get_ref().as_str() else {
             let ty = value.get_ref().type_str();
             self.error(
@@ -207,14 +226,17 @@ impl Reader<'_> {
         }
         let mut fits = true;
         for field in predicate.fields() {
-            if field == FieldId::Rules {
+            if matches!(field, FieldId::Rules | FieldId::Exceptions) {
                 fits = false;
-                let offset =
-                    self.source
-                        .within(value.span(), text, text.find("rules").unwrap_or(0));
+                let name = field.info().name;
+                let offset = self
+                    .source
+                    .within(value.span(), text, text.find(name).unwrap_or(0));
                 self.error(
                     offset,
-                    "rules is known only after the rules have been judged: it is for queries",
+                    format!(
+                        "{name} is known only after the rules have been judged: it is for queries"
+                    ),
                 );
                 continue;
             }

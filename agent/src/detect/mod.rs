@@ -71,6 +71,15 @@ impl Detector {
             .cloned()
             .unwrap_or_default()
     }
+
+    /// Name of an exception of a rule.
+    #[must_use]
+    pub fn exception(&self, generation: u32, rule: usize, exception: usize) -> String {
+        engine(&self.generations, generation)
+            .and_then(|engine| engine.exception(rule, exception))
+            .map(str::to_owned)
+            .unwrap_or_default()
+    }
 }
 
 fn engine(generations: &[(u32, Arc<Engine>)], generation: u32) -> Option<&Arc<Engine>> {

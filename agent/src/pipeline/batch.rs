@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use sumun_abi::event::process::Actor;
 use sumun_proto::v1::{
-    Alert, Batch, ClockStep, Event, Gap, Image, Lane, Namespaces, RuleRef, Scope,
+    Alert, Batch, ClockStep, Event, ExceptionRef, Gap, Image, Lane, Namespaces, RuleRef, Scope,
 };
 use sumun_proto::{BATCH_MAX, FORMAT};
 
@@ -52,6 +52,8 @@ pub struct BatchBuilder {
     cgroup_controller: String,
     entries: HashMap<Entry, u32>,
     rules: HashMap<(u32, usize), u32>,
+    /// Of a rule in the batch, by its index there and the exception's.
+    exceptions: HashMap<(u32, usize), u32>,
     bytes: usize,
     highest: BTreeMap<StreamId, u64>,
     times: Option<(u64, u64)>,
@@ -83,6 +85,7 @@ impl BatchBuilder {
             cgroup_controller: origin.cgroup_controller.clone(),
             entries: HashMap::new(),
             rules: HashMap::new(),
+            exceptions: HashMap::new(),
             bytes: 64,
             highest: BTreeMap::new(),
             times: None,
@@ -196,6 +199,24 @@ impl BatchBuilder {
     pub fn matched(&mut self, rule: u32) {
         if let Some(event) = self.batch.events.last_mut() {
             event.rules.push(rule);
+        }
+    }
+
+    /// Marks the last event with the exception that let it pass a rule of the batch.
+    pub fn excepted(&mut self, rule: u32, exception: usize, name: impl FnOnce() -> String) {
+        let index = match self.exceptions.get(&(rule, exception)) {
+            Some(index) => *index,
+            None => {
+                let name = name();
+                self.bytes += 16 + name.len();
+                self.batch.exceptions.push(ExceptionRef { rule, name });
+                let index = index_of(self.batch.exceptions.len());
+                self.exceptions.insert((rule, exception), index);
+                index
+            }
+        };
+        if let Some(event) = self.batch.events.last_mut() {
+            event.exceptions.push(index);
         }
     }
 

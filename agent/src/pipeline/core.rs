@@ -32,6 +32,8 @@ pub struct Counts {
     pub events: u64,
     /// Alerts written.
     pub alerts: u64,
+    /// Alerts that an exception kept from being raised.
+    pub excepted: u64,
     /// Records that could not be read.
     pub undecodable: u64,
     /// Gaps found between kernel and agent.
@@ -190,6 +192,12 @@ impl Core {
                 self.detector.describe(generation, hit.rule)
             });
             batch.matched(rule);
+            if let Some(exception) = hit.exception {
+                self.counts.excepted += 1;
+                batch.excepted(rule, exception, || {
+                    self.detector.exception(generation, hit.rule, exception)
+                });
+            }
         }
         // Process life is stored whether or not a rule asks for it, and where a name is the
         // caller's word it decides about alerts only.
@@ -234,6 +242,7 @@ impl Core {
             let event = Event {
                 image,
                 rules: Vec::new(),
+                exceptions: Vec::new(),
                 ..event.clone()
             };
             let alert = v1::Alert {

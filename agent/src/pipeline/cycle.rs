@@ -43,6 +43,8 @@ const TROUBLE_PAUSE: Duration = Duration::from_millis(500);
 const WATERMARK_EVERY: Duration = Duration::from_millis(100);
 /// At least this between two repairs of the process tree.
 const REPAIR_EVERY: Duration = Duration::from_secs(5);
+/// At least this between two looks for exceptions that have expired, ns.
+const EXPIRE_EVERY_NS: u64 = 1_000_000_000;
 /// At most one line of log in this time about the same trouble.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -100,6 +102,8 @@ pub struct Pipeline {
     last_complaint: Option<Instant>,
     /// The last cycle under load, until the heap has been given back.
     last_strain: Option<Instant>,
+    /// Exceptions that expired up to this wall time have been told.
+    expired_through_ns: i64,
     through_boot_ns: u64,
 }
 
@@ -180,6 +184,7 @@ impl Pipeline {
             last_repair: None,
             last_complaint: None,
             last_strain: None,
+            expired_through_ns: policies::wall_ns(),
             through_boot_ns: 0,
         };
         pipeline.generation = pipeline.kernel.filter_generation();
@@ -287,6 +292,7 @@ impl Pipeline {
         }
         self.repair();
         self.relax(read);
+        self.expire();
         match read {
             0 => IDLE_PAUSE,
             1..BUSY_BYTES => PAUSE,
@@ -525,6 +531,17 @@ impl Pipeline {
         }
     }
 
+    /// Says once of each exception that it has expired; the engine judges that for each event by itself.
+    fn expire(&mut self) {
+        let now_ns = policies::wall_ns();
+        let (from_ns, passed) = (self.expired_through_ns, now_ns - self.expired_through_ns);
+        // Also after the clock was set back.
+        if passed.unsigned_abs() >= EXPIRE_EVERY_NS {
+            self.loaded.tell_expired(from_ns, now_ns);
+            self.expired_through_ns = now_ns;
+        }
+    }
+
     /// Everything up to a time is in the lanes.
     fn reached(&mut self, through_boot_ns: u64) {
         let progress = &self.status.progress;
@@ -539,6 +556,7 @@ impl Pipeline {
         set(&counters.undecodable, counts.undecodable);
         set(&counters.events, counts.events);
         set(&counters.alerts, counts.alerts);
+        set(&counters.excepted, counts.excepted);
         set(&counters.gaps, counts.gaps);
     }
 

@@ -78,13 +78,15 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
             String::from_utf8_lossy(&bytes).into_owned(),
         ));
     }
-    let checks = check_files(
+    let mut checks = check_files(
         texts
             .iter()
             .map(|(name, text)| (name.as_str(), text.as_str())),
     );
+    let now_ns = wall_ns();
     let mut refused = Vec::new();
-    for check in &checks {
+    for check in &mut checks {
+        check.warn_of_expiry(now_ns);
         if check.policy.is_none() {
             tracing::error!("policy file refused; what was loaded from it before stays\n{check}");
             refused.push(check.to_string());
@@ -124,6 +126,28 @@ impl Loaded {
     #[must_use]
     pub fn errors(&self) -> Vec<String> {
         self.refused.clone()
+    }
+
+    /// Says which exceptions have expired between two times, ns since the Unix epoch.
+    pub fn tell_expired(&self, from_ns: i64, to_ns: i64) {
+        for policy in &self.policies {
+            for rule in &policy.rules {
+                let expired = rule.exceptions.iter().filter(|exception| {
+                    exception
+                        .expires_ns
+                        .is_some_and(|expires| from_ns < expires && expires <= to_ns)
+                });
+                for exception in expired {
+                    tracing::warn!(
+                        policy = policy.name,
+                        rule = rule.id,
+                        exception = exception.name,
+                        owner = exception.owner,
+                        "an exception has expired: the rule raises its alerts again"
+                    );
+                }
+            }
+        }
     }
 
     /// The loaded policies, for the status.
@@ -178,6 +202,13 @@ impl Loaded {
             refused,
         }
     }
+}
+
+/// The wall clock now, ns since the Unix epoch.
+#[must_use]
+pub fn wall_ns() -> i64 {
+    let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos();
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 /// Why nothing of a kind can be seen; `None` when it can.

@@ -175,6 +175,11 @@ impl Collector for Scrape {
             ),
             ("events", "Events written to the spool", &counters.events),
             ("alerts", "Alerts written to the spool", &counters.alerts),
+            (
+                "excepted_alerts",
+                "Alerts that an exception kept from being raised",
+                &counters.excepted,
+            ),
             ("gaps", "Gap records written to the spool", &counters.gaps),
             (
                 "sent_batches",

@@ -117,6 +117,7 @@ pub(super) fn json(status: &Status) -> Value {
             "undecodable": count(&counters.undecodable),
             "events": count(&counters.events),
             "alerts": count(&counters.alerts),
+            "excepted": count(&counters.excepted),
             "gaps": count(&counters.gaps),
         },
         "memory": { "pss_bytes": pss, "rss_bytes": rss },

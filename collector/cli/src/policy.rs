@@ -8,6 +8,7 @@ use sumun_policy::{FileCheck, check_files};
 
 use crate::args::{CheckArgs, Output};
 use crate::failure::Failure;
+use crate::moment;
 
 /// Checks the files as if they were loaded together; fails when one is refused.
 pub(crate) fn check(args: &CheckArgs, output: Output) -> Result<(), Failure> {
@@ -22,11 +23,14 @@ pub(crate) fn check(args: &CheckArgs, output: Output) -> Result<(), Failure> {
         })?;
         texts.push((path.display().to_string(), text));
     }
-    let checks = check_files(
+    let mut checks = check_files(
         texts
             .iter()
             .map(|(path, text)| (path.as_str(), text.as_str())),
     );
+    for check in &mut checks {
+        check.warn_of_expiry(moment::now());
+    }
     let mut out = std::io::stdout().lock();
     match output {
         Output::Table => {

@@ -238,6 +238,7 @@ async fn rows_are_json_in_the_catalogues_nesting() {
                 ],
             },
             "exit": {"code": 1},
+            "exceptions": [],
         });
         assert_eq!(rows[1], expected);
         assert_eq!(rows[0]["kind"], "exec");

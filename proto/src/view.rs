@@ -14,7 +14,7 @@ use sumun_abi::record::{
 
 use crate::catalogue::{FieldId, kind_name, severity_name};
 use crate::text::file_name;
-use crate::v1::{Alert, Batch, Event, Image, Kind, RuleRef, Source};
+use crate::v1::{Alert, Batch, Event, Fold, Image, Kind, RuleRef, Source};
 
 /// Flaws by bit, with their names in the catalogue.
 pub const FLAWS: &[(u32, &str)] = &[
@@ -198,6 +198,13 @@ impl<'a> View<'a> {
             .wrapping_add(boot_ns.cast_signed())
     }
 
+    /// Boot time of the row: the event's, or when a folded alert was written.
+    #[must_use]
+    pub fn boot_ns(&self) -> u64 {
+        let fold = self.alert.and_then(|alert| alert.fold.as_ref());
+        fold.map_or(self.event.boot_ns, |fold| fold.at_boot_ns)
+    }
+
     /// The rule of the alert.
     #[must_use]
     pub fn rule(&self) -> Option<&'a RuleRef> {
@@ -230,8 +237,8 @@ impl<'a> View<'a> {
     fn common(&self, id: FieldId) -> Option<Value<'a>> {
         let origin = self.event.origin.as_ref();
         Some(match id {
-            FieldId::Time => Value::Time(self.wall(self.event.boot_ns)),
-            FieldId::BootNs => int(self.event.boot_ns),
+            FieldId::Time => Value::Time(self.wall(self.boot_ns())),
+            FieldId::BootNs => int(self.boot_ns()),
             FieldId::BootId => Value::Str(Cow::Owned(boot_id_text(&self.batch.boot_id))),
             FieldId::HostId => text(&self.host.id),
             FieldId::HostName => text(&self.host.name),
@@ -427,7 +434,15 @@ impl<'a> View<'a> {
     fn alerted(&self, id: FieldId) -> Option<Value<'a>> {
         let alert = self.alert?;
         let rule = self.rule()?;
+        let fold = alert.fold.as_ref();
+        let match_time = |of_fold: fn(&Fold) -> u64| {
+            Value::Time(self.wall(fold.map_or(self.event.boot_ns, of_fold)))
+        };
         Some(match id {
+            FieldId::AlertCount => int(fold.map_or(1, |fold| fold.count)),
+            FieldId::AlertFolded => Value::Bool(fold.is_some()),
+            FieldId::AlertFirst => match_time(|fold| fold.first_boot_ns),
+            FieldId::AlertLast => match_time(|fold| fold.last_boot_ns),
             FieldId::RuleId => text(&rule.rule),
             FieldId::RuleTitle if !rule.title.is_empty() => text(&rule.title),
             FieldId::RuleSeverity => text(severity_name(rule.severity())),
@@ -638,5 +653,66 @@ mod tests {
         };
         assert_eq!(read(FieldId::Rules), ["p/a", "p/b"]);
         assert_eq!(read(FieldId::Exceptions), ["p/b/health check"]);
+    }
+
+    #[test]
+    fn a_folded_alert_has_its_own_time_and_those_of_its_matches() {
+        let host = Host::default();
+        let batch = Batch {
+            wall_offset_ns: 1000,
+            rules: vec![RuleRef::default()],
+            ..Batch::default()
+        };
+        let event = Event {
+            boot_ns: 5,
+            ..Event::default()
+        };
+        let read = |fold: Option<Fold>| {
+            let alert = Alert {
+                rule: 1,
+                fold,
+                ..Alert::default()
+            };
+            let view = View {
+                host: &host,
+                batch: &batch,
+                event: &event,
+                alert: Some(&alert),
+            };
+            [
+                FieldId::Time,
+                FieldId::AlertCount,
+                FieldId::AlertFolded,
+                FieldId::AlertFirst,
+                FieldId::AlertLast,
+            ]
+            .map(|id| format!("{:?}", view.get(id)))
+        };
+        assert_eq!(
+            read(None),
+            [
+                "Time(1005)",
+                "Int(1)",
+                "Bool(false)",
+                "Time(1005)",
+                "Time(1005)"
+            ]
+        );
+        let fold = Fold {
+            count: 40,
+            first_boot_ns: 5,
+            last_boot_ns: 8,
+            at_boot_ns: 60,
+        };
+        assert_eq!(
+            read(Some(fold)),
+            [
+                "Time(1060)",
+                "Int(40)",
+                "Bool(true)",
+                "Time(1005)",
+                "Time(1008)"
+            ]
+        );
     }
 }

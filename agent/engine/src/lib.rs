@@ -6,7 +6,7 @@
 mod index;
 
 use sumun_policy::plan::is_life;
-use sumun_policy::{CheckedPolicy, Effect, Matcher, Verdict};
+use sumun_policy::{CheckedPolicy, Effect, Matcher, Rate, Verdict};
 use sumun_proto::View;
 use sumun_proto::catalogue::KINDS;
 use sumun_proto::v1::{Kind, RuleRef};
@@ -26,6 +26,7 @@ struct Compiled {
     matcher: Matcher,
     effect: Effect,
     exceptions: Vec<Exception>,
+    rate: Option<Rate>,
 }
 
 #[derive(Debug)]
@@ -73,6 +74,7 @@ impl Engine {
                 matcher: Matcher::compile(&rule.predicate),
                 effect: rule.effect,
                 exceptions: rule.exceptions.iter().map(compile).collect(),
+                rate: rule.rate,
             })
             .collect();
         let refs = all().map(|(policy, rule)| policy.rule_ref(rule)).collect();
@@ -100,6 +102,12 @@ impl Engine {
     pub fn exception(&self, rule: usize, exception: usize) -> Option<&str> {
         let exception = self.rules.get(rule)?.exceptions.get(exception)?;
         Some(&exception.name)
+    }
+
+    /// How many alerts of a rule go out one by one; all of them if there is no rate.
+    #[must_use]
+    pub fn rate(&self, rule: usize) -> Option<Rate> {
+        self.rules.get(rule)?.rate
     }
 
     /// Judges an event. `hits` is emptied and filled with the rules that matched or could not be

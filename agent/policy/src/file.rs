@@ -81,6 +81,40 @@ pub struct Rule {
     pub attack: Vec<String>,
     /// What it lets pass without an alert.
     pub exceptions: Vec<Exception>,
+    /// How many alerts it raises one by one.
+    pub rate: Option<Rate>,
+}
+
+/// So many alerts in a window go out one by one; the rest are counted and told together when it ends.
+/// Nothing else depends on it: every event is judged and stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Alerts, from 1.
+    pub count: u64,
+    /// Length of the window, which begins with an alert, ns.
+    pub window_ns: u64,
+}
+
+impl Rate {
+    /// From `10/1m`: a number of alerts, a number of seconds, minutes or hours. `None` for
+    /// anything else, for more than a million alerts, and for windows of more than a day.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (count, window) = text.split_once('/')?;
+        let (length, seconds) = [("s", 1), ("m", 60), ("h", 60 * 60)]
+            .into_iter()
+            .find_map(|(unit, seconds)| Some((window.strip_suffix(unit)?, seconds)))?;
+        let number = |digits: &str| {
+            let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+            digits.parse::<u64>().ok().filter(|_| plain)
+        };
+        let (count, window) = (number(count)?, number(length)?.checked_mul(seconds)?);
+        let sound = (1..=1_000_000).contains(&count) && (1..=24 * 60 * 60).contains(&window);
+        sound.then_some(Self {
+            count,
+            window_ns: window * 1_000_000_000,
+        })
+    }
 }
 
 /// An exception of a rule: an event that satisfies it raises no alert and is

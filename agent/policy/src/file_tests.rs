@@ -3,7 +3,7 @@
 use sumun_proto::v1::scope::Mode as ScopeMode;
 use sumun_proto::v1::{Kind, Severity};
 
-use crate::file::{Effect, FileCheck, Mode, check_file, check_files, loaded};
+use crate::file::{Effect, FileCheck, Mode, Rate, check_file, check_files, loaded};
 use crate::ir::Predicate;
 use crate::plan::{KindPlan, Plan, scopes};
 
@@ -243,9 +243,10 @@ fn faults_have_their_place_in_the_file() {
             "p.toml:7:11: error: not a technique",
         ),
         (
-            "on = [\"exec\"]\nrate = \"10/1m\"",
-            "rate is not yet supported in [[rule]]",
+            "on = [\"exec\"]\nrate = \"10 a minute\"",
+            "p.toml:7:8: error: rate \"10 a minute\" is not understood: write how many alerts in which time, like \"10/1m\"",
         ),
+        ("on = [\"exec\"]\nrate = 10", "rate is integer"),
         (
             "on = [\"exec\"]\n[[rule.exception]]\nname = \"x\"",
             "p.toml:7:1: error: owner is missing in [[rule.exception]]",
@@ -314,6 +315,48 @@ fn faults_have_their_place_in_the_file() {
             "{lines}\n  gives {found}\n  not   {expected}"
         );
     }
+}
+
+#[test]
+fn a_rate_is_alerts_in_a_time() {
+    let rate = |count, seconds: u64| {
+        Some(Rate {
+            count,
+            window_ns: seconds * 1_000_000_000,
+        })
+    };
+    for (text, expected) in [
+        ("10/1m", rate(10, 60)),
+        ("1/30s", rate(1, 30)),
+        ("1000000/24h", rate(1_000_000, 86_400)),
+        ("0/1m", None),
+        ("1000001/1m", None),
+        ("10/25h", None),
+        ("10/0s", None),
+        ("10/m", None),
+        ("10/1", None),
+        ("10/1d", None),
+        ("+10/1m", None),
+        ("10/+1m", None),
+        (" 10/1m", None),
+        ("10/1m/1m", None),
+        ("10/99999999999999999999m", None),
+        ("10/18446744073709551615h", None),
+        ("", None),
+    ] {
+        assert_eq!(Rate::parse(text), expected, "{text}");
+    }
+    let check = taken(&rule("on = [\"exec\"]\nrate = \"10/1m\""));
+    assert_eq!(check.policy.expect("taken").rules[0].rate, rate(10, 60));
+    assert!(check.warnings.is_empty());
+    let check = taken(&rule(
+        "on = [\"exec\"]\nrate = \"10/1m\"\neffect = \"record\"",
+    ));
+    assert!(
+        check
+            .to_string()
+            .contains("p.toml:7:8: warning: a rule with the effect record raises no alert")
+    );
 }
 
 /// The lines of a rule on exec with an exception, whose `expires` is given.

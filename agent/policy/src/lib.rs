@@ -28,7 +28,7 @@ pub mod time;
 pub use check::{Lists, UNFOLD_MAX};
 pub use covers::covers;
 pub use file::{
-    CheckedPolicy, Effect, Exception, FileCheck, Mode, Rule, check_file, check_files, loaded,
+    CheckedPolicy, Effect, Exception, FileCheck, Mode, Rate, Rule, check_file, check_files, loaded,
 };
 pub use ir::Predicate;
 pub use literal::regex;

@@ -6,7 +6,7 @@ use sumun_proto::v1::{Kind, Severity};
 use toml::de::DeTable;
 
 use crate::check::Lists;
-use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rule};
+use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, on_kind};
 use crate::plan::{Clause, is_life, is_unfiltered};
@@ -21,9 +21,9 @@ const RULE_KEYS: &[&str] = &[
     "effect",
     "severity",
     "attack",
+    "rate",
     "exception",
 ];
-const RULE_LATER: &[&str] = &["rate"];
 const EFFECTS: &[&str] = &["record", "alert"];
 const EFFECTS_LATER: &[&str] = &["kill", "deny", "quarantine", "isolate", "capture"];
 const KINDS_LATER: &[&str] = &[
@@ -81,7 +81,7 @@ impl Reader<'_> {
 
     fn rule(&mut self, start: usize, table: &DeTable<'_>, lists: &Lists) -> Option<Rule> {
         let faults = self.errors.len();
-        self.keys("in [[rule]]", table, RULE_KEYS, RULE_LATER);
+        self.keys("in [[rule]]", table, RULE_KEYS, &[]);
         let id = match table.get("id") {
             Some(value) => self.name(value, "id"),
             None => {
@@ -130,6 +130,7 @@ impl Reader<'_> {
         let exceptions = table.get("exception").map_or_else(Vec::new, |value| {
             self.exceptions(value, lists, &kinds, effect)
         });
+        let rate = table.get("rate").and_then(|value| self.rate(value, effect));
         let rule = Rule {
             id: id?,
             title,
@@ -139,6 +140,7 @@ impl Reader<'_> {
             severity,
             attack,
             exceptions,
+            rate,
         };
         (self.errors.len() == faults).then_some(rule)
     }
@@ -195,6 +197,24 @@ impl Reader<'_> {
             }
         }
         techniques
+    }
+
+    fn rate(&mut self, value: &Value<'_>, effect: Effect) -> Option<Rate> {
+        let text = self.text(value, "rate", usize::MAX)?;
+        let offset = value.span().start;
+        let rate = Rate::parse(&text);
+        if rate.is_none() {
+            self.error(
+                offset,
+                format!("rate {text:?} is not understood: write how many alerts in which time, like \"10/1m\" (s, m or h; up to 1000000, up to 24h)"),
+            );
+        } else if effect == Effect::Record {
+            self.warning(
+                offset,
+                "a rule with the effect record raises no alert: its rate changes nothing",
+            );
+        }
+        rate
     }
 
     pub(crate) fn predicate(

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use sumun_engine::{Engine, Hit};
+use sumun_policy::Rate;
 use sumun_proto::v1::{Batch, RuleRef};
 use sumun_proto::{Host, View};
 
@@ -70,6 +71,28 @@ impl Detector {
             .and_then(|engine| engine.rules().get(rule))
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// The generation by whose rules records of this one are judged.
+    #[must_use]
+    pub fn judged_by(&self, generation: u32) -> u32 {
+        match self.generations.last() {
+            Some((newest, _))
+                if self
+                    .generations
+                    .iter()
+                    .all(|(known, _)| *known != generation) =>
+            {
+                *newest
+            }
+            _ => generation,
+        }
+    }
+
+    /// How many alerts of a rule go out one by one.
+    #[must_use]
+    pub fn rate(&self, generation: u32, rule: usize) -> Option<Rate> {
+        engine(&self.generations, generation)?.rate(rule)
     }
 
     /// Name of an exception of a rule.

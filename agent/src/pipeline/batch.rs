@@ -224,7 +224,7 @@ impl BatchBuilder {
     pub fn alert(&mut self, alert: Alert, stream: StreamId, seq: u64) {
         if let Some(event) = &alert.event {
             self.bytes += 96 + text_bytes(event);
-            self.span(event.boot_ns);
+            self.span(alert.fold.map_or(event.boot_ns, |fold| fold.at_boot_ns));
         }
         self.reached(stream, seq);
         self.batch.alerts.push(alert);

@@ -11,6 +11,7 @@ use sumun_proto::v1::{self, Event, Gap, Kind, Lane};
 
 use super::clock::Clock;
 use super::consumed::Consumed;
+use super::folds::{Folds, Sample};
 use super::lanes::LaneWriter;
 use super::streams::{Seen, Streams};
 use crate::detect::Detector;
@@ -32,6 +33,8 @@ pub struct Counts {
     pub events: u64,
     /// Alerts written.
     pub alerts: u64,
+    /// Alerts that were counted instead, beyond the rate of their rule.
+    pub folded: u64,
     /// Alerts that an exception kept from being raised.
     pub excepted: u64,
     /// Records that could not be read.
@@ -58,6 +61,8 @@ pub struct Core {
     pub bulk: LaneWriter,
     /// Lane of alerts.
     pub alert: LaneWriter,
+    /// Alerts beyond their rule's rate.
+    pub folds: Folds,
     /// Counters.
     pub counts: Counts,
     /// Process records were lost: the tree has to be repaired by the task iterator.
@@ -230,10 +235,39 @@ impl Core {
     ) {
         let (stream, generation) = (stream_of(header), header.generation);
         let Some(event) = event else { return };
-        if self.alert.holds(stream, header.seq) {
-            return;
-        }
+        let held = self.alert.holds(stream, header.seq);
+        let counted = self.folds.has_counted(stream, header.seq);
+        let judged_by = self.detector.judged_by(generation);
+        let mut rated = false;
         for hit in found.iter().filter(|hit| hit.alert) {
+            if let Some(rate) = self.detector.rate(generation, hit.rule) {
+                if counted {
+                    continue;
+                }
+                rated = true;
+                let sample = || Sample {
+                    event: Event {
+                        rules: Vec::new(),
+                        exceptions: Vec::new(),
+                        ..event.clone()
+                    },
+                    by: Some((Rc::clone(node), *actor)),
+                };
+                let goes_out = self.folds.take(
+                    (judged_by, hit.rule),
+                    rate,
+                    (header.boot_ns, hit.undecided),
+                    || self.detector.describe(generation, hit.rule),
+                    sample,
+                );
+                if !goes_out {
+                    self.counts.folded += 1;
+                    continue;
+                }
+            }
+            if held {
+                continue;
+            }
             let batch = self.alert.open();
             let rule = batch.rule((generation, hit.rule), || {
                 self.detector.describe(generation, hit.rule)
@@ -249,9 +283,13 @@ impl Core {
                 rule,
                 undecided: hit.undecided,
                 event: Some(event),
+                fold: None,
             };
             batch.alert(alert, stream, header.seq);
             self.counts.alerts += 1;
+        }
+        if rated {
+            self.folds.counted(stream, header.seq);
         }
     }
 

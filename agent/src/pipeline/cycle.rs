@@ -15,6 +15,7 @@ use super::batch::Origin;
 use super::clock::{Clock, boot_ns};
 use super::consumed::{Before, Consumed};
 use super::core::Core;
+use super::folds::{self, Folds};
 use super::lanes::LaneWriter;
 use super::policies::{self, Loaded};
 use super::streams::Streams;
@@ -131,6 +132,7 @@ impl Pipeline {
             tree,
         } = setup;
         let clock = Clock::new()?;
+        let loaded = policies::load(&policies, &Loaded::default())?;
         let pin_generation = kernel.pin_generation();
         let cpus = kernel.cpus()?;
         let (consumed, before) = Consumed::open(&state, cpus, pin_generation, boot_id)?;
@@ -153,6 +155,29 @@ impl Pipeline {
             .as_ref()
             .is_some_and(|before| before.pin_generation == pin_generation);
         let since = if reused { 0 } else { boot_ns()? };
+        let (mut folds, orphans) = Folds::open(
+            &state,
+            folds::Origin {
+                pin_generation,
+                boot_id,
+            },
+            kernel.filter_generation().wrapping_add(1),
+            &loaded.engine(),
+        )?;
+        let told = !orphans.is_empty();
+        for orphan in orphans {
+            let count = orphan.count;
+            if let Err(error) = orphan.write(&spool, policies::wall_ns()) {
+                tracing::error!(
+                    count,
+                    error = format!("{error:#}"),
+                    "the count of folded alerts from before cannot be written; their events are stored, with the rule they matched"
+                );
+            }
+        }
+        if told {
+            folds.save(clock.offset_ns())?;
+        }
         let mut core = Core {
             tree: Tree::new(tree),
             streams: Streams::new(reused && !known, since),
@@ -162,12 +187,12 @@ impl Pipeline {
             life,
             bulk,
             alert,
+            folds,
             counts: super::Counts::default(),
             repair: false,
         };
         restore(&mut core.tree, &spool, boot_id);
         let spool_epoch = spool.statistics(Lane::Life)?.epoch;
-        let loaded = policies::load(&policies, &Loaded::default())?;
         let mut pipeline = Self {
             kernel,
             syncer: Syncer::start(spool.clone())?,
@@ -233,6 +258,12 @@ impl Pipeline {
                 break;
             }
         }
+        // No window ends by itself any more.
+        self.core.folds.close_all();
+        match self.write(0) {
+            Ok(()) => self.reached(self.through_boot_ns),
+            Err(error) => self.fail(&error),
+        }
         self.publish();
     }
 
@@ -272,6 +303,7 @@ impl Pipeline {
             self.missed(quiet.boot_ns);
             self.status.progress.set_losses(losses(&quiet.streams));
             through = quiet.boot_ns;
+            self.core.folds.read_through(through);
         }
         if let Err(error) = self.write(through) {
             self.fail(&error);
@@ -289,6 +321,7 @@ impl Pipeline {
         self.core.tree.end_cycle(bulk_emptied);
         if bulk_emptied {
             self.core.detector.retire(self.generation);
+            self.core.folds.retire(self.generation);
         }
         self.repair();
         self.relax(read);
@@ -328,6 +361,7 @@ impl Pipeline {
                 self.syncer.written();
             }
         }
+        self.settle()?;
         let through = through.max(self.through_boot_ns);
         let wall = self
             .core
@@ -342,8 +376,30 @@ impl Pipeline {
         Ok(())
     }
 
+    /// What the cycle led to is in the lanes: the folds that have ended follow, and the state of the others.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        let Core {
+            folds,
+            alert,
+            clock,
+            counts,
+            ..
+        } = &mut self.core;
+        if !folds.pending() {
+            return Ok(());
+        }
+        let (rows, written) = folds.settle(alert, &self.spool, boot_ns()?, clock.offset_ns())?;
+        counts.alerts += rows;
+        if let (Some(written), Some(index)) = (written, lane_index(Lane::Alert)) {
+            self.written[index] = (written.epoch, written.number);
+            self.syncer.written();
+        }
+        Ok(())
+    }
+
     /// Nothing of this cycle counts: it will be read again.
     fn fail(&mut self, error: &anyhow::Error) {
+        self.core.folds.rollback();
         for (_, lane) in self.core.lanes() {
             lane.discard();
         }
@@ -557,6 +613,7 @@ impl Pipeline {
         set(&counters.events, counts.events);
         set(&counters.alerts, counts.alerts);
         set(&counters.excepted, counts.excepted);
+        set(&counters.folded, counts.folded);
         set(&counters.gaps, counts.gaps);
     }
 

@@ -68,6 +68,12 @@ impl LaneWriter {
         &mut self.open
     }
 
+    /// True when the next row goes to another batch.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.open.full()
+    }
+
     /// Adds a gap, unless the lane holds it already.
     pub fn gap(&mut self, gap: Gap) {
         if let Some(origin) = &gap.stream

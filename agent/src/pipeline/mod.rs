@@ -18,6 +18,7 @@ pub mod clock;
 pub mod consumed;
 mod core;
 mod cycle;
+mod folds;
 pub mod lanes;
 pub mod policies;
 pub mod streams;

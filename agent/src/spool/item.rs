@@ -70,7 +70,7 @@ pub(super) struct Header {
 
 /// How far a kernel stream has been dealt with.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct Highest {
+pub(crate) struct Highest {
     #[prost(uint32, tag = "1")]
     ring: u32,
     #[prost(uint32, tag = "2")]
@@ -82,7 +82,7 @@ pub(super) struct Highest {
 }
 
 impl Highest {
-    pub(super) fn list(highest: &BTreeMap<StreamId, u64>) -> Vec<Self> {
+    pub(crate) fn list(highest: &BTreeMap<StreamId, u64>) -> Vec<Self> {
         highest
             .iter()
             .map(|(stream, seq)| Highest {
@@ -95,7 +95,7 @@ impl Highest {
     }
 
     /// The entry as the kernel side names it; `None` if no agent wrote this.
-    fn stream(self) -> Option<(StreamId, u64)> {
+    pub(crate) fn stream(self) -> Option<(StreamId, u64)> {
         let stream = StreamId {
             ring: u8::try_from(self.ring).ok()?,
             cpu: self.cpu,

@@ -60,6 +60,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 pub use error::Error;
+pub(crate) use item::Highest;
 pub use item::Item;
 
 use crate::kernel::StreamId;

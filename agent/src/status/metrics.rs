@@ -176,6 +176,11 @@ impl Collector for Scrape {
             ("events", "Events written to the spool", &counters.events),
             ("alerts", "Alerts written to the spool", &counters.alerts),
             (
+                "folded_alerts",
+                "Alerts that were counted instead, beyond the rate of their rule",
+                &counters.folded,
+            ),
+            (
                 "excepted_alerts",
                 "Alerts that an exception kept from being raised",
                 &counters.excepted,

@@ -285,6 +285,8 @@ pub struct Counters {
     pub events: AtomicU64,
     /// Alerts written to the spool.
     pub alerts: AtomicU64,
+    /// Alerts that were counted instead, beyond the rate of their rule.
+    pub folded: AtomicU64,
     /// Alerts that an exception kept from being raised.
     pub excepted: AtomicU64,
     /// Gap records written to the spool.

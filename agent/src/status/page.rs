@@ -118,6 +118,7 @@ pub(super) fn json(status: &Status) -> Value {
             "events": count(&counters.events),
             "alerts": count(&counters.alerts),
             "excepted": count(&counters.excepted),
+            "folded": count(&counters.folded),
             "gaps": count(&counters.gaps),
         },
         "memory": { "pss_bytes": pss, "rss_bytes": rss },

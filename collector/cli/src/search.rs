@@ -87,7 +87,7 @@ fn printer(kind: Kind, output: Output) -> Printer {
         Kind::Alerts => Printer::new(
             output,
             &[
-                "TIME", "HOST", "SEVERITY", "RULE", "KIND", "PROCESS", "ID", "WHAT",
+                "TIME", "HOST", "SEVERITY", "RULE", "COUNT", "KIND", "PROCESS", "ID", "WHAT",
             ],
             alert_cells,
         ),
@@ -130,6 +130,7 @@ fn alert_cells(row: &Value) -> Cells {
             text(row, "policy.name"),
             text(row, "rule.id")
         )),
+        Shown::new(number(row, "alert.count")),
         Shown::new(text(row, "kind")),
         Shown::new(process(row)),
         Shown::new(AlertId::of(row).map_or_else(String::new, |id| id.to_string())),

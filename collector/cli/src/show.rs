@@ -77,6 +77,14 @@ fn page(row: &Value) -> String {
         safe(text(row, "rule.title")),
         what(row),
     );
+    if crate::rows::at(row, "alert.folded") == Some(&Value::Bool(true)) {
+        let count = integer(row, "alert.count").unwrap_or(0);
+        page.push_str(&format!(
+            "{count} matches beyond the rule's rate, {} to {}; this is the first of them\n",
+            safe(text(row, "alert.first")),
+            safe(text(row, "alert.last")),
+        ));
+    }
     if let Some(Value::Array(ancestors)) = crate::rows::at(row, "proc.ancestors")
         && !ancestors.is_empty()
     {
@@ -136,5 +144,13 @@ mod tests {
         assert!(page.starts_with("high web/shell: A shell\nsh\n"), "{page}");
         assert!(page.contains("         7  /usr/sbin/nginx\n"), "{page}");
         assert!(page.contains("  rule.severity  high\n"), "{page}");
+        assert!(!page.contains("beyond"), "{page}");
+        let mut folded = row;
+        folded["alert"] = json!({"folded": true, "count": "40", "first": "a", "last": "b"});
+        let page = super::page(&folded);
+        assert!(
+            page.contains("40 matches beyond the rule's rate, a to b; this is the first of them\n"),
+            "{page}"
+        );
     }
 }

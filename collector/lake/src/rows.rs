@@ -420,10 +420,7 @@ fn views_set(
             _ => unknown_array(views, &image, images),
         })
         .collect();
-    let times: Vec<_> = views
-        .iter()
-        .map(|view| view.wall(view.event.boot_ns))
-        .collect();
+    let times: Vec<_> = views.iter().map(|view| view.wall(view.boot_ns())).collect();
     let bytes = bytes_of(&own) + images.bytes + 12 * times.len();
     Some(RowSet {
         family,

@@ -54,16 +54,20 @@ fn show_status(args: &Status) -> anyhow::Result<ExitCode> {
 fn check(config: &Config) -> anyhow::Result<ExitCode> {
     Identity::load(&config.collector)?;
     let loaded = policies::load(&config.policies, &policies::Loaded::default())?;
-    for error in loaded.errors() {
-        eprintln!("{error}");
+    for refused in loaded.refused() {
+        eprintln!("{}", refused.error);
     }
-    for policy in loaded.listed() {
+    for policy in loaded.report(&[]).policies {
+        let named = policy.policy.unwrap_or_default();
         println!(
             "{}: policy {} version {}, {} rules",
-            policy.file, policy.name, policy.version, policy.rules
+            policy.file,
+            named.name,
+            named.version,
+            policy.rules.len()
         );
     }
-    if !loaded.errors().is_empty() {
+    if !loaded.refused().is_empty() {
         return Ok(ExitCode::FAILURE);
     }
     println!("{}: the configuration is sound", config.path.display());

@@ -21,6 +21,7 @@ mod parse;
 pub mod plan;
 pub mod problem;
 mod read;
+pub mod report;
 mod rule;
 mod source;
 pub mod time;

@@ -1,6 +1,6 @@
 //! What a stream says about its lanes.
 
-use sumun_proto::v1::{Goodbye, Heartbeat, Hello, Lane, LaneState};
+use sumun_proto::v1::{Goodbye, Heartbeat, Hello, Lane, LaneState, LoadedPolicies};
 
 use crate::pipeline::clock;
 use crate::status::{Status, lane_index};
@@ -19,7 +19,11 @@ pub(super) fn hello(status: &Status, lanes: &[Lane]) -> Hello {
 
 /// `None` while the pipeline has not said what time it is: a heartbeat is a
 /// promise about times.
-pub(super) fn heartbeat(status: &Status, lanes: &[Lane]) -> Option<Heartbeat> {
+pub(super) fn heartbeat(
+    status: &Status,
+    lanes: &[Lane],
+    policies: Option<LoadedPolicies>,
+) -> Option<Heartbeat> {
     let progress = &status.progress;
     // The watermarks are read before the losses, so a loss that a heartbeat does
     // not hold yet is not below a watermark that it does.
@@ -34,6 +38,7 @@ pub(super) fn heartbeat(status: &Status, lanes: &[Lane]) -> Option<Heartbeat> {
         attached: progress.attached(),
         bootstrapped: progress.bootstrapped(),
         trouble: status.trouble_text(),
+        policies,
     })
 }
 
@@ -75,9 +80,9 @@ mod tests {
     fn a_heartbeat_is_of_its_lanes_and_waits_for_the_clock() {
         let status = Status::new(Run::default());
         status.progress.written(Lane::Bulk, 5, 2, 100);
-        assert_eq!(heartbeat(&status, &[Lane::Bulk]), None);
+        assert_eq!(heartbeat(&status, &[Lane::Bulk], None), None);
         status.progress.set_wall_offset_ns(7);
-        let beat = heartbeat(&status, &[Lane::Life, Lane::Bulk]).expect("the clock is known");
+        let beat = heartbeat(&status, &[Lane::Life, Lane::Bulk], None).expect("the clock is known");
         assert_eq!(beat.lanes.len(), 2);
         assert_eq!(
             (beat.lanes[1].number, beat.lanes[1].through_boot_ns),

@@ -82,6 +82,9 @@ pub(super) struct Stream {
     next: Option<Delivery>,
     /// Lane that is looked at first, so that none starves another.
     turn: usize,
+    /// Which policies the collector was told of on this stream. Only the alert lane's tells
+    /// them, so that a late word of one stream cannot take back what another has said.
+    told: u64,
     tx: mpsc::Sender<ForwardRequest>,
     replies: Streaming<ForwardReply>,
 }
@@ -112,6 +115,7 @@ impl Stream {
             window: Window::default(),
             next: None,
             turn: 0,
+            told: 0,
             tx,
             replies,
         })
@@ -248,9 +252,19 @@ impl Stream {
     }
 
     /// Sends a heartbeat if there is room for it.
-    fn beat(&self) -> bool {
-        heartbeat(&self.status, self.lanes)
-            .is_some_and(|beat| self.tx.try_send(wrap(Message::Heartbeat(beat))).is_ok())
+    fn beat(&mut self) -> bool {
+        let news = if self.lanes.contains(&Lane::Alert) {
+            self.status.policies_since(self.told)
+        } else {
+            None
+        };
+        let (told, policies) = news.map_or((self.told, None), |(set, news)| (set, Some(news)));
+        let sent = heartbeat(&self.status, self.lanes, policies)
+            .is_some_and(|beat| self.tx.try_send(wrap(Message::Heartbeat(beat))).is_ok());
+        if sent {
+            self.told = told;
+        }
+        sent
     }
 
     /// Says goodbye and lets the collector end the stream.

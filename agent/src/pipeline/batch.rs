@@ -256,7 +256,8 @@ impl BatchBuilder {
                 .rules
                 .iter()
                 .map(|rule| 32 + rule.predicate.len())
-                .sum::<usize>();
+                .sum::<usize>()
+            + scope.policies.len() * 160;
         self.span(scope.from_boot_ns);
         self.batch.scopes.push(scope);
     }

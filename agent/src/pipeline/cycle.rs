@@ -51,6 +51,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Who complains in the status.
 const SPOOL: &str = "spool";
+const POLICIES: &str = "policies";
 
 /// How others steer the pipeline.
 #[derive(Debug, Default)]
@@ -477,24 +478,22 @@ impl Pipeline {
 
     /// Reads the policies again; a bad file leaves the rules that were loaded from it.
     fn reload(&mut self) {
-        let loaded = match policies::load(&self.policies, &self.loaded) {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                tracing::error!(
-                    error = format!("{error:#}"),
-                    "policies cannot be read; the loaded ones stay"
-                );
-                return;
-            }
+        let applied = match policies::load(&self.policies, &self.loaded) {
+            Ok(loaded) => self
+                .apply(loaded, false)
+                .map_err(|error| error.context("the kernel does not take the new filter")),
+            Err(error) => Err(error.into()),
         };
-        match self.apply(loaded, false) {
+        match applied {
             Ok(()) => {
-                tracing::info!(hash = %self.loaded.hash(), rules = self.loaded.rules(), "policies are loaded")
+                self.status.trouble(POLICIES, None);
+                tracing::info!(hash = %self.loaded.hash(), rules = self.loaded.rules(), "policies are loaded");
             }
-            Err(error) => tracing::error!(
-                error = format!("{error:#}"),
-                "the kernel does not take the new filter; the loaded policies stay"
-            ),
+            Err(error) => {
+                let error = format!("{error:#}; the loaded policies stay");
+                tracing::error!(error, "the policies are not reloaded");
+                self.status.trouble(POLICIES, Some(error));
+            }
         }
         self.publish();
     }
@@ -619,12 +618,9 @@ impl Pipeline {
 
     /// What changes with policies and hooks.
     fn publish(&self) {
-        self.status.update(|parts| {
-            parts.doors = doors(self.kernel.hooks());
-            parts.policies = self.loaded.listed();
-            parts.policy_hash = self.loaded.hash().to_owned();
-            parts.policy_errors = self.loaded.errors();
-        });
+        let hooks = self.kernel.hooks();
+        self.status.update(|parts| parts.doors = doors(hooks));
+        self.status.set_policies(self.loaded.report(hooks));
     }
 }
 

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
-use sumun_policy::{CheckedPolicy, Plan, check_files, loaded, plan};
+use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
-use sumun_proto::v1::{Kind, Scope, ScopeRule};
+use sumun_proto::v1::{Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule};
 
 use crate::kernel::HookStatus;
-use crate::status;
 
 /// A policy directory or file cannot be read. A directory that is not there is no error: no policies.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +27,11 @@ pub struct Error {
 pub struct Loaded {
     policies: Vec<CheckedPolicy>,
     /// What is wrong with files that have errors.
-    refused: Vec<String>,
+    refused: Vec<RefusedPolicy>,
     plan: Plan,
     engine: Arc<Engine>,
     hash: String,
+    loaded_ns: i64,
 }
 
 impl Default for Loaded {
@@ -69,14 +69,19 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
         }
     }
     paths.sort();
-    let mut texts = Vec::new();
+    let (mut texts, mut not_utf8) = (Vec::new(), Vec::new());
     for path in paths {
         let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
-        // Bytes that are not UTF-8 become a character that no policy has: an error with its place.
-        texts.push((
-            path.display().to_string(),
-            String::from_utf8_lossy(&bytes).into_owned(),
-        ));
+        let (text, fault) = match String::from_utf8(bytes) {
+            Ok(text) => (text, None),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                (text, Some(valid))
+            }
+        };
+        texts.push((path.display().to_string(), text));
+        not_utf8.push(fault);
     }
     let mut checks = check_files(
         texts
@@ -85,16 +90,38 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
     );
     let now_ns = wall_ns();
     let mut refused = Vec::new();
-    for check in &mut checks {
+    for (check, (not_utf8, (_, text))) in checks.iter_mut().zip(not_utf8.iter().zip(&texts)) {
+        if let Some(offset) = not_utf8 {
+            // Also where TOML would take any character, as in a comment: the hash is that of the file.
+            let message = "the file is not UTF-8: save it as UTF-8";
+            check.errors.push(Problem::at(text, *offset, message));
+            check.policy = None;
+        }
         check.warn_of_expiry(now_ns);
         if check.policy.is_none() {
             tracing::error!("policy file refused; what was loaded from it before stays\n{check}");
-            refused.push(check.to_string());
+            let kept = before
+                .policies
+                .iter()
+                .find(|policy| policy.path == check.path)
+                .map_or_else(String::new, |policy| policy.name.clone());
+            refused.push(RefusedPolicy {
+                file: check.path.clone(),
+                error: check.to_string(),
+                kept,
+            });
         } else if !check.warnings.is_empty() {
             tracing::warn!("{check}");
         }
     }
-    Ok(Loaded::compile(loaded(&checks, &before.policies), refused))
+    let policies = loaded(&checks, &before.policies);
+    for refused in &mut refused {
+        // Another file may have taken its name.
+        if policies.iter().all(|policy| policy.path != refused.file) {
+            refused.kept.clear();
+        }
+    }
+    Ok(Loaded::compile(policies, refused))
 }
 
 impl Loaded {
@@ -124,8 +151,8 @@ impl Loaded {
 
     /// What is wrong with the files that are not loaded.
     #[must_use]
-    pub fn errors(&self) -> Vec<String> {
-        self.refused.clone()
+    pub fn refused(&self) -> &[RefusedPolicy] {
+        &self.refused
     }
 
     /// Says which exceptions have expired between two times, ns since the Unix epoch.
@@ -150,17 +177,33 @@ impl Loaded {
         }
     }
 
-    /// The loaded policies, for the status.
+    /// What is in force, and what of it works with these hooks.
     #[must_use]
-    pub fn listed(&self) -> Vec<status::Policy> {
+    pub fn report(&self, hooks: &[HookStatus]) -> LoadedPolicies {
+        let mut loaded = LoadedPolicies {
+            hash: self.hash.clone(),
+            loaded_ns: self.loaded_ns,
+            policies: self
+                .policies
+                .iter()
+                .map(|policy| report::policy(policy, &sha256(policy), |kind| blind(hooks, kind)))
+                .collect(),
+            refused: self.refused.clone(),
+            left_out: 0,
+        };
+        report::bound(&mut loaded);
+        loaded
+    }
+
+    /// The policies with a rule on a kind.
+    fn policies_on(&self, kind: Kind) -> Vec<PolicyRef> {
         self.policies
             .iter()
-            .map(|policy| status::Policy {
+            .filter(|policy| policy.rules.iter().any(|rule| rule.kinds.contains(&kind)))
+            .map(|policy| PolicyRef {
                 name: policy.name.clone(),
                 version: policy.version,
-                file: policy.path.clone(),
-                hash: hex::encode(Sha256::digest(policy.source.as_bytes())),
-                rules: policy.rules.len(),
+                sha256: sha256(policy),
             })
             .collect()
     }
@@ -174,6 +217,7 @@ impl Loaded {
                 scope.from_boot_ns = from_boot_ns;
                 scope.generation = generation;
                 scope.policy_hash.clone_from(&self.hash);
+                scope.policies = self.policies_on(scope.kind());
                 if let Some(reason) = blind(hooks, scope.kind()) {
                     scope.set_mode(Mode::None);
                     scope.rules.clear();
@@ -184,7 +228,7 @@ impl Loaded {
             .collect()
     }
 
-    fn compile(policies: Vec<CheckedPolicy>, refused: Vec<String>) -> Self {
+    fn compile(policies: Vec<CheckedPolicy>, refused: Vec<RefusedPolicy>) -> Self {
         let (plan, warnings) = Plan::build(&policies);
         for warning in warnings {
             tracing::warn!("{warning}");
@@ -200,8 +244,14 @@ impl Loaded {
             hash: hex::encode(hash.finalize()),
             policies,
             refused,
+            loaded_ns: wall_ns(),
         }
     }
+}
+
+/// Of the bytes of the file it was loaded from, hex.
+fn sha256(policy: &CheckedPolicy) -> String {
+    hex::encode(Sha256::digest(policy.source.as_bytes()))
 }
 
 /// The wall clock now, ns since the Unix epoch.
@@ -244,7 +294,12 @@ pub fn changes(old: &[Scope], new: &[Scope], before_ns: u64) -> Vec<Scope> {
             records.push(new.clone());
             continue;
         };
-        if old.mode == new.mode && same_rules(&old.rules, &new.rules) {
+        let same = old.mode == new.mode && same_rules(&old.rules, &new.rules);
+        if same {
+            // Another version of a file that collects the same is on record, too.
+            if old.policies != new.policies {
+                records.push(new.clone());
+            }
             continue;
         }
         let common = common(old, new);
@@ -354,13 +409,53 @@ mod tests {
         let good = "[policy]\nname = \"one\"\nversion = 1\n[[rule]]\nid = \"r\"\non = [\"exec\"]\n";
         fs::write(&file, good).expect("write");
         let first = load(dir.path(), &Loaded::default()).expect("load");
-        assert_eq!((first.rules(), first.errors().len()), (1, 0));
+        assert_eq!((first.rules(), first.refused().len()), (1, 0));
         fs::write(&file, "[policy]\nnmae = \"one\"\n").expect("write");
         let second = load(dir.path(), &first).expect("load");
-        assert_eq!((second.rules(), second.errors().len()), (1, 1));
+        assert_eq!((second.rules(), second.refused().len()), (1, 1));
+        assert_eq!(second.refused()[0].kept, "one");
+        assert!(second.refused()[0].error.contains("one.toml:2:1: error:"));
         assert_eq!(second.hash(), first.hash());
         fs::remove_file(&file).expect("remove");
         let third = load(dir.path(), &second).expect("load");
         assert_eq!(third.rules(), 0);
+        fs::write(&file, [good.as_bytes(), b"# \xff\n"].concat()).expect("write");
+        let fourth = load(dir.path(), &third).expect("load");
+        assert!(
+            fourth.refused()[0]
+                .error
+                .contains("one.toml:7:3: error: the file is not UTF-8")
+        );
+        assert_eq!((fourth.rules(), fourth.refused()[0].kept.as_str()), (0, ""));
+    }
+
+    #[test]
+    fn a_reload_is_on_record_with_the_hash_of_the_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("one.toml");
+        let text = "[policy]\nname = \"one\"\nversion = 1\n[[rule]]\nid = \"r\"\non = [\"open\"]\n\
+            when = 'file.path == \"/x\"'\n";
+        let scopes = |text: &str, before: &Loaded| {
+            fs::write(&file, text).expect("write");
+            let loaded = load(dir.path(), before).expect("load");
+            let scopes = loaded.scopes(&[], 1, 5);
+            (loaded, scopes)
+        };
+        let (first, old) = scopes(text, &Loaded::default());
+        let (second, same) = scopes(text, &first);
+        assert!(changes(&old, &same, 3).is_empty());
+        let edited = format!("{text}# a remark\n");
+        let (third, new) = scopes(&edited, &second);
+        let records = changes(&old, &new, 3);
+        let [record] = &records[..] else {
+            panic!("one record, not {records:?}");
+        };
+        assert_eq!((record.kind(), record.from_boot_ns), (Kind::Open, 5));
+        let hash = hex::encode(Sha256::digest(edited.as_bytes()));
+        assert_eq!(record.policies[0].sha256, hash);
+        let report = third.report(&[]);
+        let named = report.policies[0].policy.as_ref().expect("a name");
+        assert_eq!((&named.sha256, named.version), (&hash, 1));
+        assert_ne!(report.hash, first.report(&[]).hash);
     }
 }

@@ -16,6 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+use sumun_policy::report;
 use sumun_proto::catalogue::lane_name;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +24,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::{Connection, LANES, LaneProgress, Status};
+use crate::pipeline::policies;
 
 /// Longest time a scrape may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -303,20 +305,28 @@ impl Collector for Scrape {
             None,
             MetricType::Gauge,
         )?;
-        for policy in &parts.policies {
+        for policy in &parts.policies.policies {
+            let named = policy.policy.clone().unwrap_or_default();
             let labels = [
-                ("name", policy.name.clone()),
-                ("version", policy.version.to_string()),
-                ("hash", policy.hash.clone()),
+                ("name", named.name),
+                ("version", named.version.to_string()),
+                ("hash", named.sha256),
             ];
-            let rules = i64::try_from(policy.rules).unwrap_or(i64::MAX);
+            let rules = i64::try_from(policy.rules.len()).unwrap_or(i64::MAX);
             ConstGauge::new(rules).encode(encoder.encode_family(&labels)?)?;
         }
         metrics.gauge(
             "policy_errors",
-            "Faults in policy files that are not loaded",
+            "Policy files with faults",
             None,
-            i64::try_from(parts.policy_errors.len()).unwrap_or(i64::MAX),
+            i64::try_from(parts.policies.refused.len()).unwrap_or(i64::MAX),
+        )?;
+        let expired = report::expired(&parts.policies, policies::wall_ns());
+        metrics.gauge(
+            "expired_exceptions",
+            "Exceptions of loaded rules that have expired",
+            None,
+            i64::try_from(expired).unwrap_or(i64::MAX),
         )?;
         let mut encoder =
             metrics

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use sumun_proto::v1::{Door, Lane, Loss};
+use sumun_proto::v1::{Door, Lane, LoadedPolicies, Loss};
 
 use crate::spool::Spool;
 
@@ -84,12 +84,10 @@ pub struct Parts {
     pub phase: Phase,
     /// How each kind of event is seen.
     pub doors: Vec<Door>,
-    /// Policies that are loaded.
-    pub policies: Vec<Policy>,
-    /// SHA-256 of all loaded policies, hex.
-    pub policy_hash: String,
-    /// What is wrong with policy files that are not loaded, a line each.
-    pub policy_errors: Vec<String>,
+    /// Policies that are loaded, and files that are not.
+    pub policies: LoadedPolicies,
+    /// Counts how often these were set; 0 = never.
+    policies_set: u64,
     /// The connection to the collector.
     pub connection: Connection,
     /// When the certificate expires, seconds since the Unix epoch; 0 = not read yet.
@@ -125,21 +123,6 @@ impl Phase {
             Self::Stopping => "stopping",
         }
     }
-}
-
-/// A policy that is loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: u32,
-    /// The file it stands in.
-    pub file: String,
-    /// SHA-256 of the file, hex.
-    pub hash: String,
-    /// Number of its rules.
-    pub rules: usize,
 }
 
 /// The connection to the collector.
@@ -358,6 +341,20 @@ impl Status {
     #[must_use]
     pub fn parts(&self) -> Parts {
         locked(&self.parts).clone()
+    }
+
+    /// Other policies are in force, or other hooks are attached.
+    pub fn set_policies(&self, policies: LoadedPolicies) {
+        let parts = &mut locked(&self.parts);
+        parts.policies = policies;
+        parts.policies_set += 1;
+    }
+
+    /// The policies, if they were set since `told` was returned with them; 0 is the beginning.
+    #[must_use]
+    pub fn policies_since(&self, told: u64) -> Option<(u64, LoadedPolicies)> {
+        let parts = &locked(&self.parts);
+        (parts.policies_set > told).then(|| (parts.policies_set, parts.policies.clone()))
     }
 
     /// Says that `who` cannot do its work, or with `None` that it can again.

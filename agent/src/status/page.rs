@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
+use sumun_policy::report;
 use sumun_proto::catalogue::{kind_name, lane_name};
 use sumun_proto::view::boot_id_text;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Connection, LANES, Status};
+use crate::pipeline::policies;
 
 /// Bytes of memory of this process: proportional and resident set size.
 fn memory() -> (Option<u64>, Option<u64>) {
@@ -62,6 +64,7 @@ pub(super) fn json(status: &Status) -> Value {
         Connection::Away { reason } => reason.as_str(),
         _ => "",
     };
+    let now_ns = policies::wall_ns();
     let counters = &status.counters;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     json!({
@@ -93,15 +96,14 @@ pub(super) fn json(status: &Status) -> Value {
             "reason": loss.reason,
             "count": loss.count,
         })).collect::<Vec<_>>(),
-        "policies": parts.policies.iter().map(|policy| json!({
-            "name": policy.name,
-            "version": policy.version,
-            "file": policy.file,
-            "hash": policy.hash,
-            "rules": policy.rules,
-        })).collect::<Vec<_>>(),
-        "policy_hash": parts.policy_hash,
-        "policy_errors": parts.policy_errors,
+        "policies": parts.policies.policies.iter()
+            .map(|policy| report::policy_json(policy, now_ns))
+            .collect::<Vec<_>>(),
+        "policies_loaded": seconds(parts.policies.loaded_ns / 1_000_000_000),
+        "policy_hash": parts.policies.hash,
+        "policy_errors": report::refused_json(&parts.policies),
+        "policy_rules_left_out": parts.policies.left_out,
+        "expired_exceptions": report::expired(&parts.policies, now_ns),
         "collector": {
             "address": status.run.collector,
             "state": parts.connection.name(),
@@ -186,15 +188,46 @@ pub fn text(status: &Value) -> String {
     for policy in rows("policies") {
         let _ = writeln!(
             page,
-            "  {} version {}, {} rules, {}",
+            "  {} version {}, {}, {} rules, {}\n    sha256 {}",
             word(&policy["name"]),
             word(&policy["version"]),
+            word(&policy["mode"]),
             word(&policy["rules"]),
-            word(&policy["file"])
+            word(&policy["file"]),
+            word(&policy["hash"]),
         );
+        for rule in policy["modes"].as_array().into_iter().flatten() {
+            let _ = writeln!(
+                page,
+                "    {:<24} {:<8} {:<18} {}",
+                word(&rule["rule"]),
+                word(&rule["effect"]),
+                word(&rule["effective"]),
+                word(&rule["reason"]),
+            );
+            for exception in rule["exceptions"].as_array().into_iter().flatten() {
+                if exception["expired"] == true {
+                    let _ = writeln!(
+                        page,
+                        "      the exception {:?} of {} has expired",
+                        word(&exception["name"]),
+                        word(&exception["owner"])
+                    );
+                }
+            }
+        }
     }
-    for error in rows("policy_errors") {
-        let _ = writeln!(page, "  not loaded: {}", word(&error));
+    for refused in rows("policy_errors") {
+        let what = match refused["kept"].as_str() {
+            Some(name) => format!("has faults, {name} stays as it was"),
+            None => "is not loaded".to_owned(),
+        };
+        let _ = writeln!(
+            page,
+            "  {} {what}:\n    {}",
+            word(&refused["file"]),
+            word(&refused["error"]).replace('\n', "\n    ")
+        );
     }
     let losses = rows("losses");
     if !losses.is_empty() {
@@ -217,8 +250,11 @@ pub fn text(status: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Policy, Run};
-    use sumun_proto::v1::{Door, Kind, Lane, Loss};
+    use crate::status::Run;
+    use sumun_proto::v1::{
+        Door, EffectiveMode, Kind, Lane, LoadedException, LoadedPolicies, LoadedPolicy, LoadedRule,
+        Loss, PolicyRef, RefusedPolicy,
+    };
 
     #[test]
     fn everything_that_was_told_is_shown() {
@@ -240,21 +276,50 @@ mod tests {
                 rung: "tracepoint".into(),
                 reason: "no BPF LSM".into(),
             }];
-            parts.policies = vec![Policy {
-                name: "web".into(),
-                version: 3,
-                ..Policy::default()
-            }];
-            parts.policy_errors = vec!["bad.toml:1:2: wrong".into()];
             parts.connection = Connection::Away {
                 reason: "connection refused".into(),
             };
             parts.certificate_expires = 1;
         });
+        status.set_policies(LoadedPolicies {
+            policies: vec![LoadedPolicy {
+                policy: Some(PolicyRef {
+                    name: "web".into(),
+                    version: 3,
+                    sha256: "abc".into(),
+                }),
+                mode: "enforce".into(),
+                rules: vec![LoadedRule {
+                    id: "shell".into(),
+                    effect: "alert".into(),
+                    kinds: vec![EffectiveMode {
+                        kind: Kind::Exec.into(),
+                        mode: "none".into(),
+                        reason: "sched_process_exec: not there".into(),
+                    }],
+                    exceptions: vec![LoadedException {
+                        name: "old".into(),
+                        owner: "ops".into(),
+                        expires_ns: 1,
+                    }],
+                }],
+                ..LoadedPolicy::default()
+            }],
+            refused: vec![RefusedPolicy {
+                file: "bad.toml".into(),
+                error: "bad.toml:1:2: wrong".into(),
+                kept: "bad".into(),
+            }],
+            ..LoadedPolicies::default()
+        });
         status.trouble("spool", Some("no space left".into()));
         let json = json(&status);
         assert_eq!(json["lanes"][2]["number"], 9);
         assert_eq!(json["collector"]["state"], "unreachable");
+        assert_eq!(json["policies"][0]["hash"], "abc");
+        assert_eq!(json["policies"][0]["modes"][0]["effective"], "none");
+        assert_eq!(json["policy_errors"][0]["kept"], "bad");
+        assert_eq!(json["expired_exceptions"], 1);
         assert_eq!(
             json["collector"]["certificate_expires"],
             "1970-01-01T00:00:01Z"
@@ -270,9 +335,12 @@ mod tests {
             "no space left",
             "open         tracepoint   no BPF LSM",
             "bulk   batch 9, spooled 0 events in 0 batches, 0 bytes on disk, 0 events given up",
-            "web version 3",
+            "web version 3, enforce, 1 rules",
+            "sha256 abc",
+            "shell                    alert    none               sched_process_exec: not there",
+            "the exception \"old\" of ops has expired",
             " MiB\n",
-            "not loaded: bad.toml:1:2: wrong",
+            "bad.toml has faults, bad stays as it was:\n    bad.toml:1:2: wrong",
             "ring 1 cpu 3 level 0: 17 ring_full",
         ] {
             assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");

@@ -3,18 +3,19 @@
 use std::io::Write as _;
 
 use serde_json::{Value, json};
+use sumun_policy::report;
 use sumun_proto::v1::{Agent, AgentsRequest};
 
 use crate::args::{Output, ShowAgent};
 use crate::failure::Failure;
-use crate::moment::{millis, rfc3339};
+use crate::moment::{self, millis, rfc3339};
 use crate::output::{Cells, Printer, Shown, Tone};
 use crate::remote::Remote;
-use crate::rows::{at, integer, safe, text};
+use crate::rows::{at, integer, safe, text, truth};
 
 /// Lists all agents.
 pub(crate) async fn list(mut remote: Remote, output: Output) -> Result<(), Failure> {
-    let agents = fetch(&mut remote, String::new()).await?;
+    let agents = fetch(&mut remote, String::new(), false).await?;
     let mut printer = Printer::new(
         output,
         &[
@@ -41,12 +42,9 @@ pub(crate) async fn show(
     args: ShowAgent,
     output: Output,
 ) -> Result<(), Failure> {
-    let agents = fetch(&mut remote, args.host.clone()).await?;
+    let agents = fetch(&mut remote, args.host.clone(), true).await?;
     if agents.is_empty() {
-        return Err(Failure::message_only(format!(
-            "no agent has the id or name {:?}; `sumunctl agents list` shows them",
-            args.host
-        )));
+        return Err(unknown(&args.host));
     }
     if output != Output::Table {
         let mut printer = Printer::new(output, &[], cells);
@@ -62,14 +60,27 @@ pub(crate) async fn show(
     Ok(out.flush()?)
 }
 
-async fn fetch(remote: &mut Remote, host: String) -> Result<Vec<Agent>, Failure> {
-    let reply = remote.query.agents(AgentsRequest { host }).await?;
+/// The agents with this id or name, or all; with their policies if asked for.
+pub(crate) async fn fetch(
+    remote: &mut Remote,
+    host: String,
+    policies: bool,
+) -> Result<Vec<Agent>, Failure> {
+    let request = AgentsRequest { host, policies };
+    let reply = remote.query.agents(request).await?;
     Ok(reply.into_inner().agents)
+}
+
+/// No agent is called so.
+pub(crate) fn unknown(host: &str) -> Failure {
+    Failure::message_only(format!(
+        "no agent has the id or name {host:?}; `sumunctl agents list` shows them"
+    ))
 }
 
 /// An agent as JSON; the keys are part of the documented output.
 fn row(agent: &Agent) -> Value {
-    json!({
+    let mut row = json!({
         "id": agent.id,
         "name": agent.name,
         "state": agent.state,
@@ -99,7 +110,20 @@ fn row(agent: &Agent) -> Value {
             "reason": door.reason,
         })).collect::<Vec<_>>(),
         "trouble": agent.trouble,
-    })
+    });
+    // Not in the list of all: they may be long.
+    if let Some(loaded) = &agent.policies {
+        row["policies"] = loaded
+            .policies
+            .iter()
+            .map(|policy| report::policy_json(policy, moment::now()))
+            .collect();
+        row["policies_loaded"] = rfc3339(loaded.loaded_ns).into();
+        row["policy_hash"] = loaded.hash.as_str().into();
+        row["policy_errors"] = report::refused_json(loaded).into();
+        row["policy_rules_left_out"] = loaded.left_out.into();
+    }
+    row
 }
 
 fn list_of<'a>(row: &'a Value, name: &str) -> &'a [Value] {
@@ -178,6 +202,10 @@ fn page(row: &Value) -> String {
             safe(text(door, "reason"))
         ));
     }
+    if at(row, "policies").is_some() {
+        page.push_str("\npolicies\n");
+        policies(row, &mut page);
+    }
     let losses = list_of(row, "losses");
     if !losses.is_empty() {
         page.push_str("\nlost in the kernel since it was attached\n");
@@ -195,10 +223,67 @@ fn page(row: &Value) -> String {
     page
 }
 
+fn policies(row: &Value, page: &mut String) {
+    for policy in list_of(row, "policies") {
+        page.push_str(&format!(
+            "  {} version {}, {}, {} rules, {}\n    sha256 {}\n",
+            safe(text(policy, "name")),
+            integer(policy, "version").unwrap_or(0),
+            safe(text(policy, "mode")),
+            integer(policy, "rules").unwrap_or(0),
+            safe(text(policy, "file")),
+            safe(text(policy, "hash")),
+        ));
+        page.push_str(&format!(
+            "    {:<24} {:<8} {:<10} {:<18} {}\n",
+            "RULE", "EFFECT", "REQUESTED", "EFFECTIVE", "REASON"
+        ));
+        for rule in list_of(policy, "modes") {
+            page.push_str(&format!(
+                "    {:<24} {:<8} {:<10} {:<18} {}\n",
+                safe(text(rule, "rule")),
+                safe(text(rule, "effect")),
+                safe(text(rule, "requested")),
+                safe(text(rule, "effective")),
+                safe(text(rule, "reason")),
+            ));
+            for exception in list_of(rule, "exceptions") {
+                let end = match (text(exception, "expires"), truth(exception, "expired")) {
+                    ("", _) => "does not expire".to_owned(),
+                    (end, true) => format!("expired {}", safe(end)),
+                    (end, false) => format!("expires {}", safe(end)),
+                };
+                page.push_str(&format!(
+                    "      except {}, of {}, {end}\n",
+                    safe(text(exception, "name")),
+                    safe(text(exception, "owner")),
+                ));
+            }
+        }
+    }
+    for refused in list_of(row, "policy_errors") {
+        let what = match text(refused, "kept") {
+            "" => "is not loaded".to_owned(),
+            name => format!("has faults, {} stays as it was", safe(name)),
+        };
+        page.push_str(&format!("  {} {what}\n", safe(text(refused, "file"))));
+        for line in text(refused, "error").lines() {
+            page.push_str(&format!("    {}\n", safe(line)));
+        }
+    }
+    match integer(row, "policy_rules_left_out") {
+        None | Some(0) => {}
+        Some(count) => page.push_str(&format!("  and {count} more that did not fit\n")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sumun_proto::v1::{AgentLane, Door, Kind};
+    use sumun_proto::v1::{
+        AgentLane, Door, EffectiveMode, Kind, LoadedException, LoadedPolicies, LoadedPolicy,
+        LoadedRule, PolicyRef, RefusedPolicy,
+    };
 
     #[test]
     fn an_agent_is_stable_json() {
@@ -226,5 +311,57 @@ mod tests {
             r#"{"id":"u","name":"web1","state":"online","reason":"","version":"","kernel":"","enrolled":null,"last_seen":"1970-01-01T00:00:01Z","certificate_expires":null,"lanes":[{"lane":"life","through":null,"spooled_batches":0,"spooled_bytes":0,"spooled_events":3}],"losses":[],"doors":[{"kind":"exec","rung":"tracepoint","reason":"no bpf in the LSM list"}],"trouble":""}"#
         );
         assert!(page(&row).contains("exec         tracepoint   no bpf in the LSM list"));
+    }
+
+    #[test]
+    fn an_agent_shows_what_of_its_policies_works() {
+        let agent = Agent {
+            policies: Some(LoadedPolicies {
+                hash: "all".into(),
+                policies: vec![LoadedPolicy {
+                    policy: Some(PolicyRef {
+                        name: "web".into(),
+                        version: 3,
+                        sha256: "abc".into(),
+                    }),
+                    mode: "enforce".into(),
+                    rules: vec![LoadedRule {
+                        id: "shell\u{1b}".into(),
+                        effect: "alert".into(),
+                        kinds: vec![EffectiveMode {
+                            kind: Kind::Exec.into(),
+                            mode: "none".into(),
+                            reason: "no such hook".into(),
+                        }],
+                        exceptions: vec![LoadedException {
+                            name: "old".into(),
+                            owner: "ops".into(),
+                            expires_ns: 1_000_000_000,
+                        }],
+                    }],
+                    ..LoadedPolicy::default()
+                }],
+                refused: vec![RefusedPolicy {
+                    file: "bad.toml".into(),
+                    error: "bad.toml:1:2: wrong".into(),
+                    kept: String::new(),
+                }],
+                left_out: 7,
+                ..LoadedPolicies::default()
+            }),
+            ..Agent::default()
+        };
+        let row = row(&agent);
+        assert_eq!(row["policies"][0]["modes"][0]["effective"], "none");
+        let page = page(&row);
+        for wanted in [
+            "  web version 3, enforce, 1 rules, \n    sha256 abc\n",
+            "    shell\\u{1b}              alert    enforce    none               no such hook\n",
+            "      except old, of ops, expired 1970-01-01T00:00:01Z\n",
+            "  bad.toml is not loaded\n    bad.toml:1:2: wrong\n",
+            "  and 7 more that did not fit\n",
+        ] {
+            assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");
+        }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) enum Command {
     Agents(Agents),
     /// A process with its ancestors and descendants
     Tree(TreeArgs),
-    /// Policy files, offline
+    /// Policies: files, offline, and what the hosts have loaded
     #[command(subcommand)]
     Policy(Policy),
     /// Tokens for enrolling agents and for administrators
@@ -99,6 +99,8 @@ pub(crate) enum Agents {
 pub(crate) enum Policy {
     /// Check policy files: exit status 1 when one of them would be refused
     Check(CheckArgs),
+    /// List the policies that each host has loaded, and what of them is in force
+    List(ListPolicies),
 }
 
 #[derive(Debug, Subcommand)]
@@ -173,6 +175,13 @@ pub(crate) struct TreeArgs {
 
     #[command(flatten)]
     pub(crate) range: Range,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ListPolicies {
+    /// Only the host with this id or name
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
 }
 
 #[derive(Clone, Debug, clap::Args)]

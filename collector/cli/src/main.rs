@@ -8,6 +8,7 @@ mod agents;
 mod args;
 mod context;
 mod failure;
+mod fleet;
 mod moment;
 mod output;
 mod policy;
@@ -71,6 +72,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Command::Agents(args::Agents::Show(show)) => agents::show(remote, show, output).await,
             Command::Tree(query) => tree::print(remote, query, output).await,
             Command::Policy(Policy::Check(_)) => Ok(()),
+            Command::Policy(Policy::List(list)) => fleet::list(remote, list, output).await,
             Command::Tokens(Tokens::Create(create)) => tokens::create(remote, create, output).await,
         }
     })

@@ -27,7 +27,8 @@ pub(crate) fn integer(row: &Value, name: &str) -> Option<i128> {
     }
 }
 
-fn truth(row: &Value, name: &str) -> bool {
+/// A boolean at a dotted name; false when absent.
+pub(crate) fn truth(row: &Value, name: &str) -> bool {
     at(row, name).and_then(Value::as_bool).unwrap_or(false)
 }
 

@@ -253,13 +253,16 @@ impl Query for QueryService {
         request: Request<AgentsRequest>,
     ) -> Result<Response<AgentsReply>, Status> {
         let tenant = tenant(&request)?;
-        let wanted = request.into_inner().host;
+        let AgentsRequest {
+            host: wanted,
+            policies,
+        } = request.into_inner();
         let agents = self
             .registry
             .snapshot(&tenant)
             .into_iter()
             .filter(|agent| wanted.is_empty() || agent.id == wanted || agent.name == wanted)
-            .map(agent)
+            .map(|status| agent(status, policies))
             .collect();
         Ok(Response::new(AgentsReply { agents }))
     }
@@ -334,8 +337,12 @@ fn failed(error: &sumun_lake::Error) -> Status {
     }
 }
 
-fn agent(status: AgentStatus) -> Agent {
+fn agent(status: AgentStatus, policies: bool) -> Agent {
     Agent {
+        policies: status
+            .policies
+            .filter(|_| policies)
+            .map(|policies| (*policies).clone()),
         id: status.id,
         name: status.name,
         state: status.state.name().to_owned(),

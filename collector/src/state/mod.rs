@@ -21,6 +21,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "manifest",
         include_str!("../../migrations/0002_manifest.sql"),
     ),
+    (
+        3,
+        "policies",
+        include_str!("../../migrations/0003_policies.sql"),
+    ),
 ];
 
 /// Connections to the database. Writers wait for each other in SQLite anyway.

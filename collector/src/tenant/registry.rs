@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use prost::Message as _;
 use sqlx::{Row, SqlitePool};
-use sumun_proto::v1::{Door, Goodbye, Heartbeat, Hello, Lane, LaneState, Loss};
+use sumun_policy::report;
+use sumun_proto::v1::{Door, Goodbye, Heartbeat, Hello, Lane, LaneState, LoadedPolicies, Loss};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -111,6 +113,8 @@ pub struct AgentStatus {
     pub losses: Vec<Loss>,
     /// What it complains of; empty when all is well.
     pub trouble: String,
+    /// What policies it has loaded, as it last said; `None` = it never did.
+    pub policies: Option<Arc<LoadedPolicies>>,
     /// End of its newest certificate.
     pub certificate_expires_ns: i64,
     /// Alert, life, bulk.
@@ -209,6 +213,9 @@ struct Agent {
     doors: Vec<Door>,
     losses: Vec<Loss>,
     trouble: String,
+    policies: Option<Arc<LoadedPolicies>>,
+    /// They are not in the database yet.
+    policies_dirty: bool,
     attached: bool,
     bootstrapped: bool,
     streams: u32,
@@ -386,6 +393,7 @@ impl Registry {
                 doors: agent.doors.clone(),
                 losses: agent.losses.clone(),
                 trouble: agent.trouble.clone(),
+                policies: agent.policies.clone(),
                 certificate_expires_ns: agent.certificate_expires_ns,
                 lanes: LANES
                     .iter()
@@ -486,6 +494,8 @@ impl Registry {
             doors: Vec::new(),
             losses: Vec::new(),
             trouble: String::new(),
+            policies: None,
+            policies_dirty: false,
             attached: false,
             bootstrapped: false,
             streams: 0,
@@ -576,6 +586,8 @@ impl Registry {
             last_seen_ns: i64,
             stopped_ns: i64,
             marks: Vec<(Lane, Mark)>,
+            /// When they have changed.
+            policies: Option<Vec<u8>>,
         }
         let changed: Vec<Changed> = {
             let mut inner = self.lock();
@@ -583,7 +595,13 @@ impl Registry {
             dirty
                 .map(|(id, agent)| {
                     agent.dirty = false;
+                    let policies = match &agent.policies {
+                        Some(policies) if agent.policies_dirty => Some(policies.encode_to_vec()),
+                        _ => None,
+                    };
+                    agent.policies_dirty = false;
                     Changed {
+                        policies,
                         id: *id,
                         name: agent.name.clone(),
                         version: agent.version.clone(),
@@ -619,6 +637,13 @@ impl Registry {
                 .bind(&id)
                 .execute(&mut *tx)
                 .await?;
+                if let Some(policies) = &agent.policies {
+                    sqlx::query("UPDATE agent SET policies = ? WHERE id = ?")
+                        .bind(policies)
+                        .bind(&id)
+                        .execute(&mut *tx)
+                        .await?;
+                }
                 for (lane, mark) in &agent.marks {
                     sqlx::query(
                         "INSERT INTO agent_lane (agent, lane, boot_id, boot_ns, through_ns) \
@@ -640,9 +665,10 @@ impl Registry {
         .await;
         if let Err(error) = result {
             let mut inner = self.lock();
-            for agent in &changed {
-                if let Some(agent) = inner.agents.get_mut(&agent.id) {
+            for changed in &changed {
+                if let Some(agent) = inner.agents.get_mut(&changed.id) {
                     agent.dirty = true;
+                    agent.policies_dirty |= changed.policies.is_some();
                 }
             }
             return Err(Error("write", error));
@@ -705,6 +731,12 @@ impl Session {
             agent.bootstrapped = beat.bootstrapped;
             agent.trouble = bounded(&beat.trouble);
             agent.losses = beat.losses.iter().take(LIST_MAX).cloned().collect();
+            if let Some(policies) = &beat.policies {
+                let mut policies = policies.clone();
+                report::bound(&mut policies);
+                agent.policies = Some(Arc::new(policies));
+                agent.policies_dirty = true;
+            }
             if !beat.boot_id.is_empty() {
                 agent.boot_id = beat.boot_id.clone();
             }
@@ -765,7 +797,7 @@ async fn read(database: &SqlitePool) -> Result<Inner, sqlx::Error> {
     }
     let rows = sqlx::query(
         "SELECT id, tenant, name, enrolled_ns, certificate_expires_ns, revoked_ns, last_seen_ns, \
-         stopped_ns, version, kernel FROM agent",
+         stopped_ns, version, kernel, policies FROM agent",
     );
     for row in rows.fetch_all(database).await? {
         let id: String = row.try_get("id")?;
@@ -773,6 +805,7 @@ async fn read(database: &SqlitePool) -> Result<Inner, sqlx::Error> {
             continue;
         };
         let tenant: String = row.try_get("tenant")?;
+        let policies: Vec<u8> = row.try_get("policies")?;
         let agent = Agent {
             tenant: tenant.into(),
             name: row.try_get("name")?,
@@ -788,6 +821,14 @@ async fn read(database: &SqlitePool) -> Result<Inner, sqlx::Error> {
             doors: Vec::new(),
             losses: Vec::new(),
             trouble: String::new(),
+            policies: (!policies.is_empty())
+                .then(|| {
+                    LoadedPolicies::decode(policies.as_slice())
+                        .ok()
+                        .map(Arc::new)
+                })
+                .flatten(),
+            policies_dirty: false,
             attached: false,
             bootstrapped: false,
             streams: 0,
@@ -895,5 +936,48 @@ mod tests {
         assert_eq!(lane.claims.len(), CLAIMS_MAX);
         lane.deliver(7, 1000, None);
         assert_eq!(lane.mark.boot_ns, 1000);
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_has_loaded_is_kept_and_cut() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("state.db");
+        let identity = Identity {
+            tenant: "default".into(),
+            agent: Uuid::from_u128(1),
+        };
+        let id = identity.agent.hyphenated().to_string();
+        let database = crate::state::open(&path).await.expect("a database");
+        for statement in [
+            "INSERT INTO tenant (name, created_ns) VALUES ('default', 1)".to_owned(),
+            format!(
+                "INSERT INTO agent (id, tenant, name, machine_id, enrolled_ns, \
+                 certificate_expires_ns) VALUES ('{id}', 'default', 'h', '', 1, 9)"
+            ),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(statement))
+                .execute(&database)
+                .await
+                .expect("a row");
+        }
+        let registry = Registry::load(database).await.expect("a registry");
+        let policies = |registry: &Registry| registry.snapshot("default")[0].policies.clone();
+        assert_eq!(policies(&registry), None);
+        let session = registry.connect(&identity, &Hello::default());
+        session.heartbeat(&Heartbeat {
+            policies: Some(LoadedPolicies {
+                hash: "x".repeat(5000),
+                ..LoadedPolicies::default()
+            }),
+            ..Heartbeat::default()
+        });
+        // One without news changes nothing.
+        session.heartbeat(&Heartbeat::default());
+        let told = policies(&registry).expect("what it said");
+        assert_eq!(told.hash.len(), report::REPORT_TEXT_MAX);
+        registry.persist().await.expect("written");
+        let database = crate::state::open(&path).await.expect("the database again");
+        let again = Registry::load(database).await.expect("a registry");
+        assert_eq!(policies(&again), Some(told));
     }
 }

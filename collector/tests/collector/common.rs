@@ -347,6 +347,7 @@ pub(crate) fn heartbeat() -> Heartbeat {
         attached: true,
         bootstrapped: true,
         trouble: String::new(),
+        policies: None,
     }
 }
 

@@ -57,17 +57,9 @@ impl Checker<'_> {
             ("startsWith", Some(target), [text]) => self.text_test(TextTest::Prefix, target, text),
             ("endsWith", Some(target), [text]) => self.text_test(TextTest::Suffix, target, text),
             ("contains", Some(target), [text]) => self.text_test(TextTest::Contains, target, text),
-            ("matches", Some(target), [pattern]) => {
-                let value = self.text(target, "matches");
-                let written = self.text_literal(pattern, "matches")?;
-                if let Err(message) = literal::regex(&written) {
-                    return self.fault(pattern, message);
-                }
-                Some(Term::Truth(Expr::Matches {
-                    value: value?,
-                    pattern: written,
-                }))
-            }
+            ("matches", Some(target), [pattern]) => self.matches(target, pattern),
+            ("glob", Some(target), [pattern]) => self.glob(target, pattern),
+            ("lowerAscii", Some(target), []) => self.lower_ascii(target),
             (_, None, [left, right]) if compare(name).is_some() => {
                 self.compared(node, compare(name)?, left, right)
             }
@@ -90,6 +82,8 @@ impl Checker<'_> {
             "endsWith",
             "contains",
             "matches",
+            "glob",
+            "lowerAscii",
             "size",
             "exists",
             "all",
@@ -107,6 +101,7 @@ impl Checker<'_> {
                 "exists" | "all" => "(x, condition)",
                 "has" => "(field)",
                 "size" => "(field) or field.size()",
+                "lowerAscii" => "()",
                 _ => "(\"…\"), or (field) for containsIP: one argument",
             };
             format!("wrong number of arguments: {name}{usage}")
@@ -124,21 +119,6 @@ impl Checker<'_> {
         self.problems
             .push(Problem::at(self.parsed.text, offset, message));
         None
-    }
-
-    fn text_test(&mut self, test: TextTest, target: &IdedExpr, text: &IdedExpr) -> Option<Term> {
-        let name = match test {
-            TextTest::Prefix => "startsWith",
-            TextTest::Suffix => "endsWith",
-            TextTest::Contains => "contains",
-        };
-        let value = self.text(target, name);
-        let text = self.text_literal(text, name);
-        Some(Term::Truth(Expr::Text {
-            test,
-            value: value?,
-            text: text?,
-        }))
     }
 
     fn in_net(&mut self, net: &IdedExpr, field: &IdedExpr) -> Option<Term> {
@@ -191,6 +171,8 @@ impl Checker<'_> {
             Term::Value(Operand::Str(text)) => {
                 Operand::Int(i64::try_from(text.chars().count()).unwrap_or(i64::MAX))
             }
+            // In lower case it has as many.
+            Term::Value(Operand::Lower(inner)) => Operand::Length(inner),
             Term::Value(operand) if operand.ty() == Type::Str => Operand::Length(Box::new(operand)),
             other => {
                 let what = describe(&other);

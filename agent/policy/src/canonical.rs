@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::ir::{
-    ANCESTOR_FIELDS, Compare, Expr, Operand, Predicate, Quantifier, Set, TextTest, Type,
+    ANCESTOR_FIELDS, Compare, Expr, Operand, Pattern, Predicate, Quantifier, Set, TextTest, Type,
 };
 
 impl fmt::Display for Type {
@@ -68,8 +68,12 @@ impl fmt::Display for Expr {
                 f.write_str(")")
             }
             Expr::Matches { value, pattern } => {
-                write!(f, "{value}.matches(")?;
-                quoted(f, pattern)?;
+                let (name, text) = match pattern {
+                    Pattern::Regex(text) => ("matches", text),
+                    Pattern::Glob(text) => ("glob", text),
+                };
+                write!(f, "{value}.{name}(")?;
+                quoted(f, text)?;
                 f.write_str(")")
             }
             Expr::InNet { field, net } => {
@@ -122,6 +126,7 @@ impl fmt::Display for Operand {
             Operand::Time(ns) => write!(f, "timestamp(\"{}\")", crate::time::written(*ns)),
             Operand::Field(field) => f.write_str(field.info().name),
             Operand::Index { list, index } => write!(f, "{}[{index}]", list.info().name),
+            Operand::Lower(inner) => write!(f, "{inner}.lowerAscii()"),
             Operand::Length(inner) => write!(f, "size({inner})"),
             Operand::Count(list) => write!(f, "size({})", list.info().name),
             Operand::Element => f.write_str(ITEM),

@@ -20,22 +20,31 @@ pub type Lists = BTreeMap<String, Set>;
 /// Most bodies that `exists` and `all` over literals may unfold to in one predicate.
 pub const UNFOLD_MAX: usize = 1024;
 
-/// Checks a parsed predicate.
+/// Checks a parsed predicate; with it comes what is taken but probably not meant.
 ///
 /// # Errors
 /// Every fault, in the order of the text.
-pub(crate) fn check(parsed: &Parsed<'_>, lists: &Lists) -> Result<Expr, Vec<Problem>> {
+pub(crate) fn check(
+    parsed: &Parsed<'_>,
+    lists: &Lists,
+) -> Result<(Expr, Vec<Problem>), Vec<Problem>> {
     let mut checker = Checker {
         parsed,
         lists,
         problems: Vec::new(),
+        warnings: Vec::new(),
         items: Vec::new(),
         unfolded: 0,
     };
     let expr = checker.truth(&parsed.root);
     let mut problems = checker.problems;
     match expr {
-        Some(expr) if problems.is_empty() => Ok(expr),
+        Some(expr) if problems.is_empty() => {
+            let mut warnings = checker.warnings;
+            warnings.sort_by_key(|problem| problem.offset);
+            warnings.dedup();
+            Ok((expr, warnings))
+        }
         _ => {
             problems.sort_by_key(|problem| problem.offset);
             problems.dedup();
@@ -73,6 +82,7 @@ pub(crate) struct Checker<'a> {
     pub(crate) parsed: &'a Parsed<'a>,
     lists: &'a Lists,
     pub(crate) problems: Vec<Problem>,
+    pub(crate) warnings: Vec<Problem>,
     /// Names of items, the innermost last.
     pub(crate) items: Vec<(String, Item)>,
     /// Bodies unfolded so far.
@@ -86,6 +96,13 @@ impl Checker<'_> {
         self.problems
             .push(Problem::at(self.parsed.text, offset, message));
         None
+    }
+
+    /// Notes what is taken but probably not meant.
+    pub(crate) fn warn(&mut self, node: &IdedExpr, message: impl Into<String>) {
+        let offset = self.place(node);
+        self.warnings
+            .push(Problem::at(self.parsed.text, offset, message));
     }
 
     /// Where a node begins as a person sees it: a member at its first name.

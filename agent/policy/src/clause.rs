@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::narrow::join_ports;
+use crate::condition::join_ports;
 use crate::plan::{Clause, Ports};
 
 /// A list of byte strings, `None` when there is no condition.
-type Bytes = Option<Vec<Vec<u8>>>;
+pub(crate) type Bytes = Option<Vec<Vec<u8>>>;
 
 /// One of the conditions of a clause.
 #[derive(Clone, Copy, Debug)]
@@ -35,19 +35,24 @@ impl Condition {
 }
 
 impl Clause {
-    /// Both hold. Where two conditions leave nothing, the first is kept.
-    pub(crate) fn met(&self, other: &Self) -> Self {
+    /// Both hold. Where two conditions leave nothing, the first is kept; the second
+    /// value is false if something was loosened so.
+    pub(crate) fn met(&self, other: &Self) -> (Self, bool) {
+        let mut exact = true;
         let (path_prefixes, path_exact) = pair(
             (&self.path_prefixes, &self.path_exact),
             (&other.path_prefixes, &other.path_exact),
             met_paths,
+            &mut exact,
         );
         let (exe_names, exe_paths) = pair(
             (&self.exe_names, &self.exe_paths),
             (&other.exe_names, &other.exe_paths),
             met_exes,
+            &mut exact,
         );
-        Self {
+        let (path_prefixes, path_exact) = without_longer(path_prefixes, path_exact);
+        let both = Self {
             path_prefixes,
             path_exact,
             exe_names,
@@ -55,13 +60,24 @@ impl Clause {
             access_any: match (self.access_any, other.access_any) {
                 // One of these and one of those: the smaller set is the stricter one.
                 (Some(one), Some(two)) if one & two == two => Some(two),
+                (Some(one), Some(two)) => {
+                    exact &= one & two == one;
+                    Some(one)
+                }
                 (one, two) => one.or(two),
             },
-            src_ports: single(&self.src_ports, &other.src_ports, met_ports),
-            dst_ports: single(&self.dst_ports, &other.dst_ports, met_ports),
-            src_nets: single(&self.src_nets, &other.src_nets, met_nets),
-            dst_nets: single(&self.dst_nets, &other.dst_nets, met_nets),
-        }
+            src_ports: single(&self.src_ports, &other.src_ports, met_ports, &mut exact),
+            dst_ports: single(&self.dst_ports, &other.dst_ports, met_ports, &mut exact),
+            src_nets: single(&self.src_nets, &other.src_nets, met_nets, &mut exact),
+            dst_nets: single(&self.dst_nets, &other.dst_nets, met_nets, &mut exact),
+        };
+        (both, exact)
+    }
+
+    /// True when the other clause holds wherever this one does, as far as that is seen.
+    pub(crate) fn lies_within(&self, other: &Self) -> bool {
+        let (both, exact) = self.met(other);
+        exact && both == *self
     }
 
     /// The clause without one of its conditions. Clauses that are equal without it are
@@ -113,10 +129,12 @@ fn single<T: Clone>(
     one: &Option<Vec<T>>,
     other: &Option<Vec<T>>,
     met: impl Fn(&[T], &[T]) -> Vec<T>,
+    exact: &mut bool,
 ) -> Option<Vec<T>> {
     match (one, other) {
         (Some(one), Some(other)) => {
             let both = met(one, other);
+            *exact &= !both.is_empty();
             Some(if both.is_empty() { one.clone() } else { both })
         }
         (one, other) => one.clone().or_else(|| other.clone()),
@@ -128,11 +146,13 @@ fn pair(
     one: (&Bytes, &Bytes),
     other: (&Bytes, &Bytes),
     met: impl Fn(&Both<'_>, &Both<'_>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>),
+    exact: &mut bool,
 ) -> (Bytes, Bytes) {
     match (Both::of(one), Both::of(other)) {
         (Some(left), Some(right)) => {
             let (first, second) = met(&left, &right);
             if first.is_empty() && second.is_empty() {
+                *exact = false;
                 return (one.0.clone(), one.1.clone());
             }
             (filled(first), filled(second))
@@ -157,7 +177,7 @@ impl<'a> Both<'a> {
     }
 }
 
-fn filled(mut items: Vec<Vec<u8>>) -> Bytes {
+pub(crate) fn filled(mut items: Vec<Vec<u8>>) -> Bytes {
     items.sort_unstable();
     items.dedup();
     (!items.is_empty()).then_some(items)
@@ -255,7 +275,7 @@ fn either(one: (&Bytes, &Bytes), other: (&Bytes, &Bytes)) -> (Bytes, Bytes) {
 }
 
 /// Drops what a shorter prefix includes. The prefixes are sorted.
-fn without_longer(prefixes: Bytes, exact: Bytes) -> (Bytes, Bytes) {
+pub(crate) fn without_longer(prefixes: Bytes, exact: Bytes) -> (Bytes, Bytes) {
     let Some(all) = prefixes else {
         return (None, exact);
     };

@@ -1,6 +1,7 @@
 //! Does a query ask only for what a recorded rule let through?
 
-use crate::ir::{Compare, Expr, Operand, Predicate, Set, TextTest};
+use crate::glob::{Glob, Shape};
+use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Set, TextTest};
 
 /// True when every event that `query` can match is one that `recorded` can match,
 /// as far as that can be read off the text: each conjunct of `recorded` is
@@ -47,6 +48,12 @@ fn narrows(given: &Expr, wanted: &Expr) -> bool {
                 _ => false,
             },
             Known::Number(_) | Known::Bound(..) => false,
+        }),
+        Expr::Matches { value, pattern } => pattern.compile().is_ok_and(|regex| {
+            values(given, value, |known| match known {
+                Known::Text(text) => regex.is_match(text),
+                _ => false,
+            })
         }),
         Expr::In { value, set } => values(given, value, |known| match (known, set) {
             (Known::Text(text), Set::Str(items)) => items.iter().any(|item| item == text),
@@ -95,6 +102,20 @@ enum Known<'a> {
 
 /// True when `given` is about `value` and each possibility it leaves passes `test`.
 fn values(given: &Expr, value: &Operand, test: impl Fn(Known<'_>) -> bool) -> bool {
+    if let Operand::Lower(inner) = value
+        && known_of(given, inner, &|known| match known {
+            // What is known of a text is known of its lower case.
+            Known::Text(text) => test(Known::Text(&text.to_ascii_lowercase())),
+            Known::Part(part, text) => test(Known::Part(part, &text.to_ascii_lowercase())),
+            Known::Number(_) | Known::Bound(..) => false,
+        })
+    {
+        return true;
+    }
+    known_of(given, value, &test)
+}
+
+fn known_of(given: &Expr, value: &Operand, test: &dyn Fn(Known<'_>) -> bool) -> bool {
     match given {
         Expr::Compare { op, left, right } if left == value => match (op, right) {
             (Compare::Eq, Operand::Str(text)) => test(Known::Text(text)),
@@ -117,6 +138,17 @@ fn values(given: &Expr, value: &Operand, test: impl Fn(Known<'_>) -> bool) -> bo
             value: given,
             text,
         } => given == value && test(Known::Part(*part, text)),
+        Expr::Matches {
+            value: given,
+            pattern: Pattern::Glob(glob),
+        } if given == value => Glob::parse(glob).is_ok_and(|glob| {
+            glob.shapes().all(|shape| match shape {
+                Shape::Whole(text) => test(Known::Text(&text)),
+                Shape::Below(text) | Shape::From(text) => {
+                    test(Known::Part(TextTest::Prefix, &text))
+                }
+            })
+        }),
         _ => false,
     }
 }
@@ -147,12 +179,17 @@ fn bound_holds(known: Compare, bound: i64, op: Compare, literal: i64) -> bool {
 
 /// True when the condition can only be true if the field is there.
 fn reads(given: &Expr, field: &Operand) -> bool {
+    let is = |operand: &Operand| match operand {
+        // The length of a lower case is that of the text itself: neither stands in the other.
+        Operand::Lower(inner) | Operand::Length(inner) => **inner == *field,
+        other => other == field,
+    };
     match given {
         Expr::Bool(operand)
         | Expr::In { value: operand, .. }
         | Expr::Text { value: operand, .. }
-        | Expr::Matches { value: operand, .. } => operand == field,
-        Expr::Compare { left, right, .. } => left == field || right == field,
+        | Expr::Matches { value: operand, .. } => is(operand),
+        Expr::Compare { left, right, .. } => is(left) || is(right),
         Expr::InNet { field: id, .. } => *field == Operand::Field(*id),
         _ => false,
     }

@@ -115,8 +115,52 @@ fn costs_are_told_with_their_reason() {
             "every unlink is sent",
         ),
         (
+            "on = [\"open\"]\nwhen = 'file.path.glob(\"**/id_rsa*\")'",
+            "7:8: warning: every open is sent to user space: the glob \"**/id_rsa*\" begins with a wildcard; it judges",
+        ),
+        (
+            "on = [\"connect\"]\nwhen = 'proc.exe.path.glob(\"/usr/**/n?\")'",
+            "every connect is sent to user space: the last name in the glob \"/usr/**/n?\" has a wildcard",
+        ),
+        (
+            "on = [\"open\"]\nwhen = 'proc.exe.name.lowerAscii() == \"sh\"'",
+            "every open is sent to user space: proc.exe.name.lowerAscii() is known in the agent only",
+        ),
+        (
+            "on = [\"open\"]\nwhen = '''\nfile.create &&\n  file.path.glob(\"/etc/passwd\")'''",
+            "9:18: warning: the glob \"/etc/passwd\" has no wildcard: write file.path == \"/etc/passwd\"",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.exe.name.glob(\"{nc,ncat}\")'",
+            "has no wildcard but braces: write proc.exe.name in [",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.exe.path.glob(\"**\")'",
+            "matches every value that is there: write has(proc.exe.path)",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.exe.path.glob(\"*.sh\")'",
+            "stands for the whole path, which starts with /: write **/ in front",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.exe.path.glob(\"/opt/*/\")'",
+            "ends in /, which no path below the root does: write /opt/*/** for everything below",
+        ),
+        (
+            "on = [\"connect\"]\nwhen = 'net.dst.port == 1 && net.dst.ip.glob(\"10.*\")'",
+            "7:46: warning: a glob of an address is judged as text: write cidr(\"…\").containsIP(net.dst.ip)",
+        ),
+        (
             "on = [\"open\", \"connect\"]\nwhen = 'net.dst.port == 22'",
             "the rule can never match on open: take the kind out",
+        ),
+        (
+            "on = [\"open\", \"rename\"]\nwhen = 'file.access.write && file.path == \"/x\"'",
+            "the rule can never match on rename: take the kind out",
+        ),
+        (
+            "on = [\"exec\", \"exit\"]\nwhen = 'exit.code == 1'",
+            "the rule can never match on exec: take the kind out",
         ),
     ] {
         let check = taken(&rule(lines));
@@ -126,6 +170,10 @@ fn costs_are_told_with_their_reason() {
         "on = [\"exec\", \"fork\", \"exit\"]",
         "on = [\"open\"]\nwhen = 'proc.exe.path == \"/x\"'",
         "on = [\"open\"]\nwhen = 'file.create'",
+        "on = [\"open\"]\nwhen = 'file.path.glob(\"/etc/*.d/**\")'",
+        "on = [\"open\"]\nwhen = 'file.create && file.path.glob(\"**/authorized_keys\")'",
+        "on = [\"connect\"]\nwhen = 'proc.exe.path.glob(\"/usr/**/nc\")'",
+        "on = [\"exec\"]\nwhen = 'proc.exe.name.lowerAscii() in [\"xmrig\"]'",
         "on = [\"accept\"]\nwhen = 'net.dst.port != 22'",
     ] {
         assert!(taken(&rule(lines)).warnings.is_empty(), "{lines}");

@@ -29,10 +29,13 @@
 //! complete list is an error.
 
 use ipnet::IpNet;
+use regex_automata::meta::Regex;
 use sumun_proto::{FieldId, FieldType};
 
 use crate::check::{Lists, check};
+use crate::glob::Glob;
 use crate::limits;
+use crate::literal;
 use crate::parse::with_parsed;
 use crate::problem::Problem;
 
@@ -77,12 +80,12 @@ pub enum Expr {
         /// The literal.
         text: String,
     },
-    /// `value.matches(pattern)`: the pattern is found anywhere in the text.
+    /// `value.matches(regex)` or `value.glob(glob)`.
     Matches {
         /// A text, not a literal.
         value: Operand,
-        /// In the syntax of `regex-automata`; checked and within the limits.
-        pattern: String,
+        /// Checked and within the limits.
+        pattern: Pattern,
     },
     /// `cidr(net).containsIP(field)`.
     InNet {
@@ -129,6 +132,9 @@ pub enum Operand {
         /// From 0.
         index: u32,
     },
+    /// `lowerAscii()` of a text that is neither a literal nor itself one: its ASCII
+    /// letters in lower case, all else as it is. Absent and unknown stay so.
+    Lower(Box<Operand>),
     /// Number of code points of a text.
     Length(Box<Operand>),
     /// Number of items of a list of text.
@@ -177,6 +183,15 @@ pub enum Compare {
     Gt,
     /// `>=`
     Ge,
+}
+
+/// A pattern of a text; always judged in linear time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Pattern {
+    /// Found anywhere in the text; in the syntax of `regex-automata`.
+    Regex(String),
+    /// Stands for the whole text; see [`crate::glob`].
+    Glob(String),
 }
 
 /// A test of a text against a literal.
@@ -228,6 +243,17 @@ impl Predicate {
     /// # Errors
     /// Every fault with its place; never an empty list.
     pub fn parse(text: &str, lists: &Lists) -> Result<Self, Vec<Problem>> {
+        Self::parse_with_warnings(text, lists).map(|(predicate, _)| predicate)
+    }
+
+    /// As [`Predicate::parse`], and what in it is taken but probably not meant.
+    ///
+    /// # Errors
+    /// As [`Predicate::parse`].
+    pub fn parse_with_warnings(
+        text: &str,
+        lists: &Lists,
+    ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
         Self::within(text, lists, limits::TEXT_MAX)
     }
 
@@ -237,21 +263,34 @@ impl Predicate {
     /// # Errors
     /// As [`Predicate::parse`].
     pub fn parse_canonical(text: &str) -> Result<Self, Vec<Problem>> {
-        Self::within(text, &Lists::new(), limits::CANONICAL_MAX)
+        Self::within(text, &Lists::new(), limits::CANONICAL_MAX).map(|(predicate, _)| predicate)
     }
 
-    fn within(text: &str, lists: &Lists, length_max: usize) -> Result<Self, Vec<Problem>> {
-        let expr = with_parsed(text, length_max, |parsed| check(parsed, lists))?;
+    fn within(
+        text: &str,
+        lists: &Lists,
+        length_max: usize,
+    ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
+        let (expr, warnings) = with_parsed(text, length_max, |parsed| check(parsed, lists))?;
         let predicate = Self::new(expr);
-        let length = predicate.to_string().len();
-        if length > limits::CANONICAL_MAX {
+        let canonical = predicate.to_string();
+        if canonical.len() > limits::CANONICAL_MAX {
             let message = format!(
-                "the predicate has {length} bytes with its lists filled in, at most {} are taken: split the rule",
+                "the predicate has {} bytes with its lists filled in, at most {} are taken: split the rule",
+                canonical.len(),
                 limits::CANONICAL_MAX
             );
             return Err(vec![Problem::at(text, 0, message)]);
         }
-        Ok(predicate)
+        // Whoever reads the canonical text has limits too.
+        if let Err(problem) = limits::check(&canonical, limits::CANONICAL_MAX) {
+            let message = format!(
+                "with its lists filled in, {}: split the rule",
+                problem.message
+            );
+            return Err(vec![Problem::at(text, 0, message)]);
+        }
+        Ok((predicate, warnings))
     }
 
     /// Wraps an expression that keeps the invariants written at [`Expr`].
@@ -324,7 +363,9 @@ impl Operand {
     #[must_use]
     pub fn ty(&self) -> Type {
         match self {
-            Operand::Str(_) | Operand::Index { .. } | Operand::Element => Type::Str,
+            Operand::Str(_) | Operand::Index { .. } | Operand::Element | Operand::Lower(_) => {
+                Type::Str
+            }
             Operand::Int(_) | Operand::Length(_) | Operand::Count(_) => Type::Int,
             Operand::Bool(_) => Type::Bool,
             Operand::Time(_) => Type::Time,
@@ -350,13 +391,47 @@ impl Operand {
         match self {
             Operand::Field(field) | Operand::Count(field) => seen(*field),
             Operand::Index { list, .. } => seen(*list),
-            Operand::Length(inner) => inner.visit(seen),
+            Operand::Length(inner) | Operand::Lower(inner) => inner.visit(seen),
             Operand::Str(_)
             | Operand::Int(_)
             | Operand::Bool(_)
             | Operand::Time(_)
             | Operand::Element
             | Operand::Ancestor(_) => {}
+        }
+    }
+}
+
+impl Pattern {
+    /// Compiles it within the limits.
+    ///
+    /// # Errors
+    /// Why it is no pattern, or that it is too large.
+    pub fn compile(&self) -> Result<Regex, String> {
+        match self {
+            Pattern::Regex(pattern) => literal::regex(pattern),
+            Pattern::Glob(pattern) => Glob::parse(pattern)?.regex(),
+        }
+    }
+
+    /// The last components that a text has to have one of, if the pattern names them: they
+    /// can decide about a path that has lost its start.
+    #[must_use]
+    pub fn last_names(&self) -> Option<Vec<String>> {
+        match self {
+            Pattern::Regex(_) => None,
+            Pattern::Glob(pattern) => Glob::parse(pattern).ok()?.last_names(),
+        }
+    }
+
+    /// What every text that matches starts with, as far as that is seen; may be empty.
+    #[must_use]
+    pub fn start(&self) -> String {
+        match self {
+            Pattern::Regex(_) => String::new(),
+            Pattern::Glob(pattern) => {
+                Glob::parse(pattern).map_or_else(|_| String::new(), |glob| glob.start())
+            }
         }
     }
 }

@@ -120,6 +120,59 @@ fn canonical_texts() {
             "proc.pid == 1 && proc.uid == 0",
         ),
         (
+            "file.path.glob('/etc/*.d/**')",
+            r#"file.path.glob("/etc/*.d/**")"#,
+        ),
+        (
+            r"file.path.glob(r'/tmp/\xff?')",
+            r#"file.path.glob("/tmp/\\xff?")"#,
+        ),
+        (
+            "file.path.glob('/etc/pass[w]d')",
+            r#"file.path == "/etc/passwd""#,
+        ),
+        (
+            "file.path.glob('/etc/{b,a,b}')",
+            r#"file.path in ["/etc/a", "/etc/b"]"#,
+        ),
+        (
+            "file.path.glob('/etc/**')",
+            r#"file.path.startsWith("/etc/")"#,
+        ),
+        (
+            "lists.shells.exists(s, proc.args.exists(a, a.glob(s)))",
+            r#"proc.args.exists(x, x == "bash") || proc.args.exists(x, x == "sh")"#,
+        ),
+        (
+            "['/a/*', '/b/?'].exists(g, file.path.lowerAscii().glob(g))",
+            r#"file.path.lowerAscii().glob("/a/*") || file.path.lowerAscii().glob("/b/?")"#,
+        ),
+        (
+            "'x' == proc.exe.name.lowerAscii().lowerAscii()",
+            r#"proc.exe.name.lowerAscii() == "x""#,
+        ),
+        (
+            "proc.exe.name.lowerAscii() in lists.shells",
+            r#"proc.exe.name.lowerAscii() in ["bash", "sh"]"#,
+        ),
+        (
+            "['SH'].exists(s, proc.exe.name.lowerAscii() != s.lowerAscii())",
+            r#"proc.exe.name.lowerAscii() != "sh""#,
+        ),
+        (
+            "proc.ancestors.exists(a, a.exe.name.lowerAscii().startsWith('ng'))",
+            r#"proc.ancestors.exists(x, x.exe.name.lowerAscii().startsWith("ng"))"#,
+        ),
+        (
+            "proc.args[0].lowerAscii().matches('(?i)ABC|[^A-Z]É')",
+            r#"proc.args[0].lowerAscii().matches("(?i)ABC|[^A-Z]É")"#,
+        ),
+        ("size(file.path.lowerAscii()) == 3", "size(file.path) == 3"),
+        (
+            "proc.exe.name.lowerAscii() == file.name.lowerAscii()",
+            "proc.exe.name.lowerAscii() == file.name.lowerAscii()",
+        ),
+        (
             "proc.cwd.matches('^/(tmp|var)/[0-9]+$')",
             r#"proc.cwd.matches("^/(tmp|var)/[0-9]+$")"#,
         ),
@@ -192,6 +245,73 @@ fn faults_have_a_place_and_a_remedy() {
             "proc.cwd.matches('(\\\\pL{50}){50}')",
             "the regular expression is too large",
         ),
+        (
+            "file.path.glob('/etc/[a')",
+            "1:16: the [ at character 6 is not closed",
+        ),
+        (
+            "file.path.glob('/etc/a**')",
+            "1:16: ** is a whole component",
+        ),
+        (
+            "proc.pid.glob('1*')",
+            "1:1: proc.pid is int: glob is for strings",
+        ),
+        (
+            "file.path.glob(proc.exe.path)",
+            "the argument of glob is proc.exe.path, but it has to be a string literal",
+        ),
+        ("file.path.glob()", "wrong number of arguments: glob"),
+        (
+            "file.path.globs('/x')",
+            "unknown member function globs (did you mean glob?)",
+        ),
+        ("kind.glob('{open,opne}')", "is no kind of event"),
+        (
+            "proc.exe.name.lowerAscii() == 'SH'",
+            "1:31: proc.exe.name.lowerAscii() has no upper-case letters, so \"SH\" with S in it never matches",
+        ),
+        (
+            "proc.exe.name.lowerAscii() != 'sH'",
+            "write it in lower case",
+        ),
+        (
+            "proc.exe.name.lowerAscii() in ['sh', 'Zsh']",
+            "1:31: proc.exe.name.lowerAscii() has no upper-case letters, so \"Zsh\"",
+        ),
+        (
+            "proc.cwd.lowerAscii().startsWith('/Users/')",
+            "1:34: proc.cwd.lowerAscii() has no upper-case letters",
+        ),
+        (
+            "proc.cwd.lowerAscii().matches('a|b(C)?')",
+            "1:31: proc.cwd.lowerAscii() has no upper-case letters, so a regular expression with C",
+        ),
+        (
+            "proc.cwd.lowerAscii().matches('[A-Z]')",
+            "so a regular expression with A",
+        ),
+        (
+            "proc.cwd.lowerAscii().glob('/{a,B}/*')",
+            "so a glob with B in it never matches",
+        ),
+        (
+            "proc.pid.lowerAscii() == 'a'",
+            "1:1: proc.pid is int: lowerAscii is for strings",
+        ),
+        (
+            "proc.cwd.lowerAscii('x') == 'a'",
+            "wrong number of arguments: lowerAscii()",
+        ),
+        (
+            "lowerAscii(proc.cwd) == 'a'",
+            "1:1: lowerAscii is a member function",
+        ),
+        (
+            "net.dst.ip.lowerAscii() == '::1'",
+            "net.dst.ip has no upper-case letters: take lowerAscii() out",
+        ),
+        ("has(proc.cwd.lowerAscii())", "not a predicate"),
         (
             "proc.exe.name in lists.shell",
             "unknown list lists.shell (did you mean shells?)",
@@ -310,6 +430,23 @@ fn texts_at_the_limits_are_taken() {
     assert!(
         again == predicate,
         "the canonical text of a long list differs"
+    );
+    let globs = (0..1000).map(|n| format!("/{n}/*")).collect();
+    let lists = Lists::from([("globs".to_owned(), Set::Str(globs))]);
+    let text = "lists.globs.exists(g, file.path.glob(g))";
+    let predicate = Predicate::parse(text, &lists).expect("fits");
+    let again = Predicate::parse_canonical(&predicate.to_string()).expect("parses");
+    assert!(
+        again == predicate,
+        "the canonical text of a long list differs"
+    );
+    let text = "lists.globs.exists(g, file.path.glob(g) && proc.uid == 0 && proc.gid == 0)";
+    let problems = Predicate::parse(text, &lists).expect_err("too much");
+    assert!(
+        problems[0]
+            .message
+            .contains("with its lists filled in, there are too many &&"),
+        "{problems:?}"
     );
     let larger: Vec<String> = (0..9000).map(|n| format!("name{n}")).collect();
     let lists = Lists::from([("larger".to_owned(), Set::Str(larger))]);

@@ -6,10 +6,13 @@ mod call;
 mod canonical;
 mod check;
 mod clause;
+mod condition;
 mod covers;
 mod each;
 mod exception;
+pub mod explain;
 pub mod file;
+pub mod glob;
 pub mod ir;
 pub mod limits;
 mod literal;
@@ -24,6 +27,7 @@ mod read;
 pub mod report;
 mod rule;
 mod source;
+mod text;
 pub mod time;
 
 pub use check::{Lists, UNFOLD_MAX};
@@ -31,8 +35,8 @@ pub use covers::covers;
 pub use file::{
     CheckedPolicy, Effect, Exception, FileCheck, Mode, Rate, Rule, check_file, check_files, loaded,
 };
+pub use explain::explain;
 pub use ir::Predicate;
-pub use literal::regex;
 pub use matcher::Matcher;
 pub use narrow::on_kind;
 pub use outcome::Verdict;

@@ -18,6 +18,8 @@ pub const CHAIN_MAX: usize = 32;
 pub const SIGNS_MAX: usize = 8;
 /// Most `&&` and `||` in a predicate.
 pub const LOGIC_MAX: usize = 256;
+/// Most `&&` and `||` of a canonical text, where lists are unfolded.
+pub const CANONICAL_LOGIC_MAX: usize = 2 * crate::check::UNFOLD_MAX;
 /// Most `?` in a predicate.
 pub const CHOICES_MAX: usize = 8;
 
@@ -45,6 +47,10 @@ pub fn check(text: &str, length_max: usize) -> Result<(), Problem> {
             ),
         ));
     }
+    let logic_max = match length_max {
+        CANONICAL_MAX => CANONICAL_LOGIC_MAX,
+        _ => LOGIC_MAX,
+    };
     let bytes = text.as_bytes();
     let mut levels = vec![Level::default()];
     let (mut signs, mut logic, mut choices) = (0, 0, 0);
@@ -106,8 +112,8 @@ pub fn check(text: &str, length_max: usize) -> Result<(), Problem> {
                 *level = Level::default();
                 // `&&` is two bytes, a lone `&` is refused by the parser.
                 logic += 1;
-                if logic > 2 * LOGIC_MAX {
-                    return refuse("there are too many && and || operators", LOGIC_MAX);
+                if logic > 2 * logic_max {
+                    return refuse("there are too many && and || operators", logic_max);
                 }
             }
             b'!' | b'-' if bytes.get(at) != Some(&b'=') => {

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use regex_automata::meta::Regex;
+use regex_automata::meta::{BuildError, Regex};
+use regex_syntax::hir::{Class, Hir, HirKind};
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::KINDS;
 
@@ -57,16 +58,8 @@ pub(crate) fn net(written: &str) -> Result<IpNet, String> {
 ///
 /// # Errors
 /// Why it is none, or that it is too large.
-pub fn regex(pattern: &str) -> Result<Regex, String> {
-    Regex::builder()
-        .configure(
-            Regex::config()
-                .nfa_size_limit(Some(REGEX_NFA_MAX))
-                .onepass_size_limit(Some(REGEX_NFA_MAX))
-                .hybrid_cache_capacity(REGEX_NFA_MAX),
-        )
-        .build(pattern)
-        .map_err(|error| {
+pub(crate) fn regex(pattern: &str) -> Result<Regex, String> {
+    build(pattern).map_err(|error| {
             if error.size_limit().is_some() {
                 return format!(
                     "the regular expression is too large: its automaton has more than {REGEX_NFA_MAX} bytes"
@@ -83,8 +76,75 @@ pub fn regex(pattern: &str) -> Result<Regex, String> {
         })
 }
 
-/// Refuses a literal that the field can never equal.
+/// Compiles within the limits.
+pub(crate) fn build(pattern: &str) -> Result<Regex, Box<BuildError>> {
+    Regex::builder()
+        .configure(
+            Regex::config()
+                .nfa_size_limit(Some(REGEX_NFA_MAX))
+                .onepass_size_limit(Some(REGEX_NFA_MAX))
+                .hybrid_cache_capacity(REGEX_NFA_MAX),
+        )
+        .build(pattern)
+        .map_err(Box::new)
+}
+
+/// An upper-case ASCII letter without which some part of the regular expression
+/// cannot match.
+pub(crate) fn regex_capital(pattern: &str) -> Option<char> {
+    // The pattern was compiled before.
+    capital_in(&regex_syntax::parse(pattern).ok()?)
+}
+
+fn capital_in(hir: &Hir) -> Option<char> {
+    let within = |first: char, last: char| {
+        (first.is_ascii_uppercase() && last.is_ascii_uppercase()).then_some(first)
+    };
+    match hir.kind() {
+        HirKind::Literal(literal) => {
+            let byte = literal.0.iter().find(|byte| byte.is_ascii_uppercase())?;
+            Some(char::from(*byte))
+        }
+        HirKind::Class(Class::Unicode(class)) => {
+            let ranges: Option<Vec<char>> = class
+                .iter()
+                .map(|range| within(range.start(), range.end()))
+                .collect();
+            ranges?.first().copied()
+        }
+        HirKind::Class(Class::Bytes(class)) => {
+            let ranges: Option<Vec<char>> = class
+                .iter()
+                .map(|range| within(range.start().into(), range.end().into()))
+                .collect();
+            ranges?.first().copied()
+        }
+        // The parser's descent was bounded, so this one is.
+        HirKind::Repetition(inner) => capital_in(&inner.sub),
+        HirKind::Capture(inner) => capital_in(&inner.sub),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().find_map(capital_in),
+        HirKind::Empty | HirKind::Look(_) => None,
+    }
+}
+
+/// Refuses upper-case letters where the other side has none.
+pub(crate) fn lowered(operand: &Operand, capital: Option<char>, what: &str) -> Result<(), String> {
+    match (operand, capital) {
+        (Operand::Lower(_), Some(capital)) => Err(format!(
+            "{operand} has no upper-case letters, so {what} with {capital} in it never matches: write it in lower case"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// An upper-case ASCII letter of a text.
+pub(crate) fn capital(text: &str) -> Option<char> {
+    text.chars().find(char::is_ascii_uppercase)
+}
+
+/// Refuses a literal that the operand can never equal.
 pub(crate) fn fits(operand: &Operand, literal: &str) -> Result<(), String> {
+    lowered(operand, capital(literal), &format!("{literal:?}"))?;
     match operand {
         Operand::Field(field @ (FieldId::NetSrcIp | FieldId::NetDstIp)) => {
             let name = field.info().name;

@@ -10,7 +10,6 @@ use sumun_proto::view::ancestor_value;
 use sumun_proto::{FieldId, Value, View};
 
 use crate::ir::{Compare, Expr, Operand, Predicate, Quantifier, Set, TextTest};
-use crate::literal;
 use crate::outcome::{Outcomes, Verdict};
 
 /// A compiled predicate. It is immutable and can be shared by threads.
@@ -32,7 +31,8 @@ enum Node {
     InTexts(Operand, HashSet<Box<str>>),
     InNumbers(Operand, HashSet<i64>),
     Text(TextTest, Operand, Box<str>),
-    Matches(Operand, Box<Regex>),
+    /// With the last components that a path has to have one of, if there are such.
+    Matches(Operand, Box<Regex>, Option<Box<[String]>>),
     InNet(FieldId, IpNet),
     ListHas(FieldId, Operand),
     Each(Quantifier, FieldId, Box<Node>),
@@ -88,8 +88,12 @@ impl Node {
             Expr::Text { test, value, text } => {
                 Node::Text(*test, value.clone(), text.as_str().into())
             }
-            Expr::Matches { value, pattern } => match literal::regex(pattern) {
-                Ok(regex) => Node::Matches(value.clone(), Box::new(regex)),
+            Expr::Matches { value, pattern } => match pattern.compile() {
+                Ok(regex) => Node::Matches(
+                    value.clone(),
+                    Box::new(regex),
+                    pattern.last_names().map(Vec::into_boxed_slice),
+                ),
                 // The checker compiled the same pattern with the same limits.
                 Err(_) => Node::Const(false),
             },
@@ -153,13 +157,25 @@ impl Node {
                     TextTest::Suffix => text.ends_with(&**literal),
                     TextTest::Contains => text.contains(&**literal),
                 }),
-                Value::Unknown if ends_in_another_name(*test, operand, literal, view) => {
+                Value::Unknown
+                    if *test == TextTest::Suffix
+                        && literal.rsplit_once('/').is_some_and(|(_, wanted)| {
+                            has_another_name(operand, &[wanted], view)
+                        }) =>
+                {
                     Outcomes::FALSE
                 }
                 other => missing(&other),
             },
-            Node::Matches(operand, regex) => match read(operand, view, item) {
+            Node::Matches(operand, regex, names) => match read(operand, view, item) {
                 Value::Str(text) => Outcomes::of(regex.is_match(&*text)),
+                Value::Unknown
+                    if names
+                        .as_ref()
+                        .is_some_and(|names| has_another_name(operand, names, view)) =>
+                {
+                    Outcomes::FALSE
+                }
                 other => missing(&other),
             },
             Node::InNet(field, net) => match view.ip(*field) {
@@ -233,17 +249,24 @@ fn over<'a>(
     }
 }
 
-/// A path that was cut at its start still has its last component: it does not
-/// end in `/name` if that is another one.
-fn ends_in_another_name(test: TextTest, operand: &Operand, suffix: &str, view: &View<'_>) -> bool {
-    let name = match operand {
+/// A path that was cut at its start still has its last component: true if that
+/// is none of these.
+fn has_another_name(operand: &Operand, names: &[impl AsRef<str>], view: &View<'_>) -> bool {
+    let (path, lowered) = match operand {
+        Operand::Lower(inner) => (&**inner, true),
+        other => (other, false),
+    };
+    let name = match path {
         Operand::Field(FieldId::ProcExePath) => FieldId::ProcExeName,
         Operand::Field(FieldId::ProcParentExePath) => FieldId::ProcParentExeName,
         Operand::Field(FieldId::FilePath) => FieldId::FileName,
         _ => return false,
     };
-    match (test, suffix.rsplit_once('/'), view.get(name)) {
-        (TextTest::Suffix, Some((_, wanted)), Value::Str(name)) => name != wanted,
+    match view.get(name) {
+        Value::Str(name) => {
+            let name = if lowered { lower(name) } else { name };
+            names.iter().all(|wanted| name != wanted.as_ref())
+        }
         _ => false,
     }
 }
@@ -270,6 +293,15 @@ fn compare(op: Compare, left: &Value<'_>, right: &Value<'_>) -> Outcomes {
     }
 }
 
+/// ASCII letters in lower case; copied only if there is an upper-case one.
+fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        text
+    }
+}
+
 fn read<'a>(operand: &'a Operand, view: &View<'a>, item: &'a Item<'_>) -> Value<'a> {
     match operand {
         Operand::Str(text) => Value::Str(Cow::Borrowed(text)),
@@ -285,6 +317,10 @@ fn read<'a>(operand: &'a Operand, view: &View<'a>, item: &'a Item<'_>) -> Value<
                 }
                 items.get(index).map_or(Value::Absent, Value::Str)
             }
+            other => other,
+        },
+        Operand::Lower(inner) => match read(inner, view, item) {
+            Value::Str(text) => Value::Str(lower(text)),
             other => other,
         },
         Operand::Length(inner) => match read(inner, view, item) {

@@ -12,6 +12,7 @@ use sumun_proto::catalogue::{KINDS, kind_name};
 use sumun_proto::v1::{Kind, Scope, ScopeRule, scope::Mode};
 
 use crate::file::CheckedPolicy;
+use crate::ir::Predicate;
 use crate::narrow::{narrow, reduce};
 
 /// Most clauses of one kind; a plan that would need more is widened. The
@@ -103,7 +104,11 @@ impl Plan {
         let kinds = KINDS
             .iter()
             .map(|(name, kind)| {
-                let (plan, widened) = KindPlan::build(policies, *kind);
+                let rules = policies.iter().flat_map(|policy| &policy.rules);
+                let asked = rules
+                    .filter(|rule| rule.kinds.contains(kind))
+                    .map(|rule| &rule.predicate);
+                let KindFilter { plan, widened, .. } = KindFilter::of(asked, *kind);
                 if widened {
                     let what = match plan {
                         KindPlan::All => "every record is sent",
@@ -129,23 +134,36 @@ impl Plan {
     }
 }
 
-impl KindPlan {
-    fn build(policies: &[CheckedPolicy], kind: Kind) -> (Self, bool) {
+/// The plan of a kind, and what is known of it.
+pub(crate) struct KindFilter {
+    pub(crate) plan: KindPlan,
+    /// There would have been more than [`CLAUSES_MAX`] clauses.
+    pub(crate) widened: bool,
+    /// Of the events whose fields the kernel can read, it lets through those that one of the
+    /// predicates matches, and no other. False means only "not seen".
+    pub(crate) exact: bool,
+}
+
+impl KindFilter {
+    /// The filter for predicates that are asked on a kind.
+    pub(crate) fn of<'a>(asked: impl IntoIterator<Item = &'a Predicate>, kind: Kind) -> Self {
+        let all = Self {
+            plan: KindPlan::All,
+            widened: false,
+            exact: false,
+        };
         if is_life(kind) {
-            return (KindPlan::All, false);
+            return all;
         }
         let mut clauses = Vec::new();
-        let mut widened = false;
-        let rules = policies
-            .iter()
-            .flat_map(|policy| &policy.rules)
-            .filter(|rule| rule.kinds.contains(&kind));
-        for rule in rules {
+        let (mut widened, mut exact) = (false, true);
+        for predicate in asked {
             if is_unfiltered(kind) {
-                return (KindPlan::All, false);
+                return all;
             }
-            let narrowed = narrow(&rule.predicate, kind);
+            let narrowed = narrow(predicate, kind);
             widened |= narrowed.widened;
+            exact &= narrowed.exact;
             clauses.extend(narrowed.clauses);
         }
         let (clauses, reduced) = reduce(clauses);
@@ -157,7 +175,11 @@ impl KindPlan {
         } else {
             KindPlan::Clauses(clauses)
         };
-        (plan, widened)
+        Self {
+            plan,
+            widened,
+            exact: exact && !widened,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use sumun_proto::v1::{Kind, Severity};
 use toml::de::DeTable;
 
 use crate::check::Lists;
+use crate::condition::beyond_the_kernel;
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, on_kind};
@@ -231,8 +232,15 @@ impl Reader<'_> {
             );
             return None;
         };
-        let predicate = match Predicate::parse(text, lists) {
-            Ok(predicate) => predicate,
+        let predicate = match Predicate::parse_with_warnings(text, lists) {
+            Ok((predicate, warnings)) => {
+                for problem in warnings {
+                    let offset = self.source.within(value.span(), text, problem.offset);
+                    self.warnings
+                        .push(Problem::at(self.source.text, offset, problem.message));
+                }
+                predicate
+            }
             Err(problems) => {
                 for problem in problems {
                     let offset = self.source.within(value.span(), text, problem.offset);
@@ -289,10 +297,18 @@ impl Reader<'_> {
     /// Warns of kinds of which everything goes to user space.
     fn cost(&mut self, offset: usize, predicate: &Predicate, kinds: &[Kind]) {
         for kind in kinds {
+            let name = kind_name(*kind);
+            let narrowed = narrow(predicate, *kind);
+            if narrowed.clauses.is_empty() {
+                self.warnings.push(Problem::at(
+                    self.source.text,
+                    offset,
+                    format!("the rule can never match on {name}: take the kind out"),
+                ));
+            }
             if is_life(*kind) {
                 continue;
             }
-            let name = kind_name(*kind);
             if is_unfiltered(*kind) {
                 self.warnings.push(Problem::at(
                     self.source.text,
@@ -301,28 +317,24 @@ impl Reader<'_> {
                 ));
                 continue;
             }
-            let narrowed = narrow(predicate, *kind);
-            if narrowed.clauses.is_empty() {
-                self.warnings.push(Problem::at(
-                    self.source.text,
-                    offset,
-                    format!("the rule can never match on {name}: take the kind out"),
-                ));
-            } else if narrowed.clauses.iter().any(Clause::is_everything) {
+            if narrowed.clauses.iter().any(Clause::is_everything) {
                 let judged = match kind {
                     Kind::Connect | Kind::Accept => {
                         "net.src.port and net.dst.port compared with numbers, addresses by == or cidr(…)"
                     }
                     _ => {
-                        "file.path by ==, in or startsWith, file.access.*, file.create, file.trunc"
+                        "file.path by ==, in, startsWith or what a glob starts with, file.access.*, file.create, file.trunc"
                     }
                 };
+                let beyond = predicate.conjuncts().iter().find_map(beyond_the_kernel);
                 let why = if *predicate == Predicate::everything() {
-                    "the rule has no condition"
+                    "the rule has no condition".to_owned()
                 } else if narrowed.widened {
-                    "the condition has too many alternatives for the kernel"
+                    "the condition has too many alternatives for the kernel".to_owned()
+                } else if let Some(why) = beyond {
+                    why
                 } else {
-                    "no condition that always applies is one the kernel can judge"
+                    "no condition that always applies is one the kernel can judge".to_owned()
                 };
                 self.warnings.push(Problem::at(
                     self.source.text,

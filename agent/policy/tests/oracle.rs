@@ -4,19 +4,58 @@
 #[path = "common/mod.rs"]
 mod common;
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::sync::Arc;
 
 use cel::extractors::This;
 use cel::{Context, Program, Value as Cel};
 use common::{Case, Dice, KINDS};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use sumun_policy::{Lists, Matcher, Predicate, Verdict};
 use sumun_proto::view::ancestor_value;
 use sumun_proto::{FIELDS, FieldId, FieldType, Value, View};
 
+/// The functions of predicates that CEL does not have.
+fn functions() -> Context<'static, 'static> {
+    let mut context = Context::default();
+    context
+        .add_function("cidr", |net: Arc<String>| net)
+        .expect("cidr is free");
+    context
+        .add_function(
+            "containsIP",
+            |This(net): This<Arc<String>>, address: Arc<String>| -> bool {
+                let net: ipnet::IpNet = net.parse().expect("a network");
+                net.contains(&address.parse::<std::net::IpAddr>().expect("an address"))
+            },
+        )
+        .expect("containsIP is free");
+    context
+        .add_function("lowerAscii", |This(text): This<Arc<String>>| -> String {
+            text.to_ascii_lowercase()
+        })
+        .expect("lowerAscii is free");
+    context
+        .add_function(
+            "glob",
+            |This(text): This<Arc<String>>, glob: Arc<String>| -> bool {
+                common::glob_matches(&glob, &text)
+            },
+        )
+        .expect("glob is free");
+    context
+        .add_function("timestamp", |text: Arc<String>| -> i64 {
+            sumun_policy::time::parse(&text).expect("a time")
+        })
+        .expect("timestamp is free");
+    context
+}
+
 /// The event as CEL sees it: nested maps, absent fields left out.
-fn context(view: &View<'_>) -> Context<'static, 'static> {
+fn event<'a>(functions: &'a Context<'_, 'static>, view: &View<'_>) -> Context<'a, 'static> {
     let mut root = Tree::default();
     for field in FIELDS {
         if field.ty == FieldType::ImageList {
@@ -35,30 +74,13 @@ fn context(view: &View<'_>) -> Context<'static, 'static> {
             root.put(field.name, cel_value(view.get(field.id)));
         }
     }
-    let mut context = Context::default();
+    let mut context = functions.new_inner_scope();
     for (name, tree) in root.branches {
         context.add_variable_from_value(name, tree.value());
     }
     for (name, value) in root.leaves {
         context.add_variable_from_value(name, value);
     }
-    context
-        .add_function("cidr", |net: Arc<String>| net)
-        .expect("cidr is free");
-    context
-        .add_function(
-            "containsIP",
-            |This(net): This<Arc<String>>, address: Arc<String>| -> bool {
-                let net: ipnet::IpNet = net.parse().expect("a network");
-                net.contains(&address.parse::<std::net::IpAddr>().expect("an address"))
-            },
-        )
-        .expect("containsIP is free");
-    context
-        .add_function("timestamp", |text: Arc<String>| -> i64 {
-            sumun_policy::time::parse(&text).expect("a time")
-        })
-        .expect("timestamp is free");
     context
 }
 
@@ -113,21 +135,73 @@ fn cel_value(value: Value<'_>) -> Option<Cel> {
     })
 }
 
-fn oracle(program: &Program, case: &Case) -> bool {
-    matches!(program.execute(&context(&case.view())), Ok(Cel::Bool(true)))
+fn oracle(program: &Program, context: &Context<'_, '_>) -> bool {
+    matches!(program.execute(context), Ok(Cel::Bool(true)))
 }
 
-const EVENTS: usize = 6;
+/// Predicates of each test.
+const PREDICATES: u32 = 3600;
+/// Events for each predicate.
+const EVENTS: usize = 32;
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: PREDICATES,
+        max_shrink_iters: 1000,
+        max_global_rejects: 10 * PREDICATES,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
 
-    /// 3,000 predicates on 6 events each, as written and in canonical form.
-    #[test]
-    fn matcher_and_interpreter_agree(
-        shape in proptest::collection::vec(any::<u8>(), 0..120),
-        events in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 60), EVENTS),
-    ) {
+/// What was compared, so that a test which compares too little fails.
+#[derive(Default)]
+struct Counts {
+    cases: Cell<u64>,
+    matched: Cell<u64>,
+    of_globs: Cell<u64>,
+    of_lower_case: Cell<u64>,
+}
+
+impl Counts {
+    fn add(&self, text: &str, matched: bool) {
+        let one = |count: &Cell<u64>, yes: bool| count.set(count.get() + u64::from(yes));
+        one(&self.cases, true);
+        one(&self.matched, matched);
+        one(&self.of_globs, text.contains(".glob("));
+        one(&self.of_lower_case, text.contains(".lowerAscii()"));
+    }
+
+    /// Prints the counts where they are seen also when the test passes.
+    fn told(&self, what: &str) {
+        let Counts {
+            cases,
+            matched,
+            of_globs,
+            of_lower_case,
+        } = self;
+        let (cases, matched) = (cases.get(), matched.get());
+        let (globs, lower) = (of_globs.get(), of_lower_case.get());
+        let _ = writeln!(
+            std::io::stderr(),
+            "{what}: {cases} cases, {matched} of them true, {globs} with a glob, {lower} in lower case"
+        );
+        assert!(cases >= 100_000, "{cases} cases");
+        for count in [matched, cases - matched, globs, lower] {
+            assert!(count > cases / 20, "{count} of {cases}");
+        }
+    }
+}
+
+/// 3,600 predicates on 32 events each, as written and in canonical form.
+#[test]
+fn matcher_and_interpreter_agree() {
+    let counts = Counts::default();
+    let functions = functions();
+    let shapes = proptest::collection::vec(any::<u8>(), 0..120);
+    let bytes = proptest::collection::vec(any::<u8>(), 60);
+    let events = proptest::collection::vec(bytes, EVENTS);
+    let run = TestRunner::new(config()).run(&(shapes, events), |(shape, events)| {
         let text = common::predicate(&mut Dice::new(&shape), 3);
         let predicate = match Predicate::parse(&text, &Lists::new()) {
             Ok(predicate) => predicate,
@@ -149,37 +223,60 @@ proptest! {
             }
             let verdict = matcher.matches(&case.view());
             prop_assert_ne!(verdict, Verdict::Undecided);
-            let expected = oracle(&written, &case);
-            prop_assert_eq!(verdict == Verdict::Match, expected, "{} on {:?}", text, case);
-            prop_assert_eq!(oracle(&normal, &case), expected, "{} on {:?}", canonical, case);
+            let context = event(&functions, &case.view());
+            let expected = oracle(&written, &context);
+            prop_assert_eq!(
+                verdict == Verdict::Match,
+                expected,
+                "{} on {:?}",
+                text,
+                case
+            );
+            prop_assert_eq!(
+                oracle(&normal, &context),
+                expected,
+                "{} on {:?}",
+                canonical,
+                case
+            );
+            counts.add(&text, expected);
         }
-    }
+        Ok(())
+    });
+    common::passed(run);
+    counts.told("matcher against interpreter");
+}
 
-    /// An unknown value stands for every value: what is decided with it
-    /// stays so whatever it turns out to be.
-    #[test]
-    fn what_is_decided_does_not_depend_on_the_unknown(
-        shape in proptest::collection::vec(any::<u8>(), 0..120),
-        event in proptest::collection::vec(any::<u8>(), 60),
-        filling in proptest::collection::vec(any::<u8>(), 60),
-    ) {
+/// An unknown value stands for every value: what is decided with it
+/// stays so whatever it turns out to be.
+#[test]
+fn what_is_decided_does_not_depend_on_the_unknown() {
+    let counts = Counts::default();
+    let shapes = proptest::collection::vec(any::<u8>(), 0..120);
+    let bytes = || proptest::collection::vec(any::<u8>(), 60);
+    let events = proptest::collection::vec((bytes(), bytes()), EVENTS);
+    let run = TestRunner::new(config()).run(&(shapes, events), |(shape, events)| {
         let text = common::predicate(&mut Dice::new(&shape), 3);
-        if text.contains("flaws") {
-            // The lists of flaws are known, and change when the unknown is filled.
-            return Ok(());
-        }
+        // The lists of flaws are known, and change when the unknown is filled.
+        prop_assume!(!text.contains("flaws"));
         let predicate = Predicate::parse(&text, &Lists::new()).expect("well-typed");
         let matcher = Matcher::compile(&predicate);
-        let mut dice = Dice::new(&event);
-        let kind = dice.pick(KINDS);
-        let case = common::event(&mut dice, kind, true);
-        let verdict = matcher.matches(&case.view());
-        let filled = fill(case.clone(), &mut Dice::new(&filling));
-        let known = matcher.matches(&filled.view());
-        if verdict != Verdict::Undecided {
-            prop_assert_eq!(known, verdict, "{} on {:?} filled {:?}", text, case, filled);
+        for (event, filling) in &events {
+            let mut dice = Dice::new(event);
+            let kind = dice.pick(KINDS);
+            let case = common::event(&mut dice, kind, true);
+            let verdict = matcher.matches(&case.view());
+            let filled = fill(case.clone(), &mut Dice::new(filling));
+            let known = matcher.matches(&filled.view());
+            if verdict != Verdict::Undecided {
+                prop_assert_eq!(known, verdict, "{} on {:?} filled {:?}", text, case, filled);
+            }
+            counts.add(&text, known == Verdict::Match);
         }
-    }
+        Ok(())
+    });
+    common::passed(run);
+    counts.told("unknown against filled");
 }
 
 /// The event with everything unknown replaced by something known.

@@ -1,7 +1,8 @@
-//! What the columns' own operators cannot say, row by row: regexes, networks,
+//! What the columns' own operators cannot say, row by row: patterns, networks, lower case,
 //! lengths and everything about lists. The meaning is that of
 //! [`sumun_policy::ir`], with NULL for both error and unknown.
 
+use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::ops::Range;
@@ -19,11 +20,11 @@ use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
 use regex_automata::meta::Regex;
-use sumun_policy::ir::{Expr, Operand, Quantifier, Set, TextTest};
+use sumun_policy::ir::{Expr, Operand, Pattern, Quantifier, Set, TextTest};
 use sumun_proto::{FieldId, FieldType, text};
 
 use crate::family::{Family, unknown_bit};
-use crate::scan::name_in;
+use crate::scan::name_of;
 
 /// A part of a predicate as a function of columns: `sumun_judge(columns…)`.
 #[derive(Clone, Debug)]
@@ -31,8 +32,8 @@ pub(crate) struct Judge {
     expr: Expr,
     /// The arguments, in order.
     columns: Vec<Argument>,
-    /// By pattern.
-    regexes: Arc<Vec<(String, Regex)>>,
+    /// Compiled, by pattern.
+    regexes: Arc<Vec<(Pattern, Regex)>>,
     signature: Signature,
 }
 
@@ -89,7 +90,7 @@ impl Judge {
         }
         let mut regexes = Vec::new();
         for pattern in patterns {
-            let regex = sumun_policy::regex(&pattern)?;
+            let regex = pattern.compile()?;
             regexes.push((pattern, regex));
         }
         Ok(Judge {
@@ -150,10 +151,27 @@ impl ScalarUDFImpl for Judge {
     }
 }
 
-fn collect(expr: &Expr, fields: &mut Vec<FieldId>, patterns: &mut Vec<String>) {
+/// A text without its `lowerAscii()`, and whether it had one.
+fn lowered(operand: &Operand) -> (&Operand, bool) {
+    match operand {
+        Operand::Lower(inner) => (inner, true),
+        other => (other, false),
+    }
+}
+
+/// ASCII letters in lower case; copied only if there is an upper-case one.
+fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        text
+    }
+}
+
+fn collect(expr: &Expr, fields: &mut Vec<FieldId>, patterns: &mut Vec<Pattern>) {
     let operand = |operand: &Operand, fields: &mut Vec<FieldId>| {
         let mut at = operand;
-        while let Operand::Length(inner) = at {
+        while let Operand::Length(inner) | Operand::Lower(inner) = at {
             at = inner;
         }
         match at {
@@ -173,13 +191,20 @@ fn collect(expr: &Expr, fields: &mut Vec<FieldId>, patterns: &mut Vec<String>) {
         Expr::Not(inner) => collect(inner, fields, patterns),
         Expr::Text { value, text, .. } => {
             operand(value, fields);
-            if let Operand::Field(path) = value {
-                fields.extend(name_in(*path, text).map(|(name, _)| name));
+            if let (Operand::Field(path), _) = lowered(value)
+                && text.contains('/')
+            {
+                fields.extend(name_of(*path));
             }
         }
         Expr::Bool(value) | Expr::Has(value) | Expr::In { value, .. } => operand(value, fields),
         Expr::Matches { value, pattern } => {
             operand(value, fields);
+            if let (Operand::Field(path), _) = lowered(value)
+                && pattern.last_names().is_some()
+            {
+                fields.extend(name_of(*path));
+            }
             patterns.push(pattern.clone());
         }
         Expr::Compare { left, right, .. } => {
@@ -221,12 +246,18 @@ impl<'a> Typed<'a> {
 }
 
 /// A value that is neither absent nor unknown.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Val<'a> {
     Bool(bool),
     /// An integer or a time.
     Int(i64),
-    Str(&'a str),
+    Str(Cow<'a, str>),
+}
+
+impl<'a> Val<'a> {
+    fn text(text: &'a str) -> Self {
+        Val::Str(Cow::Borrowed(text))
+    }
 }
 
 /// The item of the enclosing `Each`.
@@ -303,18 +334,22 @@ impl<'a> Row<'a> {
             Typed::Bool(array) => array.is_valid(row).then(|| Val::Bool(array.value(row))),
             Typed::Int(array) => array.is_valid(row).then(|| Val::Int(array.value(row))),
             Typed::Time(array) => array.is_valid(row).then(|| Val::Int(array.value(row))),
-            Typed::Str(array) => array.is_valid(row).then(|| Val::Str(array.value(row))),
+            Typed::Str(array) => array.is_valid(row).then(|| Val::text(array.value(row))),
             Typed::List(_) => None,
         }
     }
 
     fn value<'v>(&'v self, operand: &'v Operand, item: &Item<'v>) -> Option<Val<'v>> {
         Some(match operand {
-            Operand::Str(text) => Val::Str(text),
+            Operand::Str(text) => Val::text(text),
             Operand::Int(value) | Operand::Time(value) => Val::Int(*value),
             Operand::Bool(value) => Val::Bool(*value),
             Operand::Field(id) => self.field(*id)?,
-            Operand::Index { list, index } => Val::Str(self.texts(*list)?.get(*index as usize)?),
+            Operand::Index { list, index } => Val::text(self.texts(*list)?.get(*index as usize)?),
+            Operand::Lower(inner) => match self.value(inner, item)? {
+                Val::Str(text) => Val::Str(lower(text)),
+                _ => return None,
+            },
             Operand::Length(inner) => match self.value(inner, item)? {
                 Val::Str(text) => Val::Int(i64::try_from(text.chars().count()).ok()?),
                 _ => return None,
@@ -327,7 +362,7 @@ impl<'a> Row<'a> {
                 Val::Int(i64::try_from(texts.range.len()).ok()?)
             }
             Operand::Element => match item {
-                Item::Text(text) => Val::Str((*text)?),
+                Item::Text(text) => Val::text((*text)?),
                 _ => return None,
             },
             Operand::Ancestor(id) => {
@@ -343,8 +378,8 @@ impl<'a> Row<'a> {
                 match id {
                     FieldId::ProcPid => Val::Int((*pid)?),
                     FieldId::ProcExecId => Val::Int((*exec_id)?),
-                    FieldId::ProcExePath if *unknown == 0 => Val::Str((*path)?),
-                    FieldId::ProcExeName if *unknown < 2 => Val::Str(text::file_name((*path)?)),
+                    FieldId::ProcExePath if *unknown == 0 => Val::text((*path)?),
+                    FieldId::ProcExeName if *unknown < 2 => Val::text(text::file_name((*path)?)),
                     _ => return None,
                 }
             }
@@ -369,7 +404,7 @@ impl<'a> Row<'a> {
             }
             Expr::In { value, set } => match (self.value(value, item)?, set) {
                 (Val::Str(text), Set::Str(set)) => Some(
-                    set.binary_search_by(|known| known.as_str().cmp(text))
+                    set.binary_search_by(|known| known.as_str().cmp(&text))
                         .is_ok(),
                 ),
                 (Val::Int(number), Set::Int(set)) => Some(set.binary_search(&number).is_ok()),
@@ -379,7 +414,11 @@ impl<'a> Row<'a> {
                 let value = match self.value(value, item) {
                     Some(Val::Str(value)) => value,
                     Some(_) => return None,
-                    None => return self.ends_in_another(*test, value, text),
+                    None if *test == TextTest::Suffix => {
+                        let (_, wanted) = text.rsplit_once('/')?;
+                        return self.has_another_name(value, &[wanted]);
+                    }
+                    None => return None,
                 };
                 Some(match test {
                     TextTest::Prefix => value.starts_with(text.as_str()),
@@ -390,9 +429,10 @@ impl<'a> Row<'a> {
             Expr::Matches { value, pattern } => {
                 let regexes = &self.judge.regexes;
                 let (_, regex) = regexes.iter().find(|(known, _)| known == pattern)?;
-                match self.value(value, item)? {
-                    Val::Str(value) => Some(regex.is_match(value)),
-                    _ => None,
+                match self.value(value, item) {
+                    Some(Val::Str(value)) => Some(regex.is_match(&*value)),
+                    Some(_) => None,
+                    None => self.has_another_name(value, &pattern.last_names()?),
                 }
             }
             Expr::InNet { field, net } => match self.field(*field)? {
@@ -404,7 +444,7 @@ impl<'a> Row<'a> {
                 let Val::Str(value) = self.value(value, item)? else {
                     return None;
                 };
-                let found = (0..texts.known).any(|at| texts.get(at) == Some(value));
+                let found = (0..texts.known).any(|at| texts.get(at) == Some(&*value));
                 (found || !texts.cut).then_some(found)
             }
             Expr::Each {
@@ -426,13 +466,20 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// False for a suffix that asks for another last component than an unknown path has.
-    fn ends_in_another(&self, test: TextTest, operand: &Operand, suffix: &str) -> Option<bool> {
-        let (TextTest::Suffix, Operand::Field(path)) = (test, operand) else {
+    /// False for an unknown path whose last component, which it still has, is none of these.
+    fn has_another_name(&self, operand: &Operand, names: &[impl AsRef<str>]) -> Option<bool> {
+        let (Operand::Field(path), in_lower_case) = lowered(operand) else {
             return None;
         };
-        let (name, wanted) = name_in(*path, suffix)?;
-        let other = self.unknown(*path) && self.field(name)? != Val::Str(wanted);
+        let name = name_of(*path)?;
+        if !self.unknown(*path) {
+            return None;
+        }
+        let Val::Str(name) = self.field(name)? else {
+            return None;
+        };
+        let name = if in_lower_case { lower(name) } else { name };
+        let other = names.iter().all(|wanted| name != wanted.as_ref());
         other.then_some(false)
     }
 

@@ -73,15 +73,19 @@ pub fn exact(expr: &Expr, family: Family) -> Result<Scan> {
     })
 }
 
-/// The field of a path's last component and the one that a suffix asks for,
-/// where it asks for a whole one: a path that was cut at its start still has it.
-pub(crate) fn name_in(path: FieldId, suffix: &str) -> Option<(FieldId, &str)> {
-    let name = match path {
-        FieldId::ProcExePath => FieldId::ProcExeName,
-        FieldId::ProcParentExePath => FieldId::ProcParentExeName,
-        FieldId::FilePath => FieldId::FileName,
-        _ => return None,
-    };
+/// The field of a path's last component: a path that was cut at its start still has it.
+pub(crate) fn name_of(path: FieldId) -> Option<FieldId> {
+    match path {
+        FieldId::ProcExePath => Some(FieldId::ProcExeName),
+        FieldId::ProcParentExePath => Some(FieldId::ProcParentExeName),
+        FieldId::FilePath => Some(FieldId::FileName),
+        _ => None,
+    }
+}
+
+/// That field and the last component that a suffix asks for, where it asks for a whole one.
+fn name_in(path: FieldId, suffix: &str) -> Option<(FieldId, &str)> {
+    let name = name_of(path)?;
     let (_, wanted) = suffix.rsplit_once('/')?;
     Some((name, wanted))
 }
@@ -100,8 +104,22 @@ fn ends_in(expr: &Expr, path: FieldId, suffix: &str, family: Family) -> Result<S
         .map_err(Error::scan("plan"))
 }
 
-/// A conjunct without the guards against unknown values, where it has any.
+/// What a conjunct allows of its column, without the guards against unknown values.
 fn hint(expr: &Expr, family: Family) -> Option<Scan> {
+    if let Expr::Matches {
+        value: value @ Operand::Field(id),
+        pattern,
+    } = expr
+        && family.has(*id)
+    {
+        // What a glob starts with tells which pages can hold it.
+        let start = Expr::Text {
+            test: TextTest::Prefix,
+            value: value.clone(),
+            text: Some(pattern.start()).filter(|start| !start.is_empty())?,
+        };
+        return plain(&start, &|id| bare(id, family));
+    }
     let (Expr::Compare {
         left: Operand::Field(id),
         ..
@@ -384,7 +402,7 @@ impl Place {
             Operand::Field(id) | Operand::Count(id) | Operand::Index { list: id, .. } => {
                 !self.present(*id)
             }
-            Operand::Length(inner) => self.missing(inner),
+            Operand::Length(inner) | Operand::Lower(inner) => self.missing(inner),
             _ => false,
         }
     }

@@ -2,6 +2,7 @@
 //! a failing case shrinks.
 #![allow(dead_code, reason = "each test uses its part")]
 
+use proptest::test_runner::TestError;
 use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
@@ -49,8 +50,11 @@ pub(crate) const PATHS: &[&str] = &[
     "/usr/sbin/sh",
     "/한/글",
     "/",
+    "/Tmp/Bin/SH",
+    "/etc/cron.d/a",
+    "/usr/lib/x/sh",
 ];
-const NAMES: &[&str] = &["sh", "bash", "passwd", "글", "", "\\xff\\\\b", "a"];
+const NAMES: &[&str] = &["sh", "bash", "passwd", "글", "", "\\xff\\\\b", "a", "SH"];
 const PARTS: &[&str] = &[
     "/etc/",
     "/tmp/",
@@ -67,8 +71,32 @@ const PARTS: &[&str] = &[
     "/bash",
     "-c",
     "ss",
+    "SH",
+    "/Bin",
 ];
-const ARGS: &[&str] = &["-c", "sh", "/tmp/a", "", "\\xff"];
+const ARGS: &[&str] = &["-c", "sh", "/tmp/a", "", "\\xff", "-C"];
+/// Components of globs.
+const GLOBS: &[&str] = &[
+    "**",
+    "*",
+    "",
+    "etc",
+    "tmp",
+    "?in",
+    "[a-t]*",
+    "[!e]*",
+    "{sh,bash,SH}",
+    "{usr/,}bin",
+    "*[hw]d",
+    "\\x*",
+    "?",
+    "[^a-y]",
+    "T?p",
+    "*.d",
+    "sh",
+    "글",
+    "[-A-Z]*",
+];
 const ADDRESSES: &[&[u8]] = &[
     &[10, 0, 0, 1],
     &[192, 168, 1, 2],
@@ -142,6 +170,15 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind::Connect,
     Kind::Accept,
 ];
+
+/// Fails with what was found, without the bytes that it was made from.
+pub(crate) fn passed<T: std::fmt::Debug>(run: Result<(), TestError<T>>) {
+    match run {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, _)) => panic!("{reason}"),
+        Err(TestError::Abort(reason)) => panic!("given up: {reason}"),
+    }
+}
 
 /// A batch with one event.
 #[derive(Clone, Debug)]
@@ -244,7 +281,9 @@ fn flaws(dice: &mut Dice<'_>, unknowns: bool) -> u32 {
 }
 
 fn file(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> File {
-    let object = !dice.chance(3);
+    // A rename or unlink is told by name alone.
+    let opened = matches!(kind, Kind::Open | Kind::CloseWrite);
+    let object = !dice.chance(3) && opened;
     let mut flags = 0;
     for bit in [
         ACCESS_READ,
@@ -330,11 +369,16 @@ pub(crate) fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
 }
 
 fn atom(dice: &mut Dice<'_>) -> String {
-    match dice.roll(14) {
+    match dice.roll(16) {
         0 | 1 => text_test(dice, TEXTS),
         2 => {
             let field = dice.pick(TEXTS);
-            format!("{field} in {}", texts(dice, field))
+            let (field, lowered) = perhaps_lowered(dice, field);
+            format!("{field} in {}", cased(texts(dice, &field), lowered))
+        }
+        14 | 15 => {
+            let field = dice.pick(TEXTS);
+            glob_test(dice, field)
         }
         3 => number_test(dice, INTS),
         4 => {
@@ -397,29 +441,169 @@ fn atom(dice: &mut Dice<'_>) -> String {
                 "time >= timestamp('2026-01-01T00:00:00Z')",
                 "proc.parent.exe.name < proc.exe.name",
                 "file.create == file.trunc",
+                "proc.exe.name.lowerAscii() == file.name.lowerAscii()",
+                "proc.args[0].lowerAscii() != proc.exe.path",
+                "proc.parent.exe.name.lowerAscii() < 'm'",
+                "size(file.path.lowerAscii()) > 6",
+                "proc.exe.name.lowerAscii() in proc.args",
                 "true",
                 "false",
                 "1 < 2",
             ])
             .to_owned(),
         _ => {
-            let pattern = dice.pick(&["^/(etc|tmp)/", "s.*h$", "", "[0-9]", "글"]);
-            format!(
-                "{}.matches('{pattern}')",
-                dice.pick(&["file.path", "proc.exe.path", "proc.cwd"])
-            )
+            let pattern = dice.pick(&["^/(etc|tmp)/", "s.*h$", "", "[0-9]", "글", "(?i)bin/S"]);
+            let field = dice.pick(&["file.path", "proc.exe.path", "proc.cwd"]);
+            let (field, lowered) = perhaps_lowered(dice, field);
+            format!("{field}.matches('{}')", cased(pattern.to_owned(), lowered))
         }
     }
 }
 
 fn text_test(dice: &mut Dice<'_>, fields: &[&str]) -> String {
     let field = dice.pick(fields);
-    match dice.roll(6) {
-        0 => format!("{field} == {}", fitting(dice, field)),
-        1 => format!("{field} != {}", fitting(dice, field)),
-        2 | 3 => format!("{field}.startsWith({})", literal(dice.pick(PARTS))),
-        4 => format!("{field}.endsWith({})", literal(dice.pick(PARTS))),
-        _ => format!("{field}.contains({})", literal(dice.pick(PARTS))),
+    let (value, lowered) = perhaps_lowered(dice, field);
+    let test = match dice.roll(7) {
+        0 => format!(" == {}", fitting(dice, field)),
+        1 => format!(" != {}", fitting(dice, field)),
+        2 | 3 => format!(".startsWith({})", literal(dice.pick(PARTS))),
+        4 => format!(".endsWith({})", literal(dice.pick(PARTS))),
+        5 => return glob_test(dice, field),
+        _ => format!(".contains({})", literal(dice.pick(PARTS))),
+    };
+    match lowered {
+        // The functions' own names have upper-case letters.
+        true => match test.split_once('(') {
+            Some((function, literal)) => {
+                format!("{value}{function}({}", literal.to_ascii_lowercase())
+            }
+            None => value + &test.to_ascii_lowercase(),
+        },
+        false => value + &test,
+    }
+}
+
+fn glob_test(dice: &mut Dice<'_>, field: &str) -> String {
+    // A kind is compared with kinds only.
+    let field = if field == "kind" { "proc.cwd" } else { field };
+    let (value, lowered) = perhaps_lowered(dice, field);
+    let glob = cased(literal(&glob(dice)), lowered);
+    format!("{value}.glob({glob})")
+}
+
+fn glob(dice: &mut Dice<'_>) -> String {
+    let components: Vec<&str> = (0..1 + dice.roll(3)).map(|_| dice.pick(GLOBS)).collect();
+    let root = if dice.chance(10) { "/" } else { "" };
+    root.to_owned() + &components.join("/")
+}
+
+/// The field, at times in lower case; and whether it is.
+fn perhaps_lowered(dice: &mut Dice<'_>, field: &str) -> (String, bool) {
+    let lowered = field != "kind" && dice.chance(4);
+    (
+        match lowered {
+            true => format!("{field}.lowerAscii()"),
+            false => field.to_owned(),
+        },
+        lowered,
+    )
+}
+
+/// What a text in lower case is compared with has no upper-case letters either.
+fn cased(text: String, lowered: bool) -> String {
+    match lowered {
+        true => text.to_ascii_lowercase(),
+        false => text,
+    }
+}
+
+/// Whether a glob matches, read off its definition: braces first, then one character after
+/// the other. The crate goes by way of a regular expression.
+pub(crate) fn glob_matches(glob: &str, text: &str) -> bool {
+    let text: Vec<char> = text.chars().collect();
+    expanded(&glob.chars().collect::<Vec<_>>())
+        .iter()
+        .any(|glob| stands_for(glob, &text, true))
+}
+
+/// Index behind the class that opens at the start of this.
+fn class_length(glob: &[char]) -> usize {
+    let start = if matches!(glob.get(1), Some('!' | '^')) {
+        3
+    } else {
+        2
+    };
+    let close = glob[start..].iter().position(|c| *c == ']');
+    start + close.expect("classes are closed") + 1
+}
+
+fn expanded(glob: &[char]) -> Vec<Vec<char>> {
+    let mut at = 0;
+    while at < glob.len() && glob[at] != '{' {
+        at += if glob[at] == '[' {
+            class_length(&glob[at..])
+        } else {
+            1
+        };
+    }
+    if at == glob.len() {
+        return vec![glob.to_vec()];
+    }
+    let (mut choices, mut end) = (vec![Vec::new()], at + 1);
+    while glob[end] != '}' {
+        match glob[end] {
+            ',' => choices.push(Vec::new()),
+            other => choices.last_mut().expect("there is one").push(other),
+        }
+        end += 1;
+    }
+    choices
+        .into_iter()
+        .flat_map(|choice| expanded(&[&glob[..at], &choice, &glob[end + 1..]].concat()))
+        .collect()
+}
+
+fn stands_for(glob: &[char], text: &[char], at_start: bool) -> bool {
+    match glob {
+        [] => text.is_empty(),
+        ['*', '*'] if at_start => true,
+        ['*', '*', '/', rest @ ..] if at_start => {
+            stands_for(rest, text, true)
+                || (0..text.len())
+                    .any(|at| text[at] == '/' && stands_for(rest, &text[at + 1..], true))
+        }
+        ['*', rest @ ..] => {
+            let within = text.iter().take_while(|c| **c != '/').count();
+            (0..=within).any(|at| stands_for(rest, &text[at..], false))
+        }
+        ['?', rest @ ..] => {
+            text.first().is_some_and(|c| *c != '/') && stands_for(rest, &text[1..], false)
+        }
+        ['[', ..] => {
+            let length = class_length(glob);
+            let negated = matches!(glob[1], '!' | '^');
+            let mut class = &glob[1 + usize::from(negated)..length - 1];
+            let Some(character) = text.first().filter(|c| **c != '/') else {
+                return false;
+            };
+            let mut found = false;
+            while let [first, more @ ..] = class {
+                match more {
+                    ['-', last, others @ ..] => {
+                        found |= (first..=last).contains(&character);
+                        class = others;
+                    }
+                    _ => {
+                        found |= first == character;
+                        class = more;
+                    }
+                }
+            }
+            found != negated && stands_for(&glob[length..], &text[1..], false)
+        }
+        [first, rest @ ..] => {
+            text.first() == Some(first) && stands_for(rest, &text[1..], *first == '/')
+        }
     }
 }
 

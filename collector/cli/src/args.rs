@@ -98,7 +98,9 @@ pub(crate) enum Agents {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Policy {
     /// Check policy files: exit status 1 when one of them would be refused
-    Check(CheckArgs),
+    Check(PolicyFiles),
+    /// Say of each rule which condition is judged where, what it costs and what its effect will be
+    Explain(PolicyFiles),
     /// List the policies that each host has loaded, and what of them is in force
     List(ListPolicies),
 }
@@ -185,7 +187,7 @@ pub(crate) struct ListPolicies {
 }
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct CheckArgs {
+pub(crate) struct PolicyFiles {
     /// Policy files
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,

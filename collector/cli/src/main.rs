@@ -7,6 +7,7 @@
 mod agents;
 mod args;
 mod context;
+mod explain;
 mod failure;
 mod fleet;
 mod moment;
@@ -48,8 +49,10 @@ fn run(args: Args) -> Result<(), Failure> {
         command,
     } = args;
     // What is done offline needs neither a context nor a runtime.
-    if let Command::Policy(Policy::Check(check)) = &command {
-        return policy::check(check, output);
+    match &command {
+        Command::Policy(Policy::Check(files)) => return policy::check(files, output),
+        Command::Policy(Policy::Explain(files)) => return explain::print(files, output),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -71,7 +74,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Command::Agents(args::Agents::List) => agents::list(remote, output).await,
             Command::Agents(args::Agents::Show(show)) => agents::show(remote, show, output).await,
             Command::Tree(query) => tree::print(remote, query, output).await,
-            Command::Policy(Policy::Check(_)) => Ok(()),
+            Command::Policy(Policy::Check(_) | Policy::Explain(_)) => Ok(()),
             Command::Policy(Policy::List(list)) => fleet::list(remote, list, output).await,
             Command::Tokens(Tokens::Create(create)) => tokens::create(remote, create, output).await,
         }

@@ -42,6 +42,11 @@ impl Shown {
         Self::toned(text, Tone::Plain)
     }
 
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
         Self {
             text: text.into(),

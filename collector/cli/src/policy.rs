@@ -6,28 +6,13 @@ use serde_json::{Value, json};
 use sumun_policy::problem::Problem;
 use sumun_policy::{FileCheck, check_files};
 
-use crate::args::{CheckArgs, Output};
+use crate::args::{Output, PolicyFiles};
 use crate::failure::Failure;
 use crate::moment;
 
 /// Checks the files as if they were loaded together; fails when one is refused.
-pub(crate) fn check(args: &CheckArgs, output: Output) -> Result<(), Failure> {
-    let mut texts = Vec::new();
-    for path in &args.files {
-        // A file that is not UTF-8 is a file with a fault, like any other that cannot be read.
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Failure::failed(
-                error.into(),
-                format!("cannot read the policy {}", path.display()),
-            )
-        })?;
-        texts.push((path.display().to_string(), text));
-    }
-    let mut checks = check_files(
-        texts
-            .iter()
-            .map(|(path, text)| (path.as_str(), text.as_str())),
-    );
+pub(crate) fn check(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
+    let mut checks = checked(args)?;
     for check in &mut checks {
         check.warn_of_expiry(moment::now());
     }
@@ -50,6 +35,26 @@ pub(crate) fn check(args: &CheckArgs, output: Output) -> Result<(), Failure> {
         return Err(Failure::Said);
     }
     Ok(())
+}
+
+/// The files, checked as if they were loaded together.
+pub(crate) fn checked(args: &PolicyFiles) -> Result<Vec<FileCheck>, Failure> {
+    let mut texts = Vec::new();
+    for path in &args.files {
+        // A file that is not UTF-8 is a file with a fault, like any other that cannot be read.
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::failed(
+                error.into(),
+                format!("cannot read the policy {}", path.display()),
+            )
+        })?;
+        texts.push((path.display().to_string(), text));
+    }
+    Ok(check_files(
+        texts
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str())),
+    ))
 }
 
 fn page(check: &FileCheck) -> String {

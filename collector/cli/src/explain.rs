@@ -1,0 +1,211 @@
+//! `policy explain`: which condition of a rule is judged where, what the rule costs
+//! and what its effect will be, offline.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+use sumun_policy::explain::{Cost, Effective, Explained, Filter};
+use sumun_policy::{Effect, FileCheck, Mode, explain};
+use sumun_proto::catalogue::kind_name;
+
+use crate::args::{Output, PolicyFiles};
+use crate::failure::Failure;
+use crate::output::{Cells, Printer, Shown, Tone};
+use crate::policy;
+
+const TITLES: &[&str] = &[
+    "RULE",
+    "KIND",
+    "COST",
+    "FILTER",
+    "EFFECT",
+    "MODE",
+    "JUDGED",
+    "CONDITION",
+];
+
+/// Longest condition in a table, in characters; JSON has it whole.
+const CONDITION_MAX: usize = 100;
+
+/// Explains the files as if they were loaded together; fails when one is refused.
+pub(crate) fn print(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
+    let checks = policy::checked(args)?;
+    // Half of the files would be explained with the cost of half of the rules.
+    if checks.iter().any(|check| check.policy.is_none()) {
+        let mut err = std::io::stderr().lock();
+        for check in checks.iter().filter(|check| check.policy.is_none()) {
+            writeln!(err, "{check}")?;
+        }
+        return Err(Failure::Said);
+    }
+    let rows = rows(checks);
+    let mut printer = Printer::new(output, TITLES, cells);
+    for row in &rows {
+        match output {
+            Output::Table => {
+                for line in lines(row) {
+                    printer.row(&line.to_string())?;
+                }
+            }
+            Output::Json | Output::Jsonl => printer.row(&row.to_string())?,
+        }
+    }
+    printer.finish()
+}
+
+fn rows(checks: Vec<FileCheck>) -> Vec<Value> {
+    let policies: Vec<_> = checks
+        .into_iter()
+        .filter_map(|check| check.policy)
+        .collect();
+    explain(&policies).iter().map(row).collect()
+}
+
+/// A rule on a kind as JSON; the keys are part of the documented output.
+fn row(said: &Explained) -> Value {
+    json!({
+        "policy": said.policy,
+        "rule": said.rule,
+        "kind": kind_name(said.kind),
+        "cost": said.cost.name(),
+        "cost_of_kind": said.cost_of_kind.name(),
+        "filter": said.filter.map(Filter::name),
+        "effect": match said.effect {
+            Effect::Record => "record",
+            Effect::Alert => "alert",
+        },
+        "requested": match said.requested {
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        },
+        "effective": said.effective.name(),
+        "reason": said.reason,
+        "conditions": said.conditions.iter().map(|condition| json!({
+            "judged": condition.judged.name(),
+            "text": condition.text,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// The lines of a table for one row: the rule with its first condition, then one for each other.
+fn lines(row: &Value) -> Vec<Value> {
+    let conditions = row["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut first = row.clone();
+    first["condition"] = conditions
+        .first()
+        .cloned()
+        .unwrap_or_else(|| json!({ "judged": "", "text": "(every event of the kind)" }));
+    let rest = conditions
+        .iter()
+        .skip(1)
+        .map(|condition| json!({ "condition": condition }));
+    std::iter::once(first).chain(rest).collect()
+}
+
+fn cells(line: &Value) -> Cells {
+    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+    let (cost, of_kind) = (text(&line["cost"]), text(&line["cost_of_kind"]));
+    let every = Cost::EveryEvent.name();
+    let (cost, dear) = match () {
+        () if cost == every => (format!("every {}", text(&line["kind"])), true),
+        // It is narrow, but another rule is not.
+        () if of_kind == every => (
+            format!("{cost} (others: every {})", text(&line["kind"])),
+            true,
+        ),
+        () => (cost, false),
+    };
+    let effective = text(&line["effective"]);
+    let rule = match line["policy"].as_str() {
+        Some(policy) => format!("{policy}/{}", text(&line["rule"])),
+        None => String::new(),
+    };
+    let condition = text(&line["condition"]["text"]);
+    let shown = match condition.char_indices().nth(CONDITION_MAX) {
+        Some((end, _)) => format!("{}…", &condition[..end]),
+        None => condition,
+    };
+    vec![
+        Shown::new(rule),
+        Shown::new(text(&line["kind"])),
+        Shown::toned(cost, if dear { Tone::Warning } else { Tone::Plain }),
+        Shown::new(match line.get("filter") {
+            Some(Value::String(filter)) => filter,
+            Some(_) => "-",
+            None => "",
+        }),
+        Shown::new(text(&line["effect"])),
+        match effective == Effective::None.name() {
+            true => Shown::toned(effective, Tone::Bad),
+            false => Shown::new(effective),
+        },
+        Shown::new(text(&line["condition"]["judged"])),
+        Shown::new(shown),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sumun_policy::check_files;
+
+    const POLICY: &str = r#"
+[policy]
+name = "web"
+[[rule]]
+id = "etc"
+on = ["open", "exec"]
+when = 'proc.exe.name == "vi" && proc.exe.path.glob("/usr/*/vi")'
+[[rule]]
+id = "all"
+on = ["connect"]
+effect = "record"
+"#;
+
+    /// The page's example is what is printed: the same words in the same order.
+    #[test]
+    fn the_documentation_shows_what_is_printed() {
+        let page = include_str!("../../../docs/policy.md");
+        let (_, section) = page
+            .split_once("### What becomes of a rule")
+            .expect("the section");
+        let mut blocks = section.split("```").skip(1).step_by(2);
+        let shown = blocks.next().expect("the output");
+        let file = blocks.next().expect("the policy").replacen("toml", "", 1);
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let printed = rows(check_files([("web.toml", file.as_str())]))
+            .iter()
+            .flat_map(lines)
+            .map(|line| {
+                let cells = cells(&line);
+                let texts: Vec<&str> = cells.iter().map(Shown::text).collect();
+                words(&texts.join(" "))
+            })
+            .collect::<Vec<_>>();
+        let shown: Vec<String> = shown.lines().skip(3).map(words).collect();
+        assert!(printed.len() >= 6, "{printed:?}");
+        assert_eq!(shown[..printed.len()], printed);
+    }
+
+    #[test]
+    fn a_row_for_each_kind_and_a_line_for_each_condition() {
+        let rows = rows(check_files([("web.toml", POLICY)]));
+        assert_eq!(
+            rows[0].to_string(),
+            r#"{"policy":"web","rule":"etc","kind":"open","cost":"narrow","cost_of_kind":"narrow","filter":"looser","effect":"alert","requested":"observe","effective":"alert","reason":"","conditions":[{"judged":"kernel","text":"proc.exe.name == \"vi\""},{"judged":"kernel, then agent","text":"proc.exe.path.glob(\"/usr/*/vi\")"}]}"#
+        );
+        assert_eq!(rows[1]["cost"], "free");
+        assert_eq!(rows[1]["filter"], Value::Null);
+        assert_eq!(rows[2]["cost"], "every event of the kind");
+        assert_eq!(rows[2]["conditions"], json!([]));
+        assert_eq!(rows[2]["effective"], "record");
+        assert_eq!(rows.len(), 3);
+        let of: Vec<usize> = rows.iter().map(|row| lines(row).len()).collect();
+        assert_eq!(of, [2, 2, 1]);
+        assert!(
+            rows.iter()
+                .flat_map(lines)
+                .all(|line| cells(&line).len() == TITLES.len())
+        );
+    }
+}

@@ -1,5 +1,7 @@
 //! Does a query ask only for what a recorded rule let through?
 
+use std::cell::LazyCell;
+
 use crate::glob::{Glob, Shape};
 use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Set, TextTest};
 
@@ -49,12 +51,14 @@ fn narrows(given: &Expr, wanted: &Expr) -> bool {
             },
             Known::Number(_) | Known::Bound(..) => false,
         }),
-        Expr::Matches { value, pattern } => pattern.compile().is_ok_and(|regex| {
+        Expr::Matches { value, pattern } => {
+            // Most conditions are about something else.
+            let regex = LazyCell::new(|| pattern.compile());
             values(given, value, |known| match known {
-                Known::Text(text) => regex.is_match(text),
+                Known::Text(text) => regex.as_ref().is_ok_and(|regex| regex.is_match(text)),
                 _ => false,
             })
-        }),
+        }
         Expr::In { value, set } => values(given, value, |known| match (known, set) {
             (Known::Text(text), Set::Str(items)) => items.iter().any(|item| item == text),
             (Known::Number(number), Set::Int(items)) => items.contains(&number),

@@ -3,6 +3,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/glob.rs"]
+mod glob;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -42,7 +44,7 @@ fn functions() -> Context<'static, 'static> {
         .add_function(
             "glob",
             |This(text): This<Arc<String>>, glob: Arc<String>| -> bool {
-                common::glob_matches(&glob, &text)
+                glob::matches(&glob, &text)
             },
         )
         .expect("glob is free");

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 use sumun_policy::explain::{Cost, Effective, Explained, Filter};
-use sumun_policy::{Effect, FileCheck, Mode, explain};
+use sumun_policy::{CheckedPolicy, Effect, FileCheck, Mode, Plan, explain};
 use sumun_proto::catalogue::kind_name;
 
 use crate::args::{Output, PolicyFiles};
@@ -38,7 +38,13 @@ pub(crate) fn print(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
         }
         return Err(Failure::Said);
     }
-    let rows = rows(checks);
+    let policies = policies(checks);
+    let (_, warnings) = Plan::build(&policies);
+    for warning in warnings {
+        // Nobody may be reading standard error, which changes nothing.
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
+    let rows = rows(&policies);
     let mut printer = Printer::new(output, TITLES, cells);
     for row in &rows {
         match output {
@@ -53,12 +59,15 @@ pub(crate) fn print(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
     printer.finish()
 }
 
-fn rows(checks: Vec<FileCheck>) -> Vec<Value> {
-    let policies: Vec<_> = checks
+fn policies(checks: Vec<FileCheck>) -> Vec<CheckedPolicy> {
+    checks
         .into_iter()
         .filter_map(|check| check.policy)
-        .collect();
-    explain(&policies).iter().map(row).collect()
+        .collect()
+}
+
+fn rows(policies: &[CheckedPolicy]) -> Vec<Value> {
+    explain(policies).iter().map(row).collect()
 }
 
 /// A rule on a kind as JSON; the keys are part of the documented output.
@@ -173,7 +182,7 @@ effect = "record"
         let shown = blocks.next().expect("the output");
         let file = blocks.next().expect("the policy").replacen("toml", "", 1);
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let printed = rows(check_files([("web.toml", file.as_str())]))
+        let printed = rows(&policies(check_files([("web.toml", file.as_str())])))
             .iter()
             .flat_map(lines)
             .map(|line| {
@@ -189,7 +198,7 @@ effect = "record"
 
     #[test]
     fn a_row_for_each_kind_and_a_line_for_each_condition() {
-        let rows = rows(check_files([("web.toml", POLICY)]));
+        let rows = rows(&policies(check_files([("web.toml", POLICY)])));
         assert_eq!(
             rows[0].to_string(),
             r#"{"policy":"web","rule":"etc","kind":"open","cost":"narrow","cost_of_kind":"narrow","filter":"looser","effect":"alert","requested":"observe","effective":"alert","reason":"","conditions":[{"judged":"kernel","text":"proc.exe.name == \"vi\""},{"judged":"kernel, then agent","text":"proc.exe.path.glob(\"/usr/*/vi\")"}]}"#

@@ -164,23 +164,21 @@ fn is_plain(text: &str) -> bool {
 /// Why the kernel can judge nothing of a condition that it may be thought to judge.
 pub(crate) fn beyond_the_kernel(atom: &Expr) -> Option<String> {
     let value = match atom {
+        // One alternative that it cannot judge is enough.
+        Expr::Or(parts) => return parts.iter().find_map(beyond_the_kernel),
         Expr::Matches {
-            value: Operand::Field(FieldId::FilePath),
+            value: Operand::Field(field @ (FieldId::FilePath | FieldId::ProcExePath)),
             pattern: Pattern::Glob(glob),
         } => {
-            return Some(format!(
-                "the glob {} begins with a wildcard",
-                Operand::Str(glob.clone())
-            ));
-        }
-        Expr::Matches {
-            value: Operand::Field(FieldId::ProcExePath),
-            pattern: Pattern::Glob(glob),
-        } => {
-            return Some(format!(
-                "the last name in the glob {} has a wildcard",
-                Operand::Str(glob.clone())
-            ));
+            let parsed = Glob::parse(glob).ok()?;
+            let glob = Operand::Str(glob.clone());
+            return glob_condition(*field, &parsed)
+                .clause
+                .is_everything()
+                .then(|| match field {
+                    FieldId::FilePath => format!("the glob {glob} begins with a wildcard"),
+                    _ => format!("the last name in the glob {glob} has a wildcard"),
+                });
         }
         Expr::Compare { left: value, .. }
         | Expr::In { value, .. }

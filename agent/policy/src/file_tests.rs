@@ -119,6 +119,10 @@ fn costs_are_told_with_their_reason() {
             "7:8: warning: every open is sent to user space: the glob \"**/id_rsa*\" begins with a wildcard; it judges",
         ),
         (
+            "on = [\"open\"]\nwhen = 'file.path.glob(\"/etc/*\") || file.path.glob(\"**/x\")'",
+            "every open is sent to user space: the glob \"**/x\" begins with a wildcard",
+        ),
+        (
             "on = [\"connect\"]\nwhen = 'proc.exe.path.glob(\"/usr/**/n?\")'",
             "every connect is sent to user space: the last name in the glob \"/usr/**/n?\" has a wildcard",
         ),

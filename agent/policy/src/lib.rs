@@ -32,10 +32,10 @@ pub mod time;
 
 pub use check::{Lists, UNFOLD_MAX};
 pub use covers::covers;
+pub use explain::explain;
 pub use file::{
     CheckedPolicy, Effect, Exception, FileCheck, Mode, Rate, Rule, check_file, check_files, loaded,
 };
-pub use explain::explain;
 pub use ir::Predicate;
 pub use matcher::Matcher;
 pub use narrow::on_kind;

@@ -20,7 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let sources = manifest.join("../agent-ebpf").canonicalize()?;
     for part in ["src", "Cargo.toml", "Cargo.lock", "abi"] {
-        println!("cargo::rerun-if-changed={}", sources.join(part).display());
+        // Relative, so that it means this clone's files whoever built here before.
+        println!("cargo::rerun-if-changed=../agent-ebpf/{part}");
     }
     println!("cargo::rerun-if-env-changed=SUMUN_BPF_LINKER");
     let out = PathBuf::from(env::var("OUT_DIR")?);

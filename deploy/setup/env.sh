@@ -1,5 +1,5 @@
 # Sourced by the Makefile and by every script that builds or tests: where the
-# caches are and which compiler is used. It sets nothing up.
+# caches are and which compiler is used. It installs nothing.
 
 export SUMUN_CACHE=${SUMUN_CACHE:-$HOME/.cache/sumun}
 # Outside the clone, so that a fresh clone does not build the dependencies anew.
@@ -31,3 +31,19 @@ case :$PATH: in
     *) PATH=$SUMUN_CACHE/tools/bin:$PATH ;;
 esac
 export PATH
+
+# Cargo names the workspace's crates by their place inside the workspace and looks at times alone, so
+# what another clone has built passes for this one's. A clone that finds another's mark
+# takes the workspace's crates out of the shared directory; third-party ones stay.
+sumun_own_target() {
+    local root mark=$CARGO_TARGET_DIR/.sumun-clone
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+    [ "$(cat "$mark" 2>/dev/null)" = "$root" ] && return
+    if [ -e "$mark" ] || [ -d "$CARGO_TARGET_DIR/release/.fingerprint" ]; then
+        echo "env: $CARGO_TARGET_DIR was last used by another clone: the workspace's own crates are built anew" >&2
+        find "$CARGO_TARGET_DIR" -type d -path '*/.fingerprint/sumun*' -prune -exec rm -rf {} +
+    fi
+    mkdir -p "$CARGO_TARGET_DIR"
+    echo "$root" >"$mark"
+}
+sumun_own_target

@@ -3,7 +3,7 @@
 
 mod kernel;
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use sumun_abi::{
     loss::reason,
@@ -13,12 +13,23 @@ use sumun_agent::{
     kernel::{Error, Kernel, StreamId},
     receive::record::Body,
 };
-use sumun_policy::plan::{KindPlan, Plan};
+use sumun_policy::plan::{Clause, KindPlan, Plan};
 use sumun_proto::v1::Kind;
 
 fn opens() -> Plan {
     Plan {
         kinds: vec![(Kind::Open, KindPlan::All)],
+    }
+}
+
+/// Opens in a directory: what else the machine opens meanwhile does not fill the ring.
+fn opens_in(dir: &Path) -> Plan {
+    let clause = Clause {
+        path_prefixes: Some(vec![format!("{}/", dir.display()).into_bytes()]),
+        ..Clause::default()
+    };
+    Plan {
+        kinds: vec![(Kind::Open, KindPlan::Clauses(vec![clause]))],
     }
 }
 
@@ -97,10 +108,10 @@ fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
     let Some(mut bench) = kernel::bench("killed") else {
         return;
     };
-    bench.kernel().set_filter(&opens(), 5).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    bench.kernel().set_filter(&opens_in(dir.path()), 5).unwrap();
     let generation = bench.kernel().pin_generation();
     drop(bench.drain());
-    let dir = tempfile::tempdir().unwrap();
     let touch = |name: String| fs::write(dir.path().join(name), "").unwrap();
     let mut forks = Vec::new();
     let mut fork = || {
@@ -268,10 +279,11 @@ fn a_take_over_under_load_neither_loses_nor_doubles() {
     let Some(mut bench) = kernel::bench("takeover") else {
         return;
     };
-    bench.kernel().set_filter(&opens(), 1).unwrap();
-    drop(bench.drain());
     let dir = tempfile::tempdir().unwrap();
-    let path = std::fs::canonicalize(dir.path()).unwrap().join("file");
+    let below = std::fs::canonicalize(dir.path()).unwrap();
+    bench.kernel().set_filter(&opens_in(&below), 1).unwrap();
+    drop(bench.drain());
+    let path = below.join("file");
     fs::write(&path, "").unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let begun = std::time::Instant::now();

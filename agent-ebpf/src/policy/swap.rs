@@ -94,7 +94,7 @@ pub(crate) fn opened(
 ) -> bool {
     if !task.shares_files() {
         // Who shared the table a moment ago has left its claim.
-        let Some(claim) = claim(task.0.number(slot::TASK_FILES), fd) else {
+        let Some(claim) = claim(run.number(task.files().address), fd) else {
             return false;
         };
         // SAFETY: a live map value; aligned reads.
@@ -186,7 +186,7 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
     let file = File(file);
     let task = Task::current();
     let run = Run { level };
-    let Some(claim) = claim(task.0.number(slot::TASK_FILES), fd) else {
+    let Some(claim) = claim(run.number(task.files().address), fd) else {
         return 0;
     };
     let tid = task.tid();

@@ -16,8 +16,6 @@ export CARGO_TARGET_DIR ?= $(SUMUN_CACHE)/target
 # Where tests, demo and benchmarks find the three programs.
 export SUMUN_BIN := $(CURDIR)/target/release
 
-cargo := . deploy/setup/env.sh && cargo
-
 .PHONY: help setup setup-test build demo lint test test-faults bench clean
 
 help:
@@ -50,11 +48,11 @@ lint: setup
 # In this order: a formatting slip is told before anything long has run.
 test: lint setup-test build
 	@tests/vm/selftest
-	$(cargo) test --release --workspace
+	tests/run
 
 test-faults: setup-test build
 	@export SUMUN_FAULTS=long
-	$(cargo) test --release --workspace --test '*fault*' -- --nocapture --test-threads=1
+	tests/run --test '*fault*' -- --nocapture --test-threads=1
 
 bench: setup-test build
 	@tests/bench/run

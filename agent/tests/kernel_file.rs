@@ -434,7 +434,7 @@ fn thirty_two_bit_calls_are_no_way_around() {
     let (a, b) = (low.put(&text("a")), low.put(&text("b")));
     if int80(20, 0, 0, 0, 0) != std::process::id() as i32 {
         eprintln!(
-            "skipping thirty_two_bit_calls_are_no_way_around: this kernel has no 32-bit calls"
+            "SKIPPED thirty_two_bit_calls_are_no_way_around: this kernel has no 32-bit calls"
         );
         return;
     }

@@ -509,7 +509,10 @@ fn mptcp() -> Option<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_MPTCP) };
     if fd < 0 {
-        eprintln!("skipping: this kernel has no MPTCP ({})", Errno::last());
+        eprintln!(
+            "SKIPPED several_paths_are_one_connection: this kernel has no MPTCP ({})",
+            Errno::last()
+        );
         return None;
     }
     Some(owned(fd))
@@ -960,7 +963,7 @@ mod compat {
             let client = stream(AddressFamily::Inet, SockFlag::empty());
             let result = connect(&client, address);
             if result == -(Errno::ENOSYS as i32) {
-                eprintln!("skipping: this kernel has no 32-bit calls");
+                eprintln!("SKIPPED calls_of_32_bits_are_calls: this kernel has no 32-bit calls");
                 return;
             }
             assert_eq!(result, 0);

@@ -5,7 +5,7 @@ mod kernel;
 #[test]
 fn the_probe_loads_every_hook_and_leaves_nothing() {
     if let Some(reason) = kernel::unable() {
-        eprintln!("skipping the_probe_loads_every_hook_and_leaves_nothing: {reason}");
+        eprintln!("SKIPPED the_probe_loads_every_hook_and_leaves_nothing: {reason}");
         return;
     }
     let report = sumun_agent::kernel::probe();

@@ -228,7 +228,7 @@ fn small_file_system(at: &Path, size: &str) -> Option<()> {
             mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(&*options))
         });
     if let Err(error) = made {
-        eprintln!("SKIPPED: no file system of our own can be mounted here: {error}");
+        eprintln!("SKIPPED a_full_disk: no file system of our own can be mounted here: {error}");
         return None;
     }
     Some(())

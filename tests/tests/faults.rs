@@ -246,7 +246,7 @@ fn a_collector_that_was_away_gets_everything() {
     let Some(turn) = Turn::take("a_collector_that_was_away") else {
         return;
     };
-    let away = if programs::long() { 60 } else { 15 };
+    let away: u64 = 60;
     let scratch = scratch();
     let files = sub(scratch.path(), "files");
     let mut collector = Collector::start().expect("a collector");

@@ -50,7 +50,7 @@ pub fn bench(name: &str) -> Option<Bench> {
 
 pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<Bench> {
     if let Some(reason) = unable() {
-        eprintln!("skipping {name}: {reason}");
+        eprintln!("SKIPPED {name}: {reason}");
         return None;
     }
     // Programs of several tests at once would slow each other and fill each other's rings.

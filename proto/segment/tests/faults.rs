@@ -32,7 +32,9 @@ fn small_file_system(at: &Path) -> Option<()> {
             )
         });
     if let Err(error) = made {
-        eprintln!("SKIPPED: no file system of our own can be mounted here: {error}");
+        eprintln!(
+            "SKIPPED a_full_disk_refuses_and_nothing_is_torn: no file system of our own can be mounted here: {error}"
+        );
         return None;
     }
     Some(())

@@ -53,7 +53,7 @@ pub mod action {
     pub const DUP: u8 = 16;
     /// fcntl(fd, command, argument): as `DUP` for two commands
     pub const FCNTL: u8 = 17;
-    /// pidfd_getfd(pidfd, fd, flags)
+    /// Returns a descriptor of a file that this call did not open: pidfd_getfd, open_tree
     pub const GETFD: u8 = 18;
     /// Number of actions.
     pub const COUNT: u8 = 19;

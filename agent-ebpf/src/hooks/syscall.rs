@@ -107,7 +107,10 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         // dup2 of a descriptor onto itself changes nothing.
         if action == action::DUP && a as u32 == result as u32
-            || action == action::FCNTL && b != F_DUPFD && b != F_DUPFD_CLOEXEC
+            // The kernel takes 32 bits of the command.
+            || action == action::FCNTL
+                && b as u32 as u64 != F_DUPFD
+                && b as u32 as u64 != F_DUPFD_CLOEXEC
         {
             return 0;
         }

@@ -154,7 +154,7 @@ fn killed_at_random_moments_nothing_is_lost_unrecorded_or_doubled() {
         scratch.path().join("execs.jsonl"),
     );
     let opens = storm("open-storm", &files, 1500 * seconds, 1500, &opens_oracle);
-    let programs_run = storm("exec-storm", &execs, 50 * seconds, 50, &execs_oracle);
+    let programs_run = storm("exec-storm", &execs, 200 * seconds, 200, &execs_oracle);
     let mut random = rand::rng();
     for round in 0..kills {
         std::thread::sleep(Duration::from_millis(random.random_range(50..900)));
@@ -204,6 +204,7 @@ fn killed_at_random_moments_nothing_is_lost_unrecorded_or_doubled() {
 
     let life = settled(&ctl, since, r#"kind in ["fork", "exec", "exit"]"#);
     let in_gaps = check::streams(&life, &gaps, &mut problems);
+    gaps.iter().for_each(|gap| println!("gap: {gap}"));
     let done: Vec<Exec> = oracle::read(&execs_oracle).expect("the oracle");
     let exec_rows: Vec<Value> = life
         .iter()
@@ -216,11 +217,15 @@ fn killed_at_random_moments_nothing_is_lost_unrecorded_or_doubled() {
         match stored.get(one.path.as_str()).map(Vec::as_slice) {
             None => {
                 missing += 1;
-                println!("missing: {one:?}");
+                println!("missing: {one:?}; of its process there are:");
+                life.iter()
+                    .filter(|row| int(row, "proc.pid") == Some(one.pid.into()))
+                    .for_each(|row| println!("  {row}"));
             }
             Some([row]) => {
                 if int(row, "proc.pid") != Some(one.pid.into())
                     || int(row, "proc.parent.pid") != Some(one.parent.into())
+                    || !one.too_long && check::list(row, "proc.args") != one.args
                 {
                     problems.add(&format!("{one:?} is stored as {row}"));
                 }

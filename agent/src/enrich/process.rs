@@ -107,6 +107,11 @@ impl Drop for Charge {
 }
 
 impl Program {
+    /// False for a process that was found without its memory, on its way out.
+    fn is_known(&self) -> bool {
+        !self.bootstrapped || self.kernel_thread || !self.exe_path.is_empty()
+    }
+
     fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.exe_path.capacity()
@@ -126,10 +131,8 @@ pub struct Node {
     pub key: ImageKey,
     /// `proc.exec_id`.
     pub exec_id: u64,
-    /// Parent's pid as at fork; 0 = none or not known.
-    pub parent_pid: u32,
-    /// Parent's `exec_id`; 0 = none or not known.
-    pub parent_exec_id: u64,
+    /// Parent's pid as at fork and its `exec_id`; 0 = none or not known.
+    named_parent: Cell<(u32, u64)>,
     /// `None`: no record of the image was seen.
     pub program: RefCell<Option<Rc<Program>>>,
     /// Namespaces at fork or exec.
@@ -141,10 +144,24 @@ pub struct Node {
     parent: RefCell<Option<Rc<Node>>>,
     depth: Cell<u32>,
     alive: Cell<bool>,
+    /// Only the task iterator has told of it: what a record says counts more.
+    found: Cell<bool>,
     _charge: Charge,
 }
 
 impl Node {
+    /// Parent's pid as at fork; 0 = none or not known.
+    #[must_use]
+    pub fn parent_pid(&self) -> u32 {
+        self.named_parent.get().0
+    }
+
+    /// Parent's `exec_id`; 0 = none or not known.
+    #[must_use]
+    pub fn parent_exec_id(&self) -> u64 {
+        self.named_parent.get().1
+    }
+
     /// The parent's image, if it is known.
     #[must_use]
     pub fn parent(&self) -> Option<Rc<Node>> {
@@ -155,6 +172,13 @@ impl Node {
     #[must_use]
     pub fn program(&self) -> Option<Rc<Program>> {
         self.program.borrow().clone()
+    }
+
+    /// Its own program was only found running, or not at all, and the other was told by a record.
+    fn knows_less_than(&self, other: &Program) -> bool {
+        let own = self.program.borrow();
+        own.as_ref()
+            .is_none_or(|own| own.bootstrapped && !other.bootstrapped)
     }
 }
 
@@ -228,23 +252,52 @@ impl Tree {
     /// A process was created: the child has its parent's program.
     pub fn fork(&mut self, child: &Actor, parent: ImageKey, ns: Namespaces) -> Rc<Node> {
         let key = ImageKey::of(child);
+        let parent_node = self.find_or_stub(parent);
+        let named = (parent.pid, parent_exec_id_of(parent));
+        // The task iterator may have come first, and found the child with another parent,
+        // because its own had exited, or with another image.
+        let later = self.current.get(&(key.pid, key.start_ns)).copied();
+        if let Some(image) = later.filter(|image| *image >= key.image)
+            && let Some(found) = self.images.get(&ImageKey { image, ..key })
+            && found.found.get()
+        {
+            descend(found, parent_node.as_ref(), named);
+        }
         if let Some(known) = self.images.get(&key) {
+            let inherited = parent_node.as_ref().and_then(|node| node.program());
+            if let Some(inherited) = inherited
+                && known.knows_less_than(&inherited)
+            {
+                *known.program.borrow_mut() = Some(inherited);
+            }
+            known.found.set(false);
             return Rc::clone(known);
         }
-        let parent_node = self.find_or_stub(parent);
         let program = parent_node.as_ref().and_then(|node| node.program());
-        self.insert(key, parent_node, parent, program, child, ns)
+        let node = self.insert_with(key, parent_node, named, program, child, ns);
+        if let Some(image) = later.filter(|image| *image > key.image) {
+            self.current.insert((key.pid, key.start_ns), image);
+            self.retire(&node);
+        }
+        node
     }
 
     /// An image began by exec, or was found running. The image before it, if there was one, is gone.
     pub fn began(&mut self, began: Began) -> Rc<Node> {
         let key = ImageKey::of(&began.actor);
-        let program = self.charged(began.program, key);
+        let found = began.program.bootstrapped;
+        let program = began
+            .program
+            .is_known()
+            .then(|| self.charged(began.program, key));
         if let Some(known) = self.images.get(&key).cloned() {
-            // The task iterator may come after the exec record: the record knows more.
-            if known.program.borrow().is_none() {
+            // The task iterator may come after the exec record or before it: the record knows more.
+            if let Some(program) = program
+                && known.knows_less_than(&program)
+            {
                 *known.program.borrow_mut() = Some(program);
             }
+            known.found.set(known.found.get() && found);
             return known;
         }
         let before = self
@@ -260,27 +313,17 @@ impl Tree {
             });
         // The parent as at fork, not as it is now: a parent that has exited left the
         // process to another, which is no ancestor of what it did.
-        let (parent, parent_key) = match &before {
-            Some(before) => (
-                before.parent(),
-                ImageKey {
-                    pid: before.parent_pid,
-                    start_ns: 0,
-                    image: 0,
-                },
+        let (parent, named) = match &before {
+            Some(before) => (before.parent(), before.named_parent.get()),
+            None => (
+                self.find_or_stub(began.parent),
+                (began.parent.pid, parent_exec_id_of(began.parent)),
             ),
-            None => (self.find_or_stub(began.parent), began.parent),
         };
-        let parent_exec_id = before.as_ref().map(|before| before.parent_exec_id);
-        let node = self.insert_with(
-            key,
-            parent,
-            parent_key.pid,
-            parent_exec_id.unwrap_or_else(|| parent_exec_id_of(parent_key)),
-            Some(program),
-            &began.actor,
-            began.ns,
-        );
+        let node = self.insert_with(key, parent, named, program, &began.actor, began.ns);
+        // A parent that was found counts as long as no record tells another.
+        let from_record = before.as_ref().is_some_and(|before| !before.found.get());
+        node.found.set(found && !from_record);
         if let Some(before) = before {
             self.retire(&before);
         }
@@ -315,22 +358,14 @@ impl Tree {
                     })
                     .cloned()
             });
-        let (parent, pid, parent_exec_id) = match &sibling {
-            Some(sibling) => (sibling.parent(), sibling.parent_pid, sibling.parent_exec_id),
-            None => (None, 0, 0),
+        let (parent, named) = match &sibling {
+            Some(sibling) => (sibling.parent(), sibling.named_parent.get()),
+            None => (None, (0, 0)),
         };
         let newer = sibling
             .as_ref()
             .is_none_or(|sibling| sibling.key.image < key.image);
-        let node = self.insert_with(
-            key,
-            parent,
-            pid,
-            parent_exec_id,
-            None,
-            actor,
-            Namespaces::default(),
-        );
+        let node = self.insert_with(key, parent, named, None, actor, Namespaces::default());
         if newer {
             if let Some(sibling) = sibling {
                 self.retire(&sibling);
@@ -375,8 +410,7 @@ impl Tree {
         &mut self,
         actor: &Actor,
         parent: Option<&Rc<Node>>,
-        parent_pid: u32,
-        parent_exec_id: u64,
+        named_parent: (u32, u64),
         program: Option<Program>,
         ns: Namespaces,
     ) -> Rc<Node> {
@@ -385,15 +419,7 @@ impl Tree {
             return Rc::clone(known);
         }
         let program = program.map(|program| self.charged(program, key));
-        self.insert_with(
-            key,
-            parent.cloned(),
-            parent_pid,
-            parent_exec_id,
-            program,
-            actor,
-            ns,
-        )
+        self.insert_with(key, parent.cloned(), named_parent, program, actor, ns)
     }
 
     /// After restoring and bootstrapping: what the task iterator did not find is gone.
@@ -423,29 +449,11 @@ impl Tree {
         None
     }
 
-    fn insert(
-        &mut self,
-        key: ImageKey,
-        parent: Option<Rc<Node>>,
-        parent_key: ImageKey,
-        program: Option<Rc<Program>>,
-        actor: &Actor,
-        ns: Namespaces,
-    ) -> Rc<Node> {
-        let id = parent_exec_id_of(parent_key);
-        self.insert_with(key, parent, parent_key.pid, id, program, actor, ns)
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the one place where a node is made"
-    )]
     fn insert_with(
         &mut self,
         key: ImageKey,
         parent: Option<Rc<Node>>,
-        parent_pid: u32,
-        parent_exec_id: u64,
+        named_parent: (u32, u64),
         program: Option<Rc<Program>>,
         actor: &Actor,
         ns: Namespaces,
@@ -454,8 +462,7 @@ impl Tree {
         let node = Rc::new(Node {
             key,
             exec_id: exec_id(key.pid, key.start_ns, key.image),
-            parent_pid,
-            parent_exec_id,
+            named_parent: Cell::new(named_parent),
             program: RefCell::new(program),
             ns,
             ids: [actor.uid, actor.gid, actor.euid, actor.egid],
@@ -463,6 +470,7 @@ impl Tree {
             parent: RefCell::new(parent),
             depth: Cell::new(depth),
             alive: Cell::new(true),
+            found: Cell::new(false),
             _charge: Charge::new(&self.bytes, NODE_BYTES),
         });
         if depth >= DEPTH_MAX {
@@ -561,6 +569,17 @@ fn parent_exec_id_of(parent: ImageKey) -> u64 {
     }
 }
 
+/// Gives a node the parent that its fork had.
+fn descend(node: &Rc<Node>, parent: Option<&Rc<Node>>, named_parent: (u32, u64)) {
+    node.named_parent.set(named_parent);
+    let depth = parent.map_or(0, |parent| parent.depth.get() + 1);
+    node.depth.set(depth);
+    *node.parent.borrow_mut() = parent.cloned();
+    if depth >= DEPTH_MAX {
+        cut(node);
+    }
+}
+
 /// Cuts the chain above a node at half the bound, so that cutting is rare; the
 /// node at the cut keeps its parent's pid, which says that the chain goes on.
 fn cut(node: &Rc<Node>) {
@@ -646,7 +665,56 @@ mod tests {
         let parent = node.parent().expect("the parent at fork");
         assert_eq!((path(&parent).as_str(), parent.key.pid), ("/bin/bash", 2));
         assert_eq!(path(&parent.parent().expect("grandparent")), "/sbin/init");
-        assert_eq!(node.parent_exec_id, exec_id(2, 20, 2));
+        assert_eq!(node.parent_exec_id(), exec_id(2, 20, 2));
+    }
+
+    fn found(tree: &mut Tree, who: Actor, parent: ImageKey, path: &str) -> Rc<Node> {
+        tree.began(Began {
+            actor: who,
+            program: Program {
+                exe_path: path.into(),
+                bootstrapped: true,
+                ..Program::default()
+            },
+            ns: Namespaces::default(),
+            parent,
+        })
+    }
+
+    /// A new agent looks at what runs before it reads what was recorded while there was none.
+    #[test]
+    fn what_was_recorded_counts_more_than_what_was_found_first() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let init = actor(1, 10, 1);
+        found(&mut tree, init, ImageKey::of(&init), "/sbin/init");
+        let shell = actor(2, 20, 2);
+        // One is on its way out, without memory; one runs, and its parent is gone.
+        let (ls, cat) = (actor(3, 30, 3), actor(4, 40, 3));
+        found(&mut tree, ls, ImageKey::of(&shell), "");
+        found(&mut tree, cat, ImageKey::of(&init), "/bin/cat");
+
+        exec(&mut tree, shell, ImageKey::of(&init), "/bin/sh");
+        for process in [ls, cat] {
+            let forked = Actor {
+                image: 2,
+                ..process
+            };
+            let child = tree.fork(&forked, ImageKey::of(&shell), Namespaces::default());
+            assert_eq!(path(&child), "/bin/sh");
+        }
+        exec(&mut tree, ls, ImageKey::of(&shell), "/bin/ls");
+        exec(&mut tree, cat, ImageKey::of(&shell), "/bin/cat");
+        for (process, expected) in [(ls, "/bin/ls"), (cat, "/bin/cat")] {
+            let node = tree.find(&process);
+            assert_eq!(path(&node), expected);
+            let program = node.program().expect("a program");
+            assert!(!program.bootstrapped && program.args.len() == 2);
+            assert_eq!(path(&node.parent().expect("a parent")), "/bin/sh");
+            assert_eq!(node.parent_pid(), 2);
+            assert_eq!(node.parent_exec_id(), exec_id(2, 20, 2));
+            tree.exit(&process);
+        }
+        assert_eq!(tree.stats().unknown, 0);
     }
 
     #[test]
@@ -710,7 +778,7 @@ mod tests {
             node = next;
         }
         assert!((DEPTH_MAX / 2..=DEPTH_MAX).contains(&depth), "{depth}");
-        assert_ne!(node.parent_pid, 0, "the cut says that the chain goes on");
+        assert_ne!(node.parent_pid(), 0, "the cut says that the chain goes on");
         assert!(tree.stats().images <= 3);
     }
 

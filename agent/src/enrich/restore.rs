@@ -32,8 +32,7 @@ pub fn images(tree: &mut Tree, batch: &Batch) {
         let node = tree.restore(
             &actor,
             parent,
-            image.parent_pid,
-            image.parent_exec_id,
+            (image.parent_pid, image.parent_exec_id),
             image.seen.then(|| program(image)),
             image.ns.map_or_else(Namespaces::default, |ns| Namespaces {
                 mnt: ns.mnt,

@@ -330,8 +330,8 @@ fn base(node: &Node, parent: u32) -> Image {
         pid: node.key.pid,
         start_ns: node.key.start_ns,
         parent,
-        parent_pid: node.parent_pid,
-        parent_exec_id: node.parent_exec_id,
+        parent_pid: node.parent_pid(),
+        parent_exec_id: node.parent_exec_id(),
         ..Image::default()
     }
 }

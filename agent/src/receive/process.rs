@@ -11,6 +11,9 @@ use sumun_proto::v1::{self, Event, Kind};
 use super::record::Record;
 use crate::enrich::process::{Began, ImageKey, Node, Program, Tree};
 
+/// The parent of all kernel threads (`kthreadd`, init/main.c).
+const KTHREADD: u32 = 2;
+
 /// A fork: the event's process is the child.
 pub fn fork(tree: &mut Tree, fork: &Fork) -> (Event, Rc<Node>, Actor) {
     let parent = ImageKey {
@@ -83,8 +86,11 @@ fn event(kind: Kind, actor: &Actor) -> Event {
 
 fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
     let flaws = |span: Span| u32::from(span.flaws);
-    let kernel_thread =
-        bootstrapped && exec.exe.len == 0 && exec.args_total == 0 && exec.exe_ino == 0;
+    // A process that has given up its memory on its way out looks the same, but for its parent.
+    let kernel_thread = bootstrapped
+        && exec.exe_ino == 0
+        && exec.args_total == 0
+        && (exec.actor.pid == KTHREADD || exec.parent_pid == KTHREADD);
     let deleted = if exec.exe_ino != 0 && exec.exe_nlink == 0 {
         u32::from(FLAW_DELETED)
     } else {

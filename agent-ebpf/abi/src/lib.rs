@@ -19,6 +19,7 @@ pub mod plain;
 pub mod policy;
 pub mod record;
 pub mod slot;
+pub mod verdict;
 
 /// Version of everything in this crate. It is part of the pin path
 /// (`/sys/fs/bpf/sumun/v<ABI>`), so agents of different versions never share maps.

@@ -161,6 +161,11 @@ pub mod tag {
     pub const DST_NET6: u8 = 10;
     /// Nothing: clauses that ask for some exact path, for files that are the root of a mount.
     pub const ROOT: u8 = 11;
+    /// As `EXE_PATH`, for verdicts: `Match::file` holds atoms about the executable itself,
+    /// `Match::net` those about ancestors.
+    pub const VERDICT_PATH: u8 = 12;
+    /// As `EXE_NAME`, likewise.
+    pub const VERDICT_NAME: u8 = 13;
     /// Bit of the first byte that selects the filter.
     pub const FILTER: u8 = 0x80;
 }

@@ -155,7 +155,7 @@ fn glob_condition(field: FieldId, glob: &Glob) -> Part {
 
 /// True when a text begins as its bytes do, and is the only text that they have: it
 /// has no bytes that are not UTF-8, which could be a part of a character.
-fn is_plain(text: &str) -> bool {
+pub(crate) fn is_plain(text: &str) -> bool {
     text::to_bytes(text).is_some_and(|bytes| {
         std::str::from_utf8(&bytes).is_ok() && text::from_bytes(&bytes) == text
     })
@@ -190,7 +190,7 @@ pub(crate) fn beyond_the_kernel(atom: &Expr) -> Option<String> {
 }
 
 /// Whether a condition on the field `kind` holds.
-fn kind_condition(atom: &Expr, kind: Kind) -> Option<bool> {
+pub(crate) fn kind_condition(atom: &Expr, kind: Kind) -> Option<bool> {
     let name = kind_name(kind);
     match atom {
         Expr::Compare {

@@ -10,6 +10,7 @@ use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::ir::{Expr, Predicate};
 use crate::narrow::narrow;
 use crate::plan::{Clause, KindFilter, KindPlan, Plan, is_life};
+use crate::verdict::{Late, VerdictPlan};
 
 /// A rule on one of its kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub struct Condition {
 /// Where a condition is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Judged {
-    /// In the kernel: what does not meet it is not sent.
+    /// In the kernel: what does not meet it is not sent, or if the rule kills before the start, not killed.
     Kernel,
     /// A looser condition in the kernel, the rest in the agent.
     KernelThenAgent,
@@ -85,6 +86,10 @@ pub enum Cost {
 /// What is done when a rule matches: the fixed list that hosts report from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effective {
+    /// The process is killed by the kernel, before its first instruction. An alert is raised.
+    KillBeforeStart,
+    /// The process is killed once the agent has judged the event. An alert is raised.
+    KillLate,
     /// The event is stored and an alert raised.
     Alert,
     /// The event is stored.
@@ -144,6 +149,8 @@ impl Effective {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Effective::KillBeforeStart => "kill-before-start",
+            Effective::KillLate => "kill-late",
             Effective::Alert => "alert",
             Effective::Record => "record",
             Effective::None => "none",
@@ -151,70 +158,70 @@ impl Effective {
     }
 }
 
-/// How an effect is carried out: a row of [`CARRIED`].
-struct Carried {
-    effect: Effect,
-    /// On these kinds; on every one if there are none.
-    kinds: &'static [Kind],
-    /// Only if the kernel's filter is exact, so that the kernel can decide alone.
-    in_kernel: bool,
-    effective: Effective,
-    /// Why this is less than what was asked for; empty if it is not.
-    reason: &'static str,
-}
-
-/// How each effect is carried out: the first row that fits. The last row of an effect
-/// fits always.
-const CARRIED: &[Carried] = &[
-    Carried {
-        effect: Effect::Record,
-        kinds: &[],
-        in_kernel: false,
-        effective: Effective::Record,
-        reason: "",
-    },
-    Carried {
-        effect: Effect::Alert,
-        kinds: &[],
-        in_kernel: false,
-        effective: Effective::Alert,
-        reason: "",
-    },
-];
-
-impl Carried {
-    fn fits(&self, effect: Effect, kind: Kind, exact: bool) -> bool {
-        self.effect == effect
-            && (self.kinds.is_empty() || self.kinds.contains(&kind))
-            && (exact || !self.in_kernel)
+/// How the effect of a rule is carried out on a kind, and why that is less than what was asked for
+/// (empty if it is not). `number` is the rule's place among all rules of the policies that
+/// are loaded together, `late` what [`VerdictPlan::build`] leaves to the agent of them.
+#[must_use]
+pub fn effective(
+    mode: Mode,
+    rule: &Rule,
+    number: usize,
+    kind: Kind,
+    late: &[Late],
+) -> (Effective, String) {
+    let less = |effective, reason: &str| (effective, reason.to_owned());
+    if narrow(&rule.predicate, kind).clauses.is_empty() {
+        return less(Effective::None, "the rule can never match on this kind");
+    }
+    match (rule.effect, mode, kind) {
+        (Effect::Record, ..) => less(Effective::Record, ""),
+        (Effect::Alert, ..) => less(Effective::Alert, ""),
+        (Effect::Kill, Mode::Observe, _) => {
+            less(Effective::Alert, "observe: reports what would be killed")
+        }
+        (Effect::Kill, Mode::Enforce, Kind::Exit) => {
+            less(Effective::Alert, "the process has ended by then")
+        }
+        (Effect::Kill, Mode::Enforce, Kind::Exec) => {
+            match late.iter().find(|late| late.rule == number) {
+                Some(late) => (Effective::KillLate, late.reason.clone()),
+                None => less(Effective::KillBeforeStart, ""),
+            }
+        }
+        (Effect::Kill, Mode::Enforce, _) => less(
+            Effective::KillLate,
+            "only an exec is judged before it happens: here the process is killed once the agent has judged the event",
+        ),
     }
 }
 
-/// Explains every rule of policies that are loaded together, on each of its kinds.
+/// Explains every rule of policies that are loaded together, on each of its kinds, with the exceptions
+/// that apply at `now_ns`, ns since the Unix epoch.
 #[must_use]
-pub fn explain(policies: &[CheckedPolicy]) -> Vec<Explained> {
+pub fn explain(policies: &[CheckedPolicy], now_ns: i64) -> Vec<Explained> {
     let (plan, _) = Plan::build(policies);
-    policies
+    let (_, late) = VerdictPlan::build(policies, now_ns);
+    let mut rows = Vec::new();
+    let rules = policies
         .iter()
-        .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)))
-        .flat_map(|(policy, rule)| rule.kinds.iter().map(move |kind| (policy, rule, *kind)))
-        .map(|(policy, rule, kind)| one(policy, rule, kind, plan.kind(kind)))
-        .collect()
+        .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
+    for (number, (policy, rule)) in rules.enumerate() {
+        for kind in &rule.kinds {
+            let effective = effective(policy.mode, rule, number, *kind, &late);
+            rows.push(one(policy, rule, *kind, plan.kind(*kind), effective));
+        }
+    }
+    rows
 }
 
-fn one(policy: &CheckedPolicy, rule: &Rule, kind: Kind, together: &KindPlan) -> Explained {
+fn one(
+    policy: &CheckedPolicy,
+    rule: &Rule,
+    kind: Kind,
+    together: &KindPlan,
+    (effective, reason): (Effective, String),
+) -> Explained {
     let alone = KindFilter::of([&rule.predicate], kind);
-    let never = narrow(&rule.predicate, kind).clauses.is_empty();
-    let carried = CARRIED
-        .iter()
-        .find(|row| row.fits(rule.effect, kind, alone.exact));
-    let (effective, reason) = match carried {
-        Some(row) if !never => (row.effective, row.reason.to_owned()),
-        _ => (
-            Effective::None,
-            "the rule can never match on this kind".to_owned(),
-        ),
-    };
     Explained {
         policy: policy.name.clone(),
         rule: rule.id.clone(),
@@ -237,7 +244,10 @@ fn one(policy: &CheckedPolicy, rule: &Rule, kind: Kind, together: &KindPlan) -> 
             .filter(|part| **part != Expr::Const(true))
             .map(|part| Condition {
                 text: Predicate::new(part.clone()).to_string(),
-                judged: judged(part, kind, &alone),
+                judged: match effective {
+                    Effective::KillBeforeStart => Judged::Kernel,
+                    _ => judged(part, kind, &alone),
+                },
             })
             .collect(),
     }
@@ -270,51 +280,5 @@ fn judged(part: &Expr, kind: Kind, whole: &KindFilter) -> Judged {
         (true, true) => Judged::Kernel,
         (true, false) => Judged::KernelThenAgent,
         (false, _) => Judged::Agent,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every effect has a row for every kind, whatever the filter.
-    #[test]
-    fn every_effect_is_carried_out_somehow() {
-        for effect in [Effect::Record, Effect::Alert] {
-            for (_, kind) in sumun_proto::catalogue::KINDS {
-                for exact in [true, false] {
-                    assert!(CARRIED.iter().any(|row| row.fits(effect, *kind, exact)));
-                }
-            }
-        }
-    }
-
-    /// An effect that the kernel carries out on some kinds falls back to its later rows.
-    #[test]
-    fn the_first_row_that_fits_is_taken() {
-        let rows = [
-            Carried {
-                effect: Effect::Alert,
-                kinds: &[Kind::Exec],
-                in_kernel: true,
-                effective: Effective::Record,
-                reason: "",
-            },
-            Carried {
-                effect: Effect::Alert,
-                kinds: &[],
-                in_kernel: false,
-                effective: Effective::Alert,
-                reason: "judged in the agent",
-            },
-        ];
-        let first = |kind, exact| {
-            let row = rows.iter().find(|row| row.fits(Effect::Alert, kind, exact));
-            row.map(|row| row.effective)
-        };
-        assert_eq!(first(Kind::Exec, true), Some(Effective::Record));
-        assert_eq!(first(Kind::Exec, false), Some(Effective::Alert));
-        assert_eq!(first(Kind::Open, true), Some(Effective::Alert));
-        assert!(!rows[1].fits(Effect::Record, Kind::Open, true));
     }
 }

@@ -31,10 +31,12 @@ pub enum Effect {
     Record,
     /// The event is stored and an alert raised.
     Alert,
+    /// As `Alert`, and in `enforce` the process is killed.
+    Kill,
 }
 
 /// Whether effects that stop something are applied. With `record` and `alert`
-/// alone there is nothing to stop, and both modes do the same.
+/// there is nothing to stop, and both modes do the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// They are reported only.
@@ -75,6 +77,8 @@ pub struct Rule {
     pub predicate: Predicate,
     /// What it does.
     pub effect: Effect,
+    /// With the effect `kill`: it may do without a condition.
+    pub force: bool,
     /// How bad it is.
     pub severity: Severity,
     /// MITRE ATT&CK techniques.

@@ -275,8 +275,8 @@ fn faults_have_their_place_in_the_file() {
         ),
         ("on = [\"chmod\"]", "on \"chmod\" is not yet supported"),
         (
-            "on = [\"exec\"]\neffect = \"kill\"",
-            "p.toml:7:10: error: effect \"kill\" is not yet supported",
+            "on = [\"exec\"]\neffect = \"deny\"",
+            "p.toml:7:10: error: effect \"deny\" is not yet supported",
         ),
         (
             "on = [\"exec\"]\neffect = \"deny\"",
@@ -358,6 +358,10 @@ fn faults_have_their_place_in_the_file() {
         (
             "on = [\"exec\"]\nwhen = '\"p/r\" in rules'",
             "p.toml:7:18: error: rules is known only after the rules have been judged",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'verdict.outcome == \"killed\"'",
+            "p.toml:7:9: error: verdict.outcome is known only after the rules have been judged",
         ),
         ("on = [\"exec\"]\nwhen = ''", "the predicate is empty"),
     ] {
@@ -639,4 +643,90 @@ fn scopes_say_what_is_stored() {
         (rename.kind(), rename.mode()),
         (Kind::Rename, ScopeMode::All)
     );
+}
+
+#[test]
+fn a_rule_may_kill_if_it_says_what() {
+    let check = taken(&rule(
+        "on = [\"exec\", \"fork\", \"connect\"]\nwhen = 'proc.exe.name == \"nc\"'\neffect = \"kill\"\nrate = \"10/1m\"",
+    ));
+    assert!(check.warnings.is_empty(), "{check}");
+    let rules = check.policy.expect("taken").rules;
+    assert_eq!((rules[0].effect, rules[0].force), (Effect::Kill, false));
+
+    for (lines, expected) in [
+        (
+            "on = [\"exec\"]\neffect = \"kill\"",
+            "p.toml:4:1: error: the rule would kill on every exec, whatever the process is: write a condition that says which, or force = true if every one is meant",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'kind == \"exec\"'\neffect = \"kill\"",
+            "p.toml:7:8: error: the rule would kill on every exec",
+        ),
+        (
+            "on = [\"open\", \"exec\"]\nwhen = 'kind == \"exec\" || file.path == \"/x\"'\neffect = \"kill\"",
+            "the rule would kill on every exec",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = '!(kind in [\"open\"])'\neffect = \"kill\"\nforce = false",
+            "the rule would kill on every exec",
+        ),
+        (
+            "on = [\"connect\"]\nwhen = 'proc.uid >= 0'\neffect = \"kill\"",
+            "the rule would kill on every connect",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.uid == 0 || proc.uid != 0'\neffect = \"kill\"",
+            "the rule would kill on every exec",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.exe.path.glob(\"/**\")'\neffect = \"kill\"",
+            "the rule would kill on every exec",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'has(proc.exe.path) && has(proc.pid)'\neffect = \"kill\"",
+            "the rule would kill on every exec",
+        ),
+        (
+            "on = [\"open\"]\nwhen = 'file.path.startsWith(\"/\")'\neffect = \"kill\"",
+            "the rule would kill on every open",
+        ),
+        (
+            "on = [\"exec\", \"exit\"]\nwhen = 'proc.exe.name == \"nc\"'\neffect = \"kill\"",
+            "p.toml:6:6: error: there is nothing to kill on exit",
+        ),
+        (
+            "on = [\"exec\"]\neffect = \"kill\"\nforce = \"yes\"",
+            "p.toml:8:9: error: force is string, but it has to be true or false",
+        ),
+    ] {
+        let found = errors(&rule(lines));
+        assert!(found.contains(expected), "{lines}\n{found}");
+    }
+
+    let check = taken(&rule("on = [\"exec\"]\neffect = \"kill\"\nforce = true"));
+    assert!(check.warnings.is_empty(), "{check}");
+    assert!(check.policy.expect("taken").rules[0].force);
+}
+
+#[test]
+fn what_a_rule_that_kills_may_not_be_thought_to_do_is_told() {
+    for (lines, expected) in [
+        (
+            "on = [\"exec\"]\nforce = true",
+            "p.toml:7:9: warning: force changes nothing",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.args[0] == \"nc\"'\neffect = \"kill\"",
+            "p.toml:7:8: warning: on exec the process is killed late, once the agent has judged the event, and not before it starts: only the agent can judge proc.args[0] == \"nc\"",
+        ),
+        (
+            "on = [\"exec\"]\nwhen = 'proc.exe.name == \"nc\"'\neffect = \"kill\"\n[[rule.exception]]\nname = \"x\"\nowner = \"o\"\nwhen = 'proc.cwd == \"/\"'",
+            "p.toml:7:8: warning: on exec the process is killed late, once the agent has judged the event, and not before it starts: only the agent can judge the exception \"x\": proc.cwd == \"/\"",
+        ),
+    ] {
+        let found = taken(&rule(lines)).to_string();
+        assert_eq!(found.lines().count(), 1, "{found}");
+        assert!(found.contains(expected), "{lines}\n{found}");
+    }
 }

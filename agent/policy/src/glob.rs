@@ -121,6 +121,17 @@ impl Glob {
             .collect()
     }
 
+    /// The names that the glob asks for at any depth, as `**/sh` does, if that is all it asks for.
+    pub(crate) fn at_any_depth(&self) -> Option<Vec<String>> {
+        self.alternatives
+            .iter()
+            .map(|alternative| match alternative.as_slice() {
+                [Component::Deep, Component::Parts(parts)] => literal_of(parts),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// True when each alternative begins with `/` or at any depth, as paths do: a wildcard
     /// of characters in front stands for no `/`.
     pub(crate) fn is_rooted(&self) -> bool {

@@ -29,6 +29,7 @@ mod rule;
 mod source;
 mod text;
 pub mod time;
+pub mod verdict;
 
 pub use check::{Lists, UNFOLD_MAX};
 pub use covers::covers;

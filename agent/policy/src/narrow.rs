@@ -126,7 +126,7 @@ impl Narrowing {
                 self.exact = false;
                 vec![Clause::default()]
             }
-            (atom, _) if !self.can_be_read(atom) => Vec::new(),
+            (atom, _) if !can_be_read(atom, self.kind) => Vec::new(),
             (atom, _) => match condition(atom, positive, self.kind) {
                 None => Vec::new(),
                 Some(part) => {
@@ -163,31 +163,29 @@ impl Narrowing {
         }
         self.reduced(clauses)
     }
+}
 
-    /// False when the condition reads a field that events of the kind never have.
-    fn can_be_read(&self, atom: &Expr) -> bool {
-        let operand = |operand: &Operand| match operand {
-            Operand::Field(field) | Operand::Count(field) | Operand::Index { list: field, .. } => {
-                on_kind(*field, self.kind)
-            }
-            Operand::Length(inner) | Operand::Lower(inner) => match **inner {
-                Operand::Field(field) | Operand::Index { list: field, .. } => {
-                    on_kind(field, self.kind)
-                }
-                _ => true,
-            },
-            _ => true,
-        };
-        match atom {
-            Expr::Bool(value)
-            | Expr::In { value, .. }
-            | Expr::Text { value, .. }
-            | Expr::Matches { value, .. } => operand(value),
-            Expr::Compare { left, right, .. } => operand(left) && operand(right),
-            Expr::InNet { field, .. } => on_kind(*field, self.kind),
-            Expr::ListHas { list, value } => on_kind(*list, self.kind) && operand(value),
-            Expr::Each { list, .. } => on_kind(*list, self.kind),
-            _ => true,
+/// False when the condition reads a field that events of the kind never have.
+pub(crate) fn can_be_read(atom: &Expr, kind: Kind) -> bool {
+    let operand = |operand: &Operand| match operand {
+        Operand::Field(field) | Operand::Count(field) | Operand::Index { list: field, .. } => {
+            on_kind(*field, kind)
         }
+        Operand::Length(inner) | Operand::Lower(inner) => match **inner {
+            Operand::Field(field) | Operand::Index { list: field, .. } => on_kind(field, kind),
+            _ => true,
+        },
+        _ => true,
+    };
+    match atom {
+        Expr::Bool(value)
+        | Expr::In { value, .. }
+        | Expr::Text { value, .. }
+        | Expr::Matches { value, .. } => operand(value),
+        Expr::Compare { left, right, .. } => operand(left) && operand(right),
+        Expr::InNet { field, .. } => on_kind(*field, kind),
+        Expr::ListHas { list, value } => on_kind(*list, kind) && operand(value),
+        Expr::Each { list, .. } => on_kind(*list, kind),
+        _ => true,
     }
 }

@@ -6,8 +6,10 @@ use sumun_proto::v1::{
     EffectiveMode, Kind, LoadedException, LoadedPolicies, LoadedPolicy, LoadedRule, PolicyRef,
 };
 
+use crate::explain::{Effective, effective};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::time;
+use crate::verdict::Late;
 
 /// Effective modes, from the most that can be done to nothing.
 pub const MODES: [&str; 9] = [
@@ -29,44 +31,56 @@ const ITEM_BYTES: usize = 32;
 /// Longest text in a report, in bytes.
 pub const REPORT_TEXT_MAX: usize = 1024;
 
-/// A policy as it works on a host: `blind` says why nothing of a kind is seen there.
+/// Policies that are loaded together, as they work on a host: `late` is what
+/// [`crate::verdict::VerdictPlan::build`] leaves to the agent, `blind` says why nothing of a kind is seen there.
 #[must_use]
-pub fn policy(
-    policy: &CheckedPolicy,
-    sha256: &str,
+pub fn policies(
+    policies: &[CheckedPolicy],
+    late: &[Late],
+    sha256: impl Fn(&CheckedPolicy) -> String,
     blind: impl Fn(Kind) -> Option<String>,
-) -> LoadedPolicy {
-    let mode = match policy.mode {
-        Mode::Observe => "observe",
-        Mode::Enforce => "enforce",
-    };
-    LoadedPolicy {
-        policy: Some(PolicyRef {
-            name: policy.name.clone(),
-            version: policy.version,
-            sha256: sha256.to_owned(),
-        }),
-        file: policy.path.clone(),
-        mode: mode.to_owned(),
-        rules: policy
-            .rules
-            .iter()
-            .map(|known| rule(known, &blind))
-            .collect(),
+) -> Vec<LoadedPolicy> {
+    let mut before = 0;
+    let mut loaded = Vec::with_capacity(policies.len());
+    for policy in policies {
+        let rules = policy.rules.iter().enumerate();
+        let rules = rules.map(|(index, known)| {
+            rule(known, |kind| match blind(kind) {
+                Some(reason) => (Effective::None, reason),
+                None => effective(policy.mode, known, before + index, kind, late),
+            })
+        });
+        loaded.push(LoadedPolicy {
+            policy: Some(PolicyRef {
+                name: policy.name.clone(),
+                version: policy.version,
+                sha256: sha256(policy),
+            }),
+            file: policy.path.clone(),
+            mode: match policy.mode {
+                Mode::Observe => "observe",
+                Mode::Enforce => "enforce",
+            }
+            .to_owned(),
+            rules: rules.collect(),
+        });
+        before += policy.rules.len();
     }
+    loaded
 }
 
-fn rule(rule: &Rule, blind: impl Fn(Kind) -> Option<String>) -> LoadedRule {
+fn rule(rule: &Rule, effective: impl Fn(Kind) -> (Effective, String)) -> LoadedRule {
     let effect = match rule.effect {
         Effect::Record => "record",
         Effect::Alert => "alert",
+        Effect::Kill => "kill",
     };
     let kinds = rule.kinds.iter().map(|kind| {
-        let reason = blind(*kind);
+        let (mode, reason) = effective(*kind);
         EffectiveMode {
             kind: (*kind).into(),
-            mode: if reason.is_some() { "none" } else { effect }.to_owned(),
-            reason: reason.unwrap_or_default(),
+            mode: mode.name().to_owned(),
+            reason,
         }
     });
     let exceptions = rule.exceptions.iter().map(|exception| LoadedException {
@@ -304,7 +318,8 @@ effect = "record"
 
     fn report(blind: impl Fn(Kind) -> Option<String>) -> LoadedPolicy {
         let check = check_file("/etc/web.toml", POLICY);
-        policy(&check.policy.expect("a policy"), "abc", blind)
+        let policy = check.policy.expect("a policy");
+        policies(&[policy], &[], |_| "abc".to_owned(), blind).remove(0)
     }
 
     #[test]
@@ -330,6 +345,66 @@ effect = "record"
         assert_eq!(shell["reason"], "connect: sock: no such function");
         assert_eq!(shell["kinds"][0]["effective"], "alert");
         assert_eq!(part["modes"][1]["effective"], "record");
+    }
+
+    /// The rules are numbered over all policies, and the least of the modes is told with its reason.
+    #[test]
+    fn a_rule_that_kills_says_how() {
+        let with = |name: &str, mode: &str, rules: &[(&str, &str)]| {
+            let mut file = format!("[policy]\nname = {name:?}\nmode = {mode:?}\n");
+            for (on, when) in rules {
+                file.push_str(&format!(
+                    "[[rule]]\nid = \"r{}\"\non = [{on}]\nwhen = '{when}'\neffect = \"kill\"\n",
+                    file.len()
+                ));
+            }
+            let check = check_file("kill.toml", &file);
+            check
+                .policy
+                .unwrap_or_else(|| panic!("{}", check.errors[0].message))
+        };
+        let name = "proc.exe.name == \"nc\"";
+        let all = [
+            with(
+                "a",
+                "enforce",
+                &[("\"exec\"", name), ("\"exec\", \"connect\"", name)],
+            ),
+            with("b", "observe", &[("\"exec\"", name)]),
+            with(
+                "c",
+                "enforce",
+                &[("\"exec\"", "proc.args[0] == \"nc\""), ("\"exec\"", name)],
+            ),
+        ];
+        let (_, late) = crate::verdict::VerdictPlan::build(&all, 0);
+        assert_eq!(late.iter().map(|late| late.rule).collect::<Vec<_>>(), [3]);
+        let report = policies(&all, &late, |_| String::new(), |_| None);
+        let told: Vec<_> = report
+            .iter()
+            .flat_map(|policy| &policy.rules)
+            .map(|rule| {
+                let (mode, reason) = weakest(rule);
+                format!("{}: {mode}: {reason}", rule.effect)
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "kill: kill-before-start: ",
+                "kill: kill-late: connect: only an exec is judged before it happens: here the process is killed once the agent has judged the event",
+                "kill: alert: observe: reports what would be killed",
+                "kill: kill-late: only the agent can judge proc.args[0] == \"nc\"",
+                "kill: kill-before-start: ",
+            ]
+        );
+        let report = policies(
+            &all,
+            &late,
+            |_| String::new(),
+            |_| Some("no hook".to_owned()),
+        );
+        assert_eq!(weakest(&report[0].rules[0]), ("none", "no hook".to_owned()));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::narrow::{narrow, on_kind};
 use crate::plan::{Clause, is_life, is_unfiltered};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
+use crate::verdict::{holds_always, late_alone};
 
 const RULE_KEYS: &[&str] = &[
     "id",
@@ -20,13 +21,14 @@ const RULE_KEYS: &[&str] = &[
     "on",
     "when",
     "effect",
+    "force",
     "severity",
     "attack",
     "rate",
     "exception",
 ];
-const EFFECTS: &[&str] = &["record", "alert"];
-const EFFECTS_LATER: &[&str] = &["kill", "deny", "quarantine", "isolate", "capture"];
+const EFFECTS: &[&str] = &["record", "alert", "kill"];
+const EFFECTS_LATER: &[&str] = &["deny", "quarantine", "isolate", "capture"];
 const KINDS_LATER: &[&str] = &[
     "link", "symlink", "chmod", "chown", "truncate", "bind", "listen",
 ];
@@ -123,11 +125,14 @@ impl Reader<'_> {
             let place = table.get("when").map_or(start, |value| value.span().start);
             self.cost(place, predicate, &kinds);
         }
-        let effect = if effect == Some("record") {
-            Effect::Record
-        } else {
-            Effect::Alert
+        let effect = match effect {
+            Some("record") => Effect::Record,
+            Some("kill") => Effect::Kill,
+            _ => Effect::Alert,
         };
+        let force = table
+            .get("force")
+            .is_some_and(|value| self.force(value, effect));
         let exceptions = table.get("exception").map_or_else(Vec::new, |value| {
             self.exceptions(value, lists, &kinds, effect)
         });
@@ -138,12 +143,62 @@ impl Reader<'_> {
             kinds,
             predicate: predicate?,
             effect,
+            force,
             severity,
             attack,
             exceptions,
             rate,
         };
+        if effect == Effect::Kill {
+            let place = |key: &str| table.get(key).map_or(start, |value| value.span().start);
+            self.kill(place("on"), place("when"), &rule);
+        }
         (self.errors.len() == faults).then_some(rule)
+    }
+
+    fn force(&mut self, value: &Value<'_>, effect: Effect) -> bool {
+        let offset = value.span().start;
+        let Some(force) = value.get_ref().as_bool() else {
+            let ty = value.get_ref().type_str();
+            self.error(
+                offset,
+                format!("force is {ty}, but it has to be true or false"),
+            );
+            return false;
+        };
+        if force && effect != Effect::Kill {
+            self.warning(
+                offset,
+                "force changes nothing: it lets a rule with the effect kill have no condition",
+            );
+        }
+        force
+    }
+
+    /// What a rule that kills has to be, and what it may be thought to be.
+    fn kill(&mut self, on: usize, when: usize, rule: &Rule) {
+        for kind in &rule.kinds {
+            let name = kind_name(*kind);
+            if *kind == Kind::Exit {
+                self.error(
+                    on,
+                    "there is nothing to kill on exit, the process has ended by then: take the kind out, or write effect = \"alert\"",
+                );
+            } else if !rule.force && holds_always(&rule.predicate, *kind) {
+                self.error(
+                    when,
+                    format!("the rule would kill on every {name}, whatever the process is: write a condition that says which, or force = true if every one is meant"),
+                );
+            }
+        }
+        if rule.kinds.contains(&Kind::Exec)
+            && let Some(why) = late_alone(rule)
+        {
+            self.warning(
+                when,
+                format!("on exec the process is killed late, once the agent has judged the event, and not before it starts: {why}"),
+            );
+        }
     }
 
     fn kinds(&mut self, value: &Value<'_>) -> Vec<Kind> {
@@ -254,7 +309,7 @@ impl Reader<'_> {
         }
         let mut fits = true;
         for field in predicate.fields() {
-            if matches!(field, FieldId::Rules | FieldId::Exceptions) {
+            if is_of_judging(field) {
                 fits = false;
                 let name = field.info().name;
                 let offset = self
@@ -344,6 +399,19 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// What the rules themselves lead to: no rule can read it.
+fn is_of_judging(field: FieldId) -> bool {
+    matches!(
+        field,
+        FieldId::Rules
+            | FieldId::Exceptions
+            | FieldId::VerdictRequested
+            | FieldId::VerdictEffective
+            | FieldId::VerdictOutcome
+            | FieldId::VerdictReason
+    )
 }
 
 /// `T1234` or `T1234.567`.

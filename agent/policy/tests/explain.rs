@@ -95,7 +95,7 @@ fn claims_hold_on_random_rules() {
             let rule = policy(&when, KINDS);
             let matcher = Matcher::compile(&rule.rules[0].predicate);
             let policies = std::slice::from_ref(&rule);
-            let explained = explain(policies);
+            let explained = explain(policies, 0);
             let (plan, _) = Plan::build(policies);
             prop_assert_eq!(explained.len(), KINDS.len());
             for said in &explained {
@@ -190,7 +190,7 @@ fn claims_hold_on_random_rules() {
 #[test]
 fn rules_are_explained_as_the_documentation_has_it() {
     let told = |when: &str, kind: Kind| {
-        let mut all = explain(&[policy(when, &[kind])]);
+        let mut all = explain(&[policy(when, &[kind])], 0);
         assert_eq!(all.len(), 1);
         let said = all.remove(0);
         let judged: Vec<&str> = said
@@ -279,7 +279,7 @@ fn the_cost_of_a_kind_is_that_of_its_widest_rule() {
     narrow.rules[0].id = "narrow".to_owned();
     let wide = policy("proc.uid == 0", &[Kind::Open, Kind::Connect]);
     narrow.rules.extend(wide.rules);
-    let costs: Vec<(Kind, Cost, Cost)> = explain(&[narrow])
+    let costs: Vec<(Kind, Cost, Cost)> = explain(&[narrow], 0)
         .iter()
         .map(|said| (said.kind, said.cost, said.cost_of_kind))
         .collect();

@@ -67,7 +67,8 @@ fn policies(checks: Vec<FileCheck>) -> Vec<CheckedPolicy> {
 }
 
 fn rows(policies: &[CheckedPolicy]) -> Vec<Value> {
-    explain(policies).iter().map(row).collect()
+    let now_ns = crate::moment::now();
+    explain(policies, now_ns).iter().map(row).collect()
 }
 
 /// A rule on a kind as JSON; the keys are part of the documented output.
@@ -82,6 +83,7 @@ fn row(said: &Explained) -> Value {
         "effect": match said.effect {
             Effect::Record => "record",
             Effect::Alert => "alert",
+            Effect::Kill => "kill",
         },
         "requested": match said.requested {
             Mode::Observe => "observe",
@@ -96,7 +98,8 @@ fn row(said: &Explained) -> Value {
     })
 }
 
-/// The lines of a table for one row: the rule with its first condition, then one for each other.
+/// The lines of a table for one row: the rule with its first condition, one for each other, and why
+/// the mode is less than what was asked for.
 fn lines(row: &Value) -> Vec<Value> {
     let conditions = row["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     let mut first = row.clone();
@@ -108,11 +111,16 @@ fn lines(row: &Value) -> Vec<Value> {
         .iter()
         .skip(1)
         .map(|condition| json!({ "condition": condition }));
-    std::iter::once(first).chain(rest).collect()
+    let reason = text(&row["reason"]);
+    let reason = (!reason.is_empty()).then(|| json!({ "reason": reason }));
+    std::iter::once(first).chain(rest).chain(reason).collect()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("").to_owned()
 }
 
 fn cells(line: &Value) -> Cells {
-    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
     let (cost, of_kind) = (text(&line["cost"]), text(&line["cost_of_kind"]));
     let every = Cost::EveryEvent.name();
     let (cost, dear) = match () {
@@ -129,10 +137,16 @@ fn cells(line: &Value) -> Cells {
         Some(policy) => format!("{policy}/{}", text(&line["rule"])),
         None => String::new(),
     };
-    let condition = text(&line["condition"]["text"]);
-    let shown = match condition.char_indices().nth(CONDITION_MAX) {
-        Some((end, _)) => format!("{}…", &condition[..end]),
-        None => condition,
+    let (judged, condition) = match (line["policy"].as_str(), line["reason"].as_str()) {
+        // A line of its own.
+        (None, Some(reason)) => ("(why)".to_owned(), reason.to_owned()),
+        _ => {
+            let condition = &line["condition"];
+            (
+                text(&condition["judged"]),
+                shortened(text(&condition["text"])),
+            )
+        }
     };
     vec![
         Shown::new(rule),
@@ -148,9 +162,16 @@ fn cells(line: &Value) -> Cells {
             true => Shown::toned(effective, Tone::Bad),
             false => Shown::new(effective),
         },
-        Shown::new(text(&line["condition"]["judged"])),
-        Shown::new(shown),
+        Shown::new(judged),
+        Shown::new(condition),
     ]
+}
+
+fn shortened(condition: String) -> String {
+    match condition.char_indices().nth(CONDITION_MAX) {
+        Some((end, _)) => format!("{}…", &condition[..end]),
+        None => condition,
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +215,50 @@ effect = "record"
         let shown: Vec<String> = shown.lines().skip(3).map(words).collect();
         assert!(printed.len() >= 6, "{printed:?}");
         assert_eq!(shown[..printed.len()], printed);
+    }
+
+    #[test]
+    fn a_rule_that_kills_says_when_and_why_not_before_the_start() {
+        let policy = |mode: &str| {
+            format!(
+                "[policy]\nname = \"k\"\nmode = {mode:?}\n[[rule]]\nid = \"r\"\non = [\"exec\", \"connect\"]\neffect = \"kill\"\nwhen = 'proc.exe.name == \"nc\"'\n"
+            )
+        };
+        let file = policy("enforce");
+        let found = rows(&policies(check_files([("k.toml", file.as_str())])));
+        let modes = |rows: &[Value]| -> Vec<Value> {
+            rows.iter()
+                .map(|row| json!([row["effect"], row["effective"]]))
+                .collect()
+        };
+        assert_eq!(
+            modes(&found),
+            [
+                json!(["kill", "kill-before-start"]),
+                json!(["kill", "kill-late"])
+            ]
+        );
+        assert_eq!(found[0]["reason"], "");
+        assert_eq!(found[0]["conditions"][0]["judged"], "kernel");
+        let of_connect = lines(&found[1]);
+        let last: Vec<String> = cells(&of_connect[1])
+            .iter()
+            .map(|cell| cell.text().to_owned())
+            .collect();
+        assert_eq!(last[6], "(why)");
+        assert!(
+            last[7].starts_with("only an exec is judged before it happens"),
+            "{last:?}"
+        );
+        assert_eq!(last[..6].concat(), "");
+
+        let file = policy("observe");
+        let found = rows(&policies(check_files([("k.toml", file.as_str())])));
+        assert_eq!(
+            modes(&found),
+            [json!(["kill", "alert"]), json!(["kill", "alert"])]
+        );
+        assert_eq!(found[0]["reason"], "observe: reports what would be killed");
     }
 
     #[test]

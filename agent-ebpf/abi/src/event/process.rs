@@ -74,8 +74,8 @@ pub struct Fork {
     pub child: Actor,
     /// Real parent of the child (`real_parent`), differs with CLONE_PARENT.
     pub parent_pid: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: what is asked about the child's ancestors is not known to the kernel.
+    pub lineage_unknown: u32,
     /// Start time of that parent.
     pub parent_start_ns: u64,
     /// Image of that parent.
@@ -133,8 +133,32 @@ pub struct Exec {
     pub args: Span,
     /// Total bytes of arguments (`arg_end - arg_start`), also what was cut.
     pub args_total: u64,
+    /// `outcome` of the kernel's verdicts on this exec.
+    pub outcome: u32,
+    /// With an outcome that names a rule: its number in the plan of the header's generation.
+    pub rule: u32,
+    /// With `outcome::FAILED`: the errno, positive.
+    pub error: u32,
+    /// As `Fork::lineage_unknown`.
+    pub lineage_unknown: u32,
 }
-assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 24 + 8);
+assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 24 + 8 + 16);
+
+/// What became of an exec that the kernel judged by the rules that it can judge alone.
+pub mod outcome {
+    /// No such rule matched, or there is none.
+    pub const NONE: u32 = 0;
+    /// The rule matched, and the process dies before its first instruction.
+    pub const KILLED: u32 = 1;
+    /// The rule matched, but the process is one that no policy may kill.
+    pub const GUARDED: u32 = 2;
+    /// The rule matched, but the kernel did not take the signal.
+    pub const FAILED: u32 = 3;
+    /// The rule matched, but no agent has been there for too long: its verdicts have expired.
+    pub const EXPIRED: u32 = 4;
+    /// Some rule may match: what it asks for could not be read.
+    pub const UNDECIDED: u32 = 5;
+}
 
 /// The file was made by a set-user-id or set-group-id exec (`bprm->secureexec`).
 pub const EXE_SECURE: u32 = 1 << 0;

@@ -1,0 +1,468 @@
+//! From a predicate to a formula of questions that the kernel can answer, or to the condition
+//! that it cannot judge.
+
+use sumun_proto::v1::Kind;
+use sumun_proto::{FieldId, text};
+
+use super::formula::{Formula, Whose};
+use super::{Id, TEXT_MAX, Texts};
+use crate::condition::{is_plain, kind_condition};
+use crate::glob::{Glob, Shape};
+use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Quantifier, Set, TextTest};
+use crate::narrow::{can_be_read, on_kind};
+
+/// Longest condition in a reason, in characters.
+const SHOWN_MAX: usize = 160;
+
+/// A condition that only the agent can judge.
+#[derive(Debug)]
+pub(super) struct Beyond {
+    condition: String,
+    why: &'static str,
+}
+
+impl std::fmt::Display for Beyond {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (text, cut) = match self.condition.char_indices().nth(SHOWN_MAX) {
+            Some((end, _)) => (&self.condition[..end], "…"),
+            None => (self.condition.as_str(), ""),
+        };
+        write!(f, "{text}{cut}")?;
+        match self.why {
+            "" => Ok(()),
+            why => write!(f, " ({why})"),
+        }
+    }
+}
+
+/// A formula that is true of an event of the kind exactly if the predicate is true for certain.
+pub(super) fn compile(predicate: &Predicate, kind: Kind) -> Result<Formula, Beyond> {
+    formula(predicate.expr(), true, kind)
+}
+
+/// The same for an expression being true, or false if not `positive`. An error is neither.
+fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
+    match expr {
+        Expr::Const(value) => Ok(Formula::Const(*value == positive)),
+        Expr::Not(inner) => formula(inner, !positive, kind),
+        Expr::And(parts) => join(parts, positive, !positive, kind),
+        Expr::Or(parts) => join(parts, positive, positive, kind),
+        Expr::Has(Operand::Field(field)) if !on_kind(*field, kind) => Ok(Formula::Const(!positive)),
+        atom => {
+            if let Some(holds) = kind_condition(atom, kind) {
+                return Ok(Formula::Const(holds == positive));
+            }
+            if !can_be_read(atom, kind) {
+                return Ok(Formula::Const(false));
+            }
+            let formula = condition(atom).map_err(|why| Beyond {
+                condition: Predicate::new(atom.clone()).to_string(),
+                why,
+            })?;
+            Ok(match positive {
+                true => formula,
+                false => formula.not(),
+            })
+        }
+    }
+}
+
+/// All parts, or with `or` one of them.
+fn join(parts: &[Expr], positive: bool, or: bool, kind: Kind) -> Result<Formula, Beyond> {
+    let (mut formulas, mut beyond) = (Vec::with_capacity(parts.len()), None);
+    for part in parts {
+        match formula(part, positive, kind) {
+            // What the others say does not matter then.
+            Ok(Formula::Const(value)) if value == or => return Ok(Formula::Const(or)),
+            Ok(formula) => formulas.push(formula),
+            Err(found) => {
+                beyond.get_or_insert(found);
+            }
+        }
+    }
+    match beyond {
+        Some(beyond) => Err(beyond),
+        None => Ok(match or {
+            true => Formula::or(formulas),
+            false => Formula::and(formulas),
+        }),
+    }
+}
+
+/// A condition, or why the kernel cannot judge it; the reason may be empty.
+fn condition(atom: &Expr) -> Result<Formula, &'static str> {
+    match atom {
+        Expr::Compare {
+            op,
+            left: Operand::Field(field),
+            right: Operand::Int(number),
+        } => Ok(Formula::number(
+            id_of(*field).ok_or("")?,
+            compared(*op, *number),
+        )),
+        Expr::In {
+            value: Operand::Field(field),
+            set: Set::Int(items),
+        } => {
+            let id = id_of(*field).ok_or("")?;
+            // A number that no id can be is in no range.
+            let ids = items.iter().filter_map(|item| u32::try_from(*item).ok());
+            Ok(Formula::number(id, ids.map(|id| (id, id)).collect()))
+        }
+        Expr::Text {
+            test: TextTest::Suffix,
+            value: Operand::Field(FieldId::ProcExePath),
+            text: suffix,
+        } => ends_with(suffix),
+        Expr::Matches {
+            value: Operand::Field(FieldId::ProcExePath),
+            pattern: Pattern::Glob(glob),
+        } => {
+            if let Some(names) = Glob::parse(glob).ok().and_then(|glob| glob.at_any_depth()) {
+                return named_at_any_depth(&names);
+            }
+            own(atom)
+        }
+        Expr::Each {
+            quantifier,
+            list: FieldId::ProcAncestors,
+            body,
+        } => {
+            // `all` is that none fails.
+            let exists = *quantifier == Quantifier::Exists;
+            let texts = texts(body, exists, &ancestor)?;
+            Ok(Formula::Texts {
+                whose: Whose::Ancestors,
+                texts,
+                yes: exists,
+            })
+        }
+        Expr::Compare {
+            op: Compare::Ne, ..
+        } => match texts(atom, false, &process) {
+            Ok(texts) => Ok(Formula::Texts {
+                whose: Whose::Own,
+                texts,
+                yes: false,
+            }),
+            Err(why) => Err(why),
+        },
+        atom => own(atom),
+    }
+}
+
+/// A condition on the executable's own path or name.
+fn own(atom: &Expr) -> Result<Formula, &'static str> {
+    texts(atom, true, &process).map(|texts| Formula::Texts {
+        whose: Whose::Own,
+        texts,
+        yes: true,
+    })
+}
+
+/// A path that ends in `/name` has that last component, and more before it.
+fn ends_with(suffix: &str) -> Result<Formula, &'static str> {
+    const WHY: &str = "of how a path ends, it knows a whole last name like \"/sh\"";
+    let name = suffix.strip_prefix('/').ok_or(WHY)?;
+    if name.contains('/') {
+        return Err(WHY);
+    }
+    let name = vec![bytes(name)?];
+    Ok(Formula::and(vec![
+        own_texts(name.clone(), Vec::new()),
+        own_texts(Vec::new(), name).not(),
+    ]))
+}
+
+/// As [`ends_with`] for one of the names, or the path is one of them.
+fn named_at_any_depth(names: &[String]) -> Result<Formula, &'static str> {
+    let names = names.iter().map(|name| bytes(name));
+    let names = sorted(names.collect::<Result<_, _>>()?);
+    let whole = own_texts(Vec::new(), names.clone());
+    // Not simply the name: of a path that has lost its start, the agent knows no more.
+    Ok(Formula::or(vec![
+        Formula::and(vec![own_texts(names, Vec::new()), whole.clone().not()]),
+        whole,
+    ]))
+}
+
+fn own_texts(names: Vec<Vec<u8>>, paths: Vec<Vec<u8>>) -> Formula {
+    Formula::Texts {
+        whose: Whose::Own,
+        texts: Texts {
+            names,
+            paths,
+            prefixes: Vec::new(),
+        },
+        yes: true,
+    }
+}
+
+fn process(operand: &Operand) -> Option<FieldId> {
+    match operand {
+        Operand::Field(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => Some(*field),
+        _ => None,
+    }
+}
+
+fn ancestor(operand: &Operand) -> Option<FieldId> {
+    match operand {
+        Operand::Ancestor(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => Some(*field),
+        _ => None,
+    }
+}
+
+/// The texts of which one applies exactly if the expression is true, or false if not `positive`.
+fn texts(
+    expr: &Expr,
+    positive: bool,
+    field: &impl Fn(&Operand) -> Option<FieldId>,
+) -> Result<Texts, &'static str> {
+    const JOINED: &str = "of an ancestor, it knows conditions joined by ||";
+    const TESTS: &str =
+        "it knows names and paths by ==, in, /folder/** and **/name, of the process also by !=";
+    let known = |operand: &Operand| match operand {
+        Operand::Lower(_) => Err("it knows no lower case"),
+        other => field(other).ok_or(""),
+    };
+    match (expr, positive) {
+        (Expr::Not(inner), _) => texts(inner, !positive, field),
+        (Expr::Or(parts), true) | (Expr::And(parts), false) => {
+            let mut whole = Texts::default();
+            for part in parts {
+                whole = whole.union(texts(part, positive, field)?);
+            }
+            Ok(whole)
+        }
+        (
+            Expr::Compare {
+                op: Compare::Eq,
+                left,
+                right: Operand::Str(literal),
+            },
+            true,
+        )
+        | (
+            Expr::Compare {
+                op: Compare::Ne,
+                left,
+                right: Operand::Str(literal),
+            },
+            false,
+        ) => one_of(known(left)?, std::slice::from_ref(literal)),
+        (
+            Expr::In {
+                value,
+                set: Set::Str(items),
+            },
+            true,
+        ) => one_of(known(value)?, items),
+        (
+            Expr::Text {
+                test: TextTest::Prefix,
+                value,
+                text,
+            },
+            true,
+        ) => match known(value)? {
+            FieldId::ProcExePath => Ok(Texts {
+                prefixes: vec![prefix(text)?],
+                ..Texts::default()
+            }),
+            _ => Err("it knows what a path starts with, not a name"),
+        },
+        (
+            Expr::Matches {
+                value,
+                pattern: Pattern::Glob(glob),
+            },
+            true,
+        ) => glob_texts(known(value)?, glob),
+        (Expr::And(_), true) | (Expr::Or(_), false) => Err(JOINED),
+        (
+            Expr::Compare { left: value, .. }
+            | Expr::In { value, .. }
+            | Expr::Text { value, .. }
+            | Expr::Matches { value, .. },
+            _,
+        ) => {
+            known(value)?;
+            Err(TESTS)
+        }
+        _ => Err(""),
+    }
+}
+
+/// The field equals one of the literals.
+fn one_of(field: FieldId, literals: &[String]) -> Result<Texts, &'static str> {
+    if literals.is_empty() {
+        return Err("the list is empty");
+    }
+    let all = literals.iter().map(|literal| bytes(literal));
+    let all = sorted(all.collect::<Result<_, _>>()?);
+    Ok(match field {
+        FieldId::ProcExeName => Texts {
+            names: all,
+            ..Texts::default()
+        },
+        _ => Texts {
+            paths: all,
+            ..Texts::default()
+        },
+    })
+}
+
+fn glob_texts(field: FieldId, glob: &str) -> Result<Texts, &'static str> {
+    const WHY: &str = "of globs it knows /folder/** and **/name";
+    let glob = Glob::parse(glob).map_err(|_| "")?;
+    let (mut paths, mut prefixes) = (Vec::new(), Vec::new());
+    for shape in glob.shapes() {
+        match &shape {
+            Shape::Whole(text) => paths.push(bytes(text)?),
+            Shape::Below(text) if field == FieldId::ProcExePath => prefixes.push(prefix(text)?),
+            Shape::Below(_) | Shape::From(_) => return Err(WHY),
+        }
+    }
+    let paths = sorted(paths);
+    Ok(match field {
+        FieldId::ProcExeName => Texts {
+            names: paths,
+            ..Texts::default()
+        },
+        // In order, and nothing twice.
+        _ => Texts::default().union(Texts {
+            paths,
+            prefixes,
+            ..Texts::default()
+        }),
+    })
+}
+
+/// The bytes of a text that a name or path can be.
+fn bytes(literal: &str) -> Result<Vec<u8>, &'static str> {
+    let Some(bytes) = text::to_bytes(literal).filter(|bytes| text::from_bytes(bytes) == literal)
+    else {
+        return Err("the text is one that no bytes have");
+    };
+    within_limits(bytes)
+}
+
+/// The bytes that every path has in front which starts with the text, and no other path.
+fn prefix(text: &str) -> Result<Vec<u8>, &'static str> {
+    if matches!(text, "" | "/") {
+        return Err("every path starts with it");
+    }
+    if !is_plain(text) {
+        return Err("the text ends within a character, or is one that no bytes have");
+    }
+    within_limits(text::to_bytes(text).ok_or("")?)
+}
+
+fn within_limits(bytes: Vec<u8>) -> Result<Vec<u8>, &'static str> {
+    match bytes.len() {
+        0 => Err("the text is empty"),
+        // Behind it, a key of the kernel is filled with such bytes.
+        _ if bytes.contains(&0) => Err("the text has a byte 0"),
+        1..=TEXT_MAX => Ok(bytes),
+        _ => Err("the text has more than 254 bytes"),
+    }
+}
+
+fn sorted(mut texts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    texts.sort_unstable();
+    texts.dedup();
+    texts
+}
+
+fn id_of(field: FieldId) -> Option<Id> {
+    Some(match field {
+        FieldId::ProcUid => Id::Uid,
+        FieldId::ProcGid => Id::Gid,
+        FieldId::ProcEuid => Id::Euid,
+        FieldId::ProcEgid => Id::Egid,
+        _ => return None,
+    })
+}
+
+/// The ids that compare so with a number, in ranges.
+fn compared(op: Compare, number: i64) -> Vec<(u32, u32)> {
+    let between = |first: i64, last: i64| {
+        let last = last.min(u32::MAX.into());
+        match (u32::try_from(first.max(0)), u32::try_from(last)) {
+            (Ok(first), Ok(last)) if first <= last => vec![(first, last)],
+            _ => Vec::new(),
+        }
+    };
+    let below = || {
+        number
+            .checked_sub(1)
+            .map_or_else(Vec::new, |last| between(0, last))
+    };
+    let above = || {
+        let first = number.checked_add(1);
+        first.map_or_else(Vec::new, |first| between(first, i64::MAX))
+    };
+    match op {
+        Compare::Eq => between(number, number),
+        Compare::Ne => [below(), above()].concat(),
+        Compare::Lt => below(),
+        Compare::Le => between(0, number),
+        Compare::Gt => above(),
+        Compare::Ge => between(number, i64::MAX),
+    }
+}
+
+/// True when the predicate holds for every event of a kind, as far as that is seen.
+pub(crate) fn holds_always(predicate: &Predicate, kind: Kind) -> bool {
+    always(predicate.expr(), kind) == Some(true)
+}
+
+/// What an expression is on every event of a kind whose fields are known.
+fn always(expr: &Expr, kind: Kind) -> Option<bool> {
+    let joined = |parts: &[Expr], or: bool| {
+        let mut whole = Some(!or);
+        for part in parts {
+            match always(part, kind) {
+                Some(value) if value == or => return Some(or),
+                Some(_) => {}
+                None => whole = None,
+            }
+        }
+        whole
+    };
+    match expr {
+        Expr::Const(value) => Some(*value),
+        Expr::Not(inner) => always(inner, kind).map(|value| !value),
+        Expr::And(parts) => joined(parts, false),
+        Expr::Or(parts) => joined(parts, true).or_else(|| {
+            // Two conditions may leave nothing out together.
+            let formula = formula(expr, true, kind).ok()?;
+            (formula == Formula::Const(true)).then_some(true)
+        }),
+        Expr::Text {
+            test: TextTest::Prefix,
+            value: Operand::Field(FieldId::ProcExePath | FieldId::FilePath | FieldId::ProcCwd),
+            text,
+        } if text == "/" => Some(true),
+        Expr::Text {
+            value: Operand::Field(field),
+            text,
+            ..
+        } if text.is_empty() && on_kind(*field, kind) => Some(true),
+        Expr::Has(Operand::Field(field))
+            if on_kind(*field, kind) && field.info().absent.is_empty() =>
+        {
+            Some(true)
+        }
+        Expr::Has(Operand::Field(FieldId::ProcExeName | FieldId::ProcExePath)) => Some(true),
+        atom => match kind_condition(atom, kind) {
+            Some(holds) => Some(holds),
+            // An error is not true, and would not be under `!`.
+            None if !can_be_read(atom, kind) => None,
+            None => match condition(atom).ok()? {
+                Formula::Const(value) => Some(value),
+                _ => None,
+            },
+        },
+    }
+}

@@ -1,0 +1,458 @@
+//! What the kernel judges alone, what it leaves to the agent and why.
+
+use super::*;
+use crate::file::check_file;
+
+/// A policy of rules that kill on execs, each with exceptions: (predicate, expiry).
+fn policy(mode: &str, rules: &[(&str, &[(&str, &str)])]) -> CheckedPolicy {
+    let mut file = format!("[policy]\nname = \"p\"\nmode = {mode:?}\n");
+    for (number, (when, exceptions)) in rules.iter().enumerate() {
+        file.push_str(&format!(
+            "[[rule]]\nid = \"r{number}\"\non = [\"exec\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{when}'''\n"
+        ));
+        for (number, (when, expires)) in exceptions.iter().enumerate() {
+            file.push_str(&format!(
+                "[[rule.exception]]\nname = \"e{number}\"\nowner = \"o\"\nwhen = '''\n{when}'''\n{expires}\n"
+            ));
+        }
+    }
+    let check = check_file("p.toml", &file);
+    assert!(check.errors.is_empty(), "{file}\n{check}");
+    check.policy.expect("no errors")
+}
+
+/// The clauses of one rule in words, or the reason why there are none.
+fn told(when: &str, exceptions: &[(&str, &str)]) -> String {
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &[(when, exceptions)])], 0);
+    if let [late] = &late[..] {
+        assert_eq!(plan, VerdictPlan::default());
+        return late.reason.clone();
+    }
+    let atoms = |word: u64, sign: &str| {
+        let set = (0..plan.atoms.len()).filter(|number| word >> number & 1 == 1);
+        set.map(|number| format!("{sign}{}", atom(&plan.atoms[number])))
+            .collect::<Vec<_>>()
+    };
+    let mut clauses: Vec<String> = plan
+        .clauses
+        .iter()
+        .map(|clause| [atoms(clause.need, ""), atoms(clause.forbid, "!")].concat())
+        .map(|mut parts| {
+            parts.sort();
+            parts.join(" ")
+        })
+        .collect();
+    clauses.sort();
+    clauses.join(" | ")
+}
+
+fn atom(atom: &Atom) -> String {
+    let list = |of: &[Vec<u8>]| {
+        let texts = of.iter().map(|text| String::from_utf8_lossy(text));
+        texts.collect::<Vec<_>>().join(",")
+    };
+    let texts = |texts: &Texts| {
+        [
+            ("", &texts.names),
+            ("=", &texts.paths),
+            ("^", &texts.prefixes),
+        ]
+        .iter()
+        .filter(|(_, of)| !of.is_empty())
+        .map(|(sign, of)| format!("{sign}{}", list(of)))
+        .collect::<Vec<_>>()
+        .join(";")
+    };
+    match atom {
+        Atom::Exe(of) => format!("exe({})", texts(of)),
+        Atom::Ancestor(of) => format!("anc({})", texts(of)),
+        Atom::Number { id, range } if range.1 == u32::MAX => format!("{id:?}({}..)", range.0),
+        Atom::Number { id, range } => format!("{id:?}({}..{})", range.0, range.1),
+    }
+}
+
+#[test]
+fn what_the_kernel_judges() {
+    for (when, expected) in [
+        ("proc.exe.name == 'nc'", "exe(nc)"),
+        ("proc.exe.name != 'nc'", "!exe(nc)"),
+        ("!(proc.exe.path in ['/b', '/a'])", "!exe(=/a,/b)"),
+        ("proc.exe.path.startsWith('/tmp/')", "exe(^/tmp/)"),
+        ("proc.exe.path.glob('/tmp/**')", "exe(^/tmp/)"),
+        // What a shorter prefix includes is left out.
+        (
+            "proc.exe.path.glob('/{tmp,tmp/x,dev/shm}/**') || proc.exe.path == '/tmp/a' || proc.exe.name == 'nc'",
+            "exe(nc;^/dev/shm/,/tmp/)",
+        ),
+        (
+            "proc.exe.path.glob('/{bin/nc,tmp/**}')",
+            "exe(=/bin/nc;^/tmp/)",
+        ),
+        // A path that is the bare name does not end so.
+        ("proc.exe.path.endsWith('/nc')", "!exe(=nc) exe(nc)"),
+        ("!proc.exe.path.endsWith('/nc')", "!exe(nc) | exe(=nc)"),
+        (
+            "proc.exe.path.glob('**/{nc,ncat}')",
+            "!exe(=nc,ncat) exe(nc,ncat) | exe(=nc,ncat)",
+        ),
+        // A byte that is no text, and a backslash, are what they stand for.
+        (r"proc.exe.name == r'a\\b'", r"exe(a\b)"),
+        (r"proc.exe.path == r'/\xff'", "exe(=/\u{fffd})"),
+        (
+            "proc.ancestors.exists(a, a.exe.name == 'sshd' || a.exe.path.startsWith('/opt/'))",
+            "anc(sshd;^/opt/)",
+        ),
+        (
+            "!proc.ancestors.exists(a, a.exe.name in ['x', 'y'])",
+            "!anc(x,y)",
+        ),
+        ("proc.ancestors.all(a, a.exe.name != 'sshd')", "!anc(sshd)"),
+        (
+            "proc.ancestors.all(a, a.exe.name != 'x' && !(a.exe.path == '/y'))",
+            "!anc(x;=/y)",
+        ),
+        ("proc.uid == 0", "Uid(0..0)"),
+        ("proc.gid != 0", "!Gid(0..0)"),
+        ("proc.euid in [0, 1, 2, 7]", "!Euid(3..6) !Euid(8..)"),
+        ("!(proc.egid in [3, 5])", "!Egid(3..3) !Egid(5..5)"),
+        ("1000 <= proc.uid && proc.uid < 2000", "Uid(1000..1999)"),
+        ("proc.uid > 4294967294", "!Uid(0..4294967294)"),
+        ("proc.uid == 4294967295", "!Uid(0..4294967294)"),
+        // Never, and always.
+        ("proc.uid == 4294967296", ""),
+        ("proc.uid < 0 || proc.uid == -1 || proc.uid in [-1]", ""),
+        ("proc.exe.name == 'nc' && proc.uid >= 0", "exe(nc)"),
+        ("proc.exe.name == 'nc' && proc.uid != -1", "exe(nc)"),
+        ("proc.exe.name == 'nc' && kind == 'exec'", "exe(nc)"),
+        ("proc.exe.name == 'nc' && kind != 'exec'", ""),
+        // What is never true leaves the rest to be judged, whatever stands beside it.
+        (
+            "kind == 'fork' && proc.args[0] == 'x' || proc.uid == 0",
+            "Uid(0..0)",
+        ),
+        (
+            "(proc.exe.name == 'a' || proc.uid == 0) && !(proc.exe.name == 'a')",
+            "!exe(a) Uid(0..0)",
+        ),
+        (
+            "(proc.exe.name == 'a' || proc.uid == 0) && (proc.exe.name == 'b' || proc.gid == 0)",
+            "Gid(0..0) Uid(0..0) | Gid(0..0) exe(a) | Uid(0..0) exe(b) | exe(a) exe(b)",
+        ),
+        (
+            "proc.uid == 0 || proc.uid == 0 && proc.exe.name == 'a'",
+            "Uid(0..0)",
+        ),
+    ] {
+        assert_eq!(told(when, &[]), expected, "{when}");
+    }
+    // Fields that an exec never has are errors: neither true nor, under `!`, false.
+    let mut both = policy("enforce", &[("proc.exe.name == 'a'", &[])]);
+    for (when, clauses) in [
+        ("file.path == '/x' || proc.uid == 0", 1),
+        ("!(file.path == '/x')", 0),
+        ("has(file.path)", 0),
+        ("!has(file.path)", 1),
+    ] {
+        both.rules[0].predicate = crate::Predicate::parse(when, &crate::Lists::new()).expect(when);
+        let (plan, late) = VerdictPlan::build(std::slice::from_ref(&both), 0);
+        assert_eq!((plan.clauses.len(), late.len()), (clauses, 0), "{when}");
+    }
+}
+
+#[test]
+fn what_only_the_agent_judges_is_left_to_it_with_the_reason() {
+    let long = format!("proc.exe.name == '{}'", "a".repeat(255));
+    let fits = format!("proc.exe.name == '{}'", "a".repeat(254));
+    assert!(told(&fits, &[]).starts_with("exe(aaa"));
+    for (when, expected) in [
+        (
+            "proc.exe.name == 'nc' && proc.args[0] == 'x'",
+            "only the agent can judge proc.args[0] == \"x\"",
+        ),
+        (
+            "proc.exe.name == 'nc' || has(proc.auid)",
+            "only the agent can judge has(proc.auid)",
+        ),
+        (
+            "proc.exe.name.lowerAscii() == 'nc'",
+            "only the agent can judge proc.exe.name.lowerAscii() == \"nc\" (it knows no lower case)",
+        ),
+        (
+            "proc.exe.path.endsWith('bin/nc')",
+            "(of how a path ends, it knows a whole last name like \"/sh\")",
+        ),
+        (
+            "proc.exe.path.endsWith('nc')",
+            "(of how a path ends, it knows a whole last name like \"/sh\")",
+        ),
+        ("proc.exe.path.endsWith('/')", "(the text is empty)"),
+        ("proc.exe.path.glob('/usr/*/nc')", "(of globs it knows"),
+        (
+            "proc.exe.path.glob('/{usr/*,bin/nc}')",
+            "(of globs it knows",
+        ),
+        (
+            "proc.exe.name.startsWith('n')",
+            "(it knows what a path starts with, not a name)",
+        ),
+        (
+            "proc.exe.name.matches('^n')",
+            "(it knows names and paths by ==",
+        ),
+        ("proc.exe.name < 'n'", "(it knows names and paths by =="),
+        (
+            "proc.exe.name.contains('n')",
+            "(it knows names and paths by ==",
+        ),
+        (
+            "proc.exe.path.startsWith('/')",
+            "(every path starts with it)",
+        ),
+        (
+            "proc.exe.path.startsWith('')",
+            "(every path starts with it)",
+        ),
+        // Within an escape, part of a character, no text at all, a byte that ends texts.
+        (
+            r"proc.exe.path.startsWith(r'/a\xf')",
+            "(the text ends within a character",
+        ),
+        (
+            r"proc.exe.path.startsWith(r'/a\xff')",
+            "(the text ends within a character",
+        ),
+        (
+            r"proc.exe.path.startsWith(r'/a\')",
+            "(the text ends within a character",
+        ),
+        (
+            r"proc.exe.name == r'\q'",
+            "(the text is one that no bytes have)",
+        ),
+        (
+            r"proc.exe.name in ['a', r'\x41']",
+            "(the text is one that no bytes have)",
+        ),
+        (r"proc.exe.name == r'a\x00'", "(the text has a byte 0)"),
+        ("proc.exe.name == ''", "(the text is empty)"),
+        ("!(proc.exe.name in [])", "(the list is empty)"),
+        (long.as_str(), "(the text has more than 254 bytes)"),
+        (
+            "proc.exe.name == proc.parent.exe.name",
+            "only the agent can judge proc.exe.name == proc.parent.exe.name",
+        ),
+        (
+            "proc.uid != proc.pid",
+            "only the agent can judge proc.uid != proc.pid",
+        ),
+        (
+            "proc.ancestors.exists(a, a.pid == 1)",
+            "only the agent can judge proc.ancestors.exists(",
+        ),
+        (
+            "proc.ancestors.exists(a, a.exe.name != 'x')",
+            "(it knows names and paths by ==",
+        ),
+        (
+            "proc.ancestors.all(a, a.exe.name == 'x')",
+            "(it knows names and paths by ==",
+        ),
+        (
+            "proc.ancestors.exists(a, a.exe.name == 'x' && a.exe.path.startsWith('/y/'))",
+            "(of an ancestor, it knows conditions joined by ||)",
+        ),
+        (
+            "proc.ancestors.exists(a, a.exe.name == 'x' || proc.exe.name == 'x')",
+            "only the agent can judge proc.ancestors.exists(",
+        ),
+        (
+            "proc.ancestors.exists(a, a.exe.path.endsWith('/x'))",
+            "(it knows names and paths by ==",
+        ),
+        (
+            "'-c' in proc.args",
+            "only the agent can judge \"-c\" in proc.args",
+        ),
+        (
+            "proc.exe.deleted",
+            "only the agent can judge proc.exe.deleted",
+        ),
+    ] {
+        let reason = told(when, &[]);
+        assert!(
+            reason.contains("only the agent can judge"),
+            "{when}: {reason}"
+        );
+        assert!(reason.contains(expected), "{when}: {reason}");
+    }
+    let many = "proc.args[0] == 'x' || ".repeat(40) + "proc.args[0] == 'y'";
+    assert!(told(&many, &[]).len() < 300);
+}
+
+#[test]
+fn an_exception_is_part_of_the_clauses_until_it_expires() {
+    let name = "proc.exe.name == 'nc'";
+    assert_eq!(told(name, &[("proc.uid == 0", "")]), "!Uid(0..0) exe(nc)");
+    assert_eq!(
+        told(
+            name,
+            &[
+                ("proc.uid == 0 && proc.gid == 5", ""),
+                ("proc.ancestors.exists(a, a.exe.name == 'ci')", "")
+            ]
+        ),
+        "!Gid(5..5) !anc(ci) exe(nc) | !Uid(0..0) !anc(ci) exe(nc)"
+    );
+    // It lets everything pass: nothing is killed.
+    assert_eq!(told(name, &[("kind == 'exec'", "")]), "");
+    // One that can never hold lets nothing pass.
+    assert_eq!(
+        told(name, &[("kind == 'fork' && proc.args[0] == 'x'", "")]),
+        "exe(nc)"
+    );
+    assert_eq!(
+        told(name, &[("proc.args[0] == 'x'", "")]),
+        "only the agent can judge the exception \"e0\": proc.args[0] == \"x\""
+    );
+    let expiring = [(
+        name,
+        &[
+            ("proc.uid == 0", "expires = 1970-01-02T00:00:00Z"),
+            ("proc.args[0] == 'x'", "expires = 1970-01-03T00:00:00Z"),
+        ][..],
+    )];
+    let policies = [policy("enforce", &expiring)];
+    let day = 24 * 60 * 60 * 1_000_000_000_i64;
+    for (now, late, next) in [
+        (0, true, Some(day)),
+        (day, true, Some(2 * day)),
+        (2 * day - 1, true, Some(2 * day)),
+        (2 * day, false, None),
+    ] {
+        let (plan, left) = VerdictPlan::build(&policies, now);
+        assert_eq!(
+            (left.len() == 1, plan.clauses.is_empty()),
+            (late, late),
+            "{now}"
+        );
+        assert_eq!(next_expiry(&policies, now), next);
+    }
+}
+
+#[test]
+fn rules_are_numbered_over_all_policies_and_only_those_that_kill_in_enforce_are_taken() {
+    let rule: (&str, &[(&str, &str)]) = ("proc.exe.name == 'a'", &[]);
+    let other: (&str, &[(&str, &str)]) = ("proc.exe.name == 'b' && proc.uid == 0", &[]);
+    let mut alert = policy("enforce", &[rule, rule]);
+    alert.rules[0].effect = Effect::Alert;
+    alert.rules[1].kinds = vec![Kind::Fork];
+    let policies = [
+        alert,
+        policy("observe", &[rule]),
+        policy("enforce", &[rule, other, rule]),
+    ];
+    let (plan, late) = VerdictPlan::build(&policies, 0);
+    assert_eq!(late, []);
+    let rules: Vec<usize> = plan.clauses.iter().map(|clause| clause.rule).collect();
+    assert_eq!(rules, [3, 4, 5]);
+    assert_eq!(plan.atoms.len(), 3, "equal questions are one");
+    assert_eq!(plan.clauses[0].need, plan.clauses[2].need);
+}
+
+#[test]
+fn what_does_not_fit_is_left_to_the_agent_and_what_comes_later_may_fit_again() {
+    let rules: Vec<String> = (0..70)
+        .map(|n| format!("proc.exe.name == 'n{n}'"))
+        .collect();
+    let rules: Vec<(&str, &[(&str, &str)])> =
+        rules.iter().map(|when| (when.as_str(), &[][..])).collect();
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &rules)], 0);
+    assert_eq!((plan.atoms.len(), plan.clauses.len()), (64, 64));
+    assert_eq!(
+        late.iter().map(|late| late.rule).collect::<Vec<_>>(),
+        [64, 65, 66, 67, 68, 69]
+    );
+    assert_eq!(
+        late[0].reason,
+        "with the rules before it, there would be more than 64 clauses in the kernel"
+    );
+
+    // Two questions in each clause: they are used up first.
+    let pairs: Vec<String> = (0..40)
+        .map(|n| format!("proc.exe.name == 'n{n}' && proc.exe.path == '/n{n}'"))
+        .collect();
+    let pairs: Vec<(&str, &[(&str, &str)])> =
+        pairs.iter().map(|when| (when.as_str(), &[][..])).collect();
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &pairs)], 0);
+    assert_eq!(
+        (plan.atoms.len(), plan.clauses.len(), late.len()),
+        (64, 32, 8)
+    );
+    assert!(
+        late[0].reason.contains("more than 64 questions"),
+        "{late:?}"
+    );
+
+    let ids: Vec<String> = (0..34).map(|n| format!("proc.uid == {}", 2 * n)).collect();
+    let mut ids: Vec<(&str, &[(&str, &str)])> =
+        ids.iter().map(|when| (when.as_str(), &[][..])).collect();
+    ids.push(("proc.exe.name == 'a' && proc.uid == 2", &[]));
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &ids)], 0);
+    assert_eq!((plan.atoms.len(), late.len()), (33, 2));
+    assert!(
+        late[0].reason.contains("more than 32 ranges of ids"),
+        "{late:?}"
+    );
+
+    // A rule that is too large by itself says so.
+    let factor =
+        |n: usize| format!("(proc.exe.path == '/{n}' || proc.uid == {n} || proc.gid == {n})");
+    let product: Vec<String> = (1..5).map(factor).collect();
+    assert_eq!(
+        told(&product.join(" && "), &[]),
+        "its conditions and exceptions need more than 64 clauses in the kernel"
+    );
+    let product: Vec<String> = (1..30).map(factor).collect();
+    assert!(told(&product.join(" && "), &[]).starts_with("its conditions"));
+}
+
+#[test]
+fn the_first_clause_that_holds_decides_and_an_unknown_answer_never_kills() {
+    let plan = VerdictPlan {
+        atoms: ["a", "b", "c"]
+            .map(|name| {
+                Atom::Exe(Texts {
+                    names: vec![name.into()],
+                    ..Texts::default()
+                })
+            })
+            .into(),
+        clauses: vec![
+            VerdictClause {
+                rule: 4,
+                need: 0b001,
+                forbid: 0b010,
+            },
+            VerdictClause {
+                rule: 7,
+                need: 0b100,
+                forbid: 0,
+            },
+        ],
+    };
+    let judge = |answers: [Option<bool>; 3]| {
+        plan.judge(|atom| {
+            let at = plan.atoms.iter().position(|known| known == atom);
+            answers[at.expect("one of the plan's")]
+        })
+    };
+    let (yes, no) = (Some(true), Some(false));
+    assert_eq!(judge([yes, no, yes]), Outcome::Kills(4));
+    assert_eq!(judge([yes, None, yes]), Outcome::Kills(7));
+    assert_eq!(judge([yes, None, no]), Outcome::Undecided);
+    assert_eq!(judge([None, no, no]), Outcome::Undecided);
+    assert_eq!(judge([None, yes, no]), Outcome::Nothing);
+    assert_eq!(judge([no, None, None]), Outcome::Undecided);
+    assert_eq!(judge([no, None, no]), Outcome::Nothing);
+    assert_eq!(VerdictPlan::default().judge(|_| None), Outcome::Nothing);
+}

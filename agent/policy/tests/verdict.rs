@@ -1,0 +1,399 @@
+//! What the kernel kills is what the matcher matches: the plan's own model against the
+//! matcher, on random rules with exceptions and random execs.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::cell::Cell;
+use std::io::Write as _;
+
+use common::{Case, Dice};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
+use sumun_policy::verdict::{Atom, Id, Outcome, Texts, VerdictPlan};
+use sumun_policy::{CheckedPolicy, Matcher, Verdict, check_file};
+use sumun_proto::v1::{Image, Kind};
+use sumun_proto::{View, text};
+
+/// Rules of each set that is loaded together.
+const RULES: usize = 3;
+/// Execs for each set.
+const EVENTS: usize = 32;
+const SETS: u32 = 2500;
+
+/// Texts of paths, also with bytes that are not UTF-8 and without any folder.
+const PATHS: &[&str] = &[
+    "/bin/sh",
+    "/usr/bin/bash",
+    "/tmp/a",
+    "/tmp/\\xff\\\\b",
+    "/usr/sbin/sh",
+    "/한/글",
+    "/tmp/\\xed\\x95",
+    "/usr/lib/x/sh",
+    "sh",
+    "a",
+];
+const NAMES: &[&str] = &[
+    "sh",
+    "bash",
+    "글",
+    "\\xff\\\\b",
+    "a",
+    "SH",
+    "\\x61",
+    "\\q",
+    "한",
+];
+const STARTS: &[&str] = &[
+    "/usr/",
+    "/tmp/",
+    "/usr/sbin/s",
+    "/한",
+    "/tmp/\\xff",
+    "/tmp/\\\\",
+    "/bin/sh",
+    "s",
+    "/",
+    "",
+    "/tmp/\\x",
+    "/usr/lib/",
+    // The first byte of a character.
+    "/\\xed",
+];
+const GLOBS: &[&str] = &[
+    "/usr/**",
+    "/{usr,tmp}/**",
+    "/{bin/sh,tmp/**}",
+    "**/sh",
+    "**/{sh,a}",
+    "/bin/{sh,bash}",
+    "/usr/*/sh",
+    "**/s*",
+];
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\"))
+}
+
+fn listed(dice: &mut Dice<'_>, items: &[&str]) -> String {
+    let items: Vec<String> = (0..1 + dice.roll(3))
+        .map(|_| quoted(dice.pick(items)))
+        .collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// A condition on the path and name of a process or ancestor.
+fn exe(dice: &mut Dice<'_>, of: &str) -> String {
+    match dice.roll(9) {
+        0 => format!("{of}.exe.name == {}", quoted(dice.pick(NAMES))),
+        1 => format!("{of}.exe.name in {}", listed(dice, NAMES)),
+        2 => format!("{of}.exe.path in {}", listed(dice, PATHS)),
+        3 => format!("{of}.exe.path == {}", quoted(dice.pick(PATHS))),
+        4 | 5 => format!("{of}.exe.path.startsWith({})", quoted(dice.pick(STARTS))),
+        6 => format!("{of}.exe.path.glob({})", quoted(dice.pick(GLOBS))),
+        7 => format!(
+            "{of}.exe.path.endsWith({})",
+            quoted(dice.pick(&["/sh", "/a", "sh", "/글", "/"]))
+        ),
+        _ => format!("{of}.exe.name != {}", quoted(dice.pick(NAMES))),
+    }
+}
+
+fn ancestors(dice: &mut Dice<'_>) -> String {
+    let mut body = exe(dice, "a");
+    if dice.chance(6) {
+        body = format!(
+            "{body} {} {}",
+            dice.pick(&["||", "||", "&&"]),
+            exe(dice, "a")
+        );
+    }
+    match dice.chance(5) {
+        true => format!("proc.ancestors.all(a, !({body}))"),
+        false => format!("proc.ancestors.exists(a, {body})"),
+    }
+}
+
+fn number(dice: &mut Dice<'_>) -> String {
+    let field = dice.pick(&["proc.uid", "proc.gid", "proc.euid", "proc.egid"]);
+    let ids = ["0", "1", "7", "1000", "4294967295", "4294967296", "-1"];
+    if dice.chance(6) {
+        let items: Vec<&str> = (0..dice.roll(4)).map(|_| dice.pick(&ids)).collect();
+        return format!("{field} in [{}]", items.join(", "));
+    }
+    let op = dice.pick(&["==", "!=", "<", "<=", ">", ">="]);
+    format!("{field} {op} {}", dice.pick(&ids))
+}
+
+fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
+    match dice.roll(if depth == 0 { 9 } else { 15 }) {
+        0..=2 => exe(dice, "proc"),
+        3 | 4 => ancestors(dice),
+        5 | 6 => number(dice),
+        7 => dice
+            .pick(&[
+                "kind == 'exec'",
+                "kind in ['fork', 'open']",
+                "file.path == '/x'",
+                "has(net.dst.ip)",
+            ])
+            .to_owned(),
+        // Anything, mostly beyond the kernel.
+        8 if dice.chance(4) => common::predicate(dice, 0),
+        8 => exe(dice, "proc"),
+        9 | 10 => format!("!({})", predicate(dice, depth - 1)),
+        11 | 12 => format!(
+            "({} && {})",
+            predicate(dice, depth - 1),
+            predicate(dice, depth - 1)
+        ),
+        _ => format!(
+            "({} || {})",
+            predicate(dice, depth - 1),
+            predicate(dice, depth - 1)
+        ),
+    }
+}
+
+/// Rules that kill on every kind, so that any field may be read, some with an exception.
+fn policy(dice: &mut Dice<'_>) -> CheckedPolicy {
+    let mut file = "[policy]\nname = \"p\"\nmode = \"enforce\"\n".to_owned();
+    for number in 0..RULES {
+        file.push_str(&format!(
+            "[[rule]]\nid = \"r{number}\"\non = [\"exec\", \"fork\", \"open\", \"rename\", \"connect\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{}'''\n",
+            predicate(dice, 2)
+        ));
+        for exception in 0..dice.roll(4).saturating_sub(1) {
+            file.push_str(&format!(
+                "[[rule.exception]]\nname = \"e{exception}\"\nowner = \"o\"\nwhen = '''\n{}'''\n",
+                predicate(dice, 1)
+            ));
+        }
+    }
+    let check = check_file("p.toml", &file);
+    // A random predicate may read what only other kinds have.
+    let errors = check
+        .errors
+        .iter()
+        .filter(|error| !error.message.contains("never present"));
+    assert_eq!(errors.count(), 0, "{file}\n{check}");
+    check.policy.unwrap_or_else(|| policy(dice))
+}
+
+/// An exec whose images have paths of this file's.
+fn exec(dice: &mut Dice<'_>, unknowns: bool) -> Case {
+    let mut case = common::event(dice, Kind::Exec, unknowns);
+    if case.batch.images.is_empty() {
+        case.batch.images.push(Image {
+            seen: true,
+            ..Image::default()
+        });
+        case.event.image = 1;
+    }
+    for image in &mut case.batch.images {
+        dice.pick(PATHS).clone_into(&mut image.exe_path);
+        image.seen |= !unknowns || dice.chance(12);
+        let id = |dice: &mut Dice<'_>| dice.pick(&[0, 1, 7, 999, 1000, u32::MAX]);
+        image.uid = id(dice);
+        image.gid = id(dice);
+        image.euid = id(dice);
+        image.egid = id(dice);
+        if unknowns && dice.chance(2) {
+            image.exe_flaws |= u32::from(dice.pick(&[FLAW_TRUNCATED, FLAW_LOST, FLAW_PARTIAL]));
+        }
+    }
+    // The process itself has just been seen to execute something.
+    if let Some(own) = case.batch.images.last_mut() {
+        own.seen = true;
+    }
+    case
+}
+
+/// The kernel's answer, from the bytes.
+fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
+    let own = view.image()?;
+    match atom {
+        Atom::Exe(texts) => one_of(texts, own),
+        Atom::Ancestor(texts) => {
+            let answers: Vec<_> = view.ancestors().map(|image| one_of(texts, image)).collect();
+            if answers.contains(&Some(true)) {
+                return Some(true);
+            }
+            let all_known = view.ancestors_complete() && !answers.contains(&None);
+            all_known.then_some(false)
+        }
+        Atom::Number { id, range } => {
+            let number = match id {
+                Id::Uid => own.uid,
+                Id::Gid => own.gid,
+                Id::Euid => own.euid,
+                Id::Egid => own.egid,
+            };
+            Some((range.0..=range.1).contains(&number))
+        }
+    }
+}
+
+fn one_of(texts: &Texts, image: &Image) -> Option<bool> {
+    let flaw = |flaws: u8| image.exe_flaws & u32::from(flaws) != 0;
+    if !image.seen || flaw(FLAW_LOST | FLAW_PARTIAL) {
+        return None;
+    }
+    let path = text::to_bytes(&image.exe_path).expect("events are in form");
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(&[]);
+    if texts.names.iter().any(|known| known == name) {
+        return Some(true);
+    }
+    if flaw(FLAW_TRUNCATED) && !(texts.paths.is_empty() && texts.prefixes.is_empty()) {
+        return None;
+    }
+    let whole = texts.paths.contains(&path);
+    Some(whole || texts.prefixes.iter().any(|prefix| path.starts_with(prefix)))
+}
+
+/// Everything that the kernel asks for is known: the fields of an exec that predicates can read.
+fn is_known(view: &View<'_>) -> bool {
+    let known = |image: &Image| {
+        let flaws = FLAW_TRUNCATED | FLAW_LOST | FLAW_PARTIAL;
+        image.seen && image.exe_flaws & u32::from(flaws) == 0
+    };
+    view.image().is_some_and(known) && view.ancestors().all(known) && view.ancestors_complete()
+}
+
+/// 80,000 execs with up to three rules each that the kernel judges.
+#[test]
+fn the_kernel_kills_what_the_matcher_matches() {
+    let [
+        rules,
+        taken,
+        execs,
+        kills,
+        killed_unknown,
+        known,
+        undecided,
+        excepted,
+        shadowed,
+    ]: [Cell<u64>; 9] = Default::default();
+    let one = |count: &Cell<u64>| count.set(count.get() + 1);
+    let shapes = proptest::collection::vec(any::<u8>(), 40..160);
+    let bytes = proptest::collection::vec(any::<u8>(), 100);
+    let events = proptest::collection::vec(bytes, EVENTS);
+    let config = ProptestConfig {
+        cases: SETS,
+        max_shrink_iters: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let run = TestRunner::new(config).run(&(shapes, events), |(shape, events)| {
+        let policy = policy(&mut Dice::new(&shape));
+        let (plan, late) = VerdictPlan::build(std::slice::from_ref(&policy), 0);
+        let late: Vec<usize> = late.iter().map(|late| late.rule).collect();
+        rules.set(rules.get() + RULES as u64);
+        taken.set(taken.get() + (RULES - late.len()) as u64);
+        prop_assert!(
+            plan.clauses
+                .iter()
+                .all(|clause| !late.contains(&clause.rule))
+        );
+        prop_assert!(plan.clauses.is_sorted_by_key(|clause| clause.rule));
+        let matchers: Vec<(Matcher, Vec<Matcher>)> = policy
+            .rules
+            .iter()
+            .map(|rule| {
+                let exceptions = rule.exceptions.iter();
+                let exceptions = exceptions.map(|exception| Matcher::compile(&exception.predicate));
+                (Matcher::compile(&rule.predicate), exceptions.collect())
+            })
+            .collect();
+        for (number, bytes) in events.iter().enumerate() {
+            let case = exec(&mut Dice::new(bytes), number % 2 == 0);
+            let view = case.view();
+            let outcome = plan.judge(|atom| answer(atom, &view));
+            one(&execs);
+            // Of each rule: it matches, and whether an exception does or could.
+            let verdicts: Vec<(Verdict, Verdict)> = matchers
+                .iter()
+                .map(|(rule, exceptions)| {
+                    let all = exceptions.iter().map(|exception| exception.matches(&view));
+                    let all: Vec<_> = all.collect();
+                    let strongest = [Verdict::Match, Verdict::Undecided]
+                        .into_iter()
+                        .find(|verdict| all.contains(verdict));
+                    (rule.matches(&view), strongest.unwrap_or(Verdict::NoMatch))
+                })
+                .collect();
+            let said = format!("{:?}\non {case:?}\n{plan:?}\n{verdicts:?}", policy.source);
+            let by_agent = (0..RULES)
+                .filter(|rule| !late.contains(rule))
+                .find(|rule| verdicts[*rule] == (Verdict::Match, Verdict::NoMatch));
+            if let Outcome::Kills(rule) = outcome {
+                one(&kills);
+                prop_assert_eq!(
+                    verdicts[rule],
+                    (Verdict::Match, Verdict::NoMatch),
+                    "{}",
+                    said
+                );
+                if rule > 0 {
+                    one(&shadowed);
+                }
+            }
+            if is_known(&view) {
+                one(&known);
+                let by_kernel = match outcome {
+                    Outcome::Kills(rule) => Some(rule),
+                    Outcome::Nothing => None,
+                    Outcome::Undecided => return Err(TestCaseError::fail(said)),
+                };
+                prop_assert_eq!(by_kernel, by_agent, "{}", said);
+                if verdicts.iter().enumerate().any(|(rule, verdict)| {
+                    !late.contains(&rule) && *verdict == (Verdict::Match, Verdict::Match)
+                }) {
+                    one(&excepted);
+                }
+            } else {
+                match outcome {
+                    Outcome::Kills(_) => one(&killed_unknown),
+                    Outcome::Undecided => one(&undecided),
+                    // Nothing that the agent would be certain to kill is missed.
+                    Outcome::Nothing => prop_assert_eq!(by_agent, None, "{}", said),
+                }
+            }
+        }
+        Ok(())
+    });
+    common::passed(run);
+    let counts = [
+        rules,
+        taken,
+        execs,
+        kills,
+        killed_unknown,
+        known,
+        undecided,
+        excepted,
+        shadowed,
+    ];
+    let [
+        rules,
+        taken,
+        execs,
+        kills,
+        killed_unknown,
+        known,
+        undecided,
+        excepted,
+        shadowed,
+    ] = counts.map(Cell::into_inner);
+    let _ = writeln!(
+        std::io::stderr(),
+        "kernel against matcher: {taken} of {rules} rules taken; {execs} execs ({known} wholly known): {kills} killed \
+         ({killed_unknown} with something unknown, {shadowed} not by the first rule), {undecided} undecided, {excepted} excepted"
+    );
+    assert!(execs >= 60_000 && taken > rules / 3, "{taken} of {rules}");
+    for count in [kills, known, killed_unknown, undecided, excepted, shadowed] {
+        assert!(count > 1000, "{count}");
+    }
+}

@@ -230,6 +230,7 @@ impl<'a> View<'a> {
             .or_else(|| self.exited(id))
             .or_else(|| self.file(id))
             .or_else(|| self.network(id))
+            .or_else(|| self.judged(id))
             .or_else(|| self.alerted(id))
             .unwrap_or(Value::Absent)
     }
@@ -431,6 +432,19 @@ impl<'a> View<'a> {
         })
     }
 
+    /// What became of a rule that kills. An older agent's event has none.
+    fn judged(&self, id: FieldId) -> Option<Value<'a>> {
+        let verdict = self.event.verdict.as_ref()?;
+        let said = match id {
+            FieldId::VerdictRequested => &verdict.requested,
+            FieldId::VerdictEffective => &verdict.effective,
+            FieldId::VerdictOutcome => &verdict.outcome,
+            FieldId::VerdictReason => &verdict.reason,
+            _ => return None,
+        };
+        (!said.is_empty()).then(|| text(said))
+    }
+
     fn alerted(&self, id: FieldId) -> Option<Value<'a>> {
         let alert = self.alert?;
         let rule = self.rule()?;
@@ -615,6 +629,45 @@ mod tests {
         // Killed by signal 11, with a core dump.
         assert_eq!(read(0x8b, FieldId::ExitSignal), Some(11));
         assert_eq!(read(0x8b, FieldId::ExitCode), None);
+    }
+
+    #[test]
+    fn a_verdict_is_there_only_where_a_rule_kills() {
+        let (host, batch) = (Host::default(), Batch::default());
+        let read = |verdict| {
+            let event = Event {
+                kind: Kind::Exec.into(),
+                verdict,
+                ..Event::default()
+            };
+            let view = View {
+                host: &host,
+                batch: &batch,
+                event: &event,
+                alert: None,
+            };
+            [
+                FieldId::VerdictRequested,
+                FieldId::VerdictEffective,
+                FieldId::VerdictOutcome,
+                FieldId::VerdictReason,
+            ]
+            .map(|id| match view.get(id) {
+                Value::Str(said) => said.into_owned(),
+                other => format!("{other:?}"),
+            })
+        };
+        assert_eq!(read(None), ["Absent"; 4]);
+        let verdict = crate::v1::Verdict {
+            requested: "enforce".into(),
+            effective: "kill-late".into(),
+            outcome: "killed".into(),
+            reason: String::new(),
+        };
+        assert_eq!(
+            read(Some(verdict)),
+            ["enforce", "kill-late", "killed", "Absent"]
+        );
     }
 
     #[test]

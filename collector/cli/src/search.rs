@@ -87,7 +87,8 @@ fn printer(kind: Kind, output: Output) -> Printer {
         Kind::Alerts => Printer::new(
             output,
             &[
-                "TIME", "HOST", "SEVERITY", "RULE", "COUNT", "KIND", "PROCESS", "ID", "WHAT",
+                "TIME", "HOST", "SEVERITY", "RULE", "VERDICT", "COUNT", "KIND", "PROCESS", "ID",
+                "WHAT",
             ],
             alert_cells,
         ),
@@ -114,6 +115,18 @@ fn event_cells(row: &Value) -> Cells {
     ]
 }
 
+/// What became of a rule that kills; empty for one that does not.
+fn verdict(row: &Value) -> Shown {
+    let outcome = text(row, "verdict.outcome");
+    let tone = match outcome {
+        "killed" => Tone::Good,
+        "failed" | "expired" => Tone::Bad,
+        "guarded" | "undecided" => Tone::Warning,
+        _ => Tone::Plain,
+    };
+    Shown::toned(outcome, tone)
+}
+
 fn alert_cells(row: &Value) -> Cells {
     let severity = text(row, "rule.severity");
     let tone = match severity {
@@ -130,6 +143,7 @@ fn alert_cells(row: &Value) -> Cells {
             text(row, "policy.name"),
             text(row, "rule.id")
         )),
+        verdict(row),
         Shown::new(number(row, "alert.count")),
         Shown::new(text(row, "kind")),
         Shown::new(process(row)),

@@ -85,6 +85,18 @@ fn page(row: &Value) -> String {
             safe(text(row, "alert.last")),
         ));
     }
+    let outcome = text(row, "verdict.outcome");
+    if !outcome.is_empty() {
+        let reason = text(row, "verdict.reason");
+        page.push_str(&format!(
+            "verdict: {} (requested {}, effective {}){}{}\n",
+            safe(outcome),
+            safe(text(row, "verdict.requested")),
+            safe(text(row, "verdict.effective")),
+            if reason.is_empty() { "" } else { ": " },
+            safe(reason),
+        ));
+    }
     if let Some(Value::Array(ancestors)) = crate::rows::at(row, "proc.ancestors")
         && !ancestors.is_empty()
     {
@@ -145,6 +157,16 @@ mod tests {
         assert!(page.contains("         7  /usr/sbin/nginx\n"), "{page}");
         assert!(page.contains("  rule.severity  high\n"), "{page}");
         assert!(!page.contains("beyond"), "{page}");
+        assert!(!page.contains("verdict"), "{page}");
+        let mut judged = row.clone();
+        judged["verdict"] = json!({"requested": "enforce", "effective": "kill-late",
+            "outcome": "gone", "reason": "it had ended"});
+        let page = super::page(&judged);
+        assert!(
+            page.contains("verdict: gone (requested enforce, effective kill-late): it had ended\n"),
+            "{page}"
+        );
+        assert!(page.contains("  verdict.outcome    gone\n"), "{page}");
         let mut folded = row;
         folded["alert"] = json!({"folded": true, "count": "40", "first": "a", "last": "b"});
         let page = super::page(&folded);

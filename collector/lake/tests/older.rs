@@ -28,7 +28,7 @@ async fn a_field_that_did_not_exist_yet_is_absent() {
         .expect("a file")
     };
     let (mut old, new) = (write(1, 0), write(2, 10));
-    // The same rows without the column `exceptions`.
+    // The same rows without the columns `exceptions` and `verdict_*`.
     let path = lake.root().join(&old.path);
     let file = File::open(&path).expect("the file");
     let reader = ParquetRecordBatchReaderBuilder::try_new(file)
@@ -38,9 +38,12 @@ async fn a_field_that_did_not_exist_yet_is_absent() {
     let batches: Vec<_> = reader.map(|batch| batch.expect("rows")).collect();
     let schema = batches[0].schema();
     let kept: Vec<usize> = (0..schema.fields().len())
-        .filter(|column| schema.field(*column).name() != "exceptions")
+        .filter(|column| {
+            let name = schema.field(*column).name();
+            name != "exceptions" && !name.starts_with("verdict_")
+        })
         .collect();
-    assert_eq!(kept.len() + 1, schema.fields().len());
+    assert_eq!(kept.len() + 5, schema.fields().len());
     let schema = Arc::new(schema.project(&kept).expect("a schema"));
     let file = File::create(&path).expect("the file");
     let mut writer = ArrowWriter::try_new(file, schema, None).expect("a writer");
@@ -62,6 +65,8 @@ async fn a_field_that_did_not_exist_yet_is_absent() {
         // Absent is neither true nor false.
         ("\"p/r/e\" in exceptions", 0, 0),
         ("!(\"p/r/e\" in exceptions)", 0, 10),
+        ("verdict.outcome == \"killed\"", 0, 0),
+        ("!has(verdict.outcome)", 10, 10),
     ] {
         let predicate = Predicate::parse(text, &Lists::new()).expect("well-typed");
         let query = Query {

@@ -14,6 +14,7 @@ use sumun_abi::{
         MATCH_ENTRIES, Match, MatchKey, SWAP_SLOTS,
     },
     record::{LEVELS, RECORD_MAX},
+    verdict::{Guard, LINEAGE_ENTRIES, Lineage, LineageKey, Verdicts},
 };
 
 use crate::kernel::BLOCK;
@@ -58,6 +59,23 @@ pub(crate) struct Scratch {
     pub(crate) number: u64,
     /// A connect that begins.
     pub(crate) flight: Flight,
+    /// What the executable of the exec under way satisfies.
+    pub(crate) answers: Answers,
+}
+
+/// Atoms of the rules that kill, as one executable answers them.
+#[repr(C)]
+pub(crate) struct Answers {
+    /// Of those about the executable itself: yes …
+    pub(crate) yes: u64,
+    /// … and unknown.
+    pub(crate) unknown: u64,
+    /// Of those about ancestors: yes …
+    pub(crate) own_yes: u64,
+    /// … and unknown.
+    pub(crate) own_unknown: u64,
+    /// 1: it is called `sshd`.
+    pub(crate) sshd: u64,
 }
 // Per-CPU values are limited to 32 KiB (PCPU_MIN_UNIT_SIZE).
 const _: () = assert!(core::mem::size_of::<Scratch>() <= 32 * 1024);
@@ -112,6 +130,27 @@ pub(crate) static CLAIMS: Array<Claim> = Array::pinned(SWAP_SLOTS, 0);
 /// Goes up whenever a path may lead elsewhere than before.
 #[map]
 pub(crate) static FLUSH: Array<u64> = Array::pinned(1, 0);
+
+/// The two plans of the rules that kill.
+#[map]
+pub(crate) static VERDICTS: Array<Verdicts> = Array::pinned(FILTER_COUNT, 0);
+
+/// What each process inherited for them. Full: what is asked about ancestors is unknown to the
+/// kernel for the process, which its fork record says, and user space decides.
+#[map]
+pub(crate) static LINEAGE: HashMap<LineageKey, Lineage> = HashMap::pinned(LINEAGE_ENTRIES, 0);
+
+/// The same of processes that `LINEAGE` knows nothing of, filled by user space only. Full: as `LINEAGE`.
+#[map]
+pub(crate) static SEEDS: HashMap<LineageKey, Lineage> = HashMap::pinned(LINEAGE_ENTRIES, 0);
+
+/// Whom no policy may kill.
+#[map]
+pub(crate) static GUARD: Array<Guard> = Array::pinned(1, 0);
+
+/// Boot time until which verdicts hold, ns; the agent moves it on while it lives.
+#[map]
+pub(crate) static LEASE: Array<u64> = Array::pinned(1, 0);
 
 /// Processes whose exit has been recorded, by (pid, start): two last threads
 /// can each see themselves as the last. Full: the oldest makes room; the two meet within microseconds.

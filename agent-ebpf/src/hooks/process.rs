@@ -10,7 +10,7 @@ use aya_ebpf::{
 use sumun_abi::{
     event::{
         kind,
-        process::{EXE_INTERPRETED, EXE_SECURE, Exec, Exit, Fork},
+        process::{EXE_INTERPRETED, EXE_SECURE, Exec, Exit, Fork, outcome},
     },
     record::{Header, LEVELS, RECORD_MAX, RING_LIFE},
     slot,
@@ -19,11 +19,15 @@ use sumun_abi::{
 use crate::{
     kernel::{
         Object, bit, get, opaque,
-        path::{Tail, Text},
+        path::{self, Tail, Text},
         task::Task,
         value,
     },
     maps::EXITED,
+    policy::{
+        lineage,
+        verdict::{self, Judged},
+    },
     run::{self, Run, scratch},
 };
 
@@ -47,12 +51,13 @@ fn fork(run: Run, index: u32, parent: Task, child: Task) {
         return;
     };
     let real_parent = child.parent();
+    let known = lineage::fork(index, parent, real_parent, child);
     // SAFETY: the record is this run's.
     unsafe {
         parent.actor(addr_of_mut!((*record).actor));
         child.actor(addr_of_mut!((*record).child));
         addr_of_mut!((*record).parent_pid).write(real_parent.pid());
-        addr_of_mut!((*record).pad).write(0);
+        addr_of_mut!((*record).lineage_unknown).write(u32::from(!known));
         addr_of_mut!((*record).parent_start_ns).write(real_parent.start());
         addr_of_mut!((*record).parent_image).write(real_parent.image());
         child.namespaces(addr_of_mut!((*record).ns));
@@ -86,7 +91,10 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         if get::<u64>(binprm, slot::BPRM_FILENAME) != get::<u64>(binprm, slot::BPRM_INTERP) {
             flags |= EXE_INTERPRETED;
         }
-        if let Some(len) = image(run, task, old_tid, flags, true) {
+        if let Some(len) = image(run, task, old_tid, flags, Some(index)) {
+            if verdict::asked(index) {
+                judge(run, index);
+            }
             run.send(RING_LIFE, kind::EXEC, generation(index), len);
         }
         run.end();
@@ -94,10 +102,25 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Fills in an `Exec` for `task`; its length. Arguments can be read from the current
-/// process only.
+/// Lets the rules that kill judge, and writes what became of it into the record.
 #[inline(always)]
-fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Option<u32> {
+fn judge(run: Run, index: u32) {
+    let judged = Judged(verdict::sumun_judge(run.level, index));
+    if let Some(record) = run.record::<Exec>() {
+        // SAFETY: the record is this run's.
+        unsafe {
+            addr_of_mut!((*record).outcome).write(judged.outcome());
+            addr_of_mut!((*record).rule).write(judged.rule());
+            addr_of_mut!((*record).error).write(judged.error());
+            addr_of_mut!((*record).lineage_unknown).write(judged.lineage_unknown());
+        }
+    }
+}
+
+/// Fills in an `Exec` for `task`; its length. With the active filter for an exec of the current
+/// process: only then can arguments be read, and are the rules that kill asked.
+#[inline(always)]
+fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> Option<u32> {
     let record = run.record::<Exec>()?;
     let mut tail = Tail::after::<Exec>(run.level);
     let parent = task.parent();
@@ -133,10 +156,20 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Opt
         addr_of_mut!((*record).exe_dev).write(inode.follow(slot::INODE_SB).get(slot::SB_DEV));
         addr_of_mut!((*record).exe_nlink).write(inode.get(slot::INODE_NLINK));
         addr_of_mut!((*record).exe_ino).write(inode.get(slot::INODE_INO));
+        let walked = path::walk(
+            run.level,
+            exe.number(slot::FILE_DENTRY),
+            exe.number(slot::FILE_MNT),
+        );
+        if let Some(index) = exec
+            && verdict::asked(index)
+        {
+            verdict::sumun_answers(run.level, index, walked.0);
+        }
         let exe = if exe.address == 0 {
             Text::NONE
         } else {
-            tail.path(exe.number(slot::FILE_DENTRY), exe.number(slot::FILE_MNT))
+            tail.walked(walked)
         };
         exe.store(addr_of_mut!((*record).exe), 0);
         let fs = task.fs();
@@ -148,13 +181,17 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, arguments: bool) -> Opt
         cwd.store(addr_of_mut!((*record).cwd), 0);
         let start: u64 = mm.get(slot::MM_ARG_START);
         let end: u64 = mm.get(slot::MM_ARG_END);
-        let args = if arguments {
+        let args = if exec.is_some() {
             tail.arguments(start, end)
         } else {
             Text::NONE
         };
         args.store(addr_of_mut!((*record).args), 0);
         addr_of_mut!((*record).args_total).write(end.wrapping_sub(start));
+        addr_of_mut!((*record).outcome).write(outcome::NONE);
+        addr_of_mut!((*record).rule).write(0);
+        addr_of_mut!((*record).error).write(0);
+        addr_of_mut!((*record).lineage_unknown).write(0);
     }
     Some(tail.end())
 }
@@ -198,6 +235,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         }
         run.end();
     }
+    lineage::exit(index, task);
     0
 }
 
@@ -234,7 +272,7 @@ extern "C" fn tasks(ctx: *const IterTask) -> i32 {
         let mut more = unsafe { (*meta).num } == 0 && first.tid() != task.tid();
         loop {
             if task.pid() == task.tid()
-                && let Some(len) = image(run, task, task.tid(), 0, false)
+                && let Some(len) = image(run, task, task.tid(), 0, None)
             {
                 write(run, meta, len);
             }

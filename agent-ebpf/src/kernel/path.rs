@@ -24,7 +24,7 @@ use crate::{maps::Walker, run::scratch};
 /// A walked path: where it starts in `Scratch::walk` (it ends at `PATH_MAX`),
 /// its flaws, and the length of its last component.
 #[derive(Clone, Copy)]
-pub(crate) struct Walked(u64);
+pub(crate) struct Walked(pub(crate) u64);
 
 impl Walked {
     #[inline(always)]

@@ -1,13 +1,15 @@
-//! Which file and network records leave the kernel.
+//! Which file and network records leave the kernel, and which execs are killed (`verdict`).
 //!
-//! Each function answers with a set of clauses; a record is sent when the
+//! Of the former each function answers with a set of clauses; a record is sent when the
 //! intersection over all conditions is not empty. What cannot be judged satisfies
 //! every clause: it is sent, and user space judges again.
 
 pub(crate) mod exe;
 pub(crate) mod file;
+pub(crate) mod lineage;
 pub(crate) mod network;
 pub(crate) mod swap;
+pub(crate) mod verdict;
 
 use core::ptr::{self, addr_of_mut};
 

@@ -13,14 +13,17 @@ use sumun_abi::{
         action, filtered, tag,
     },
     record::LEVELS,
+    verdict::Verdicts,
 };
 use sumun_policy::plan::{CLAUSES_MAX, Clause, KindPlan, Plan};
+use sumun_policy::verdict::VerdictPlan;
 use sumun_proto::v1::Kind;
 
 use super::{
     Error, Kernel, Of,
     hooks::{HOOKS, SYS_ENTER},
     trie::{Key, Space, Trie},
+    verdicts::{self, Seed},
 };
 
 /// Longest time that a program can be under way, many times over.
@@ -49,11 +52,23 @@ pub(super) struct Maps {
     pub(super) matches: LpmTrie<MapData, [u8; MATCH_DATA], Of<Match>>,
 }
 
+/// What a swap could not do as the plans ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swapped {
+    /// Kinds of which everything is sent because their clauses do not fit in.
+    pub widened: Vec<Kind>,
+    /// No rule kills in the kernel: their texts do not fit in.
+    pub late: bool,
+    /// Processes of whose ancestors the kernel knows nothing: there was no room.
+    pub unseeded: usize,
+}
+
 /// A filter ready to be written.
 #[derive(Debug)]
 struct Compiled {
     filter: Filter,
     entries: Vec<(Key, Match)>,
+    verdicts: Verdicts,
     /// Kinds of which everything is sent because their clauses do not fit.
     widened: Vec<Kind>,
 }
@@ -68,17 +83,34 @@ impl Kernel {
             .map_or(0, |filter| filter.0.generation)
     }
 
+    /// Makes `plan` the filter, without rules that kill. Returns the kinds of which everything is
+    /// sent because their clauses do not fit in.
+    ///
+    /// # Errors
+    /// As [`Kernel::set_rules`].
+    pub fn set_filter(&mut self, plan: &Plan, generation: u32) -> Result<Vec<Kind>, Error> {
+        let swapped = self.set_rules(plan, &VerdictPlan::default(), generation, Vec::new)?;
+        Ok(swapped.widened)
+    }
+
     /// Makes `plan` the filter. Records judged by it carry `generation` in their header, and after
     /// this returns no record is judged by the previous one any more. Before
     /// [`Kernel::attach`] it only prepares: a previous agent's programs go on with theirs.
     ///
-    /// Returns the kinds of which everything is sent because their clauses do not fit in.
+    /// The rules that kill are swapped with it. `seeds` is asked for the processes that the new plan needs to
+    /// be told of, if it asks about ancestors.
     ///
     /// # Errors
     /// A map cannot be written, or closes are asked for and their hook is refused. The
     /// previous filter then stays.
-    pub fn set_filter(&mut self, plan: &Plan, generation: u32) -> Result<Vec<Kind>, Error> {
-        let compiled = compile(plan, generation);
+    pub fn set_rules(
+        &mut self,
+        plan: &Plan,
+        verdicts: &VerdictPlan,
+        generation: u32,
+        seeds: impl FnOnce() -> Vec<Seed>,
+    ) -> Result<Swapped, Error> {
+        let compiled = compile(plan, verdicts, generation);
         let index = 1 - self.active;
         // The other filter may still be in use by a program that began before the last swap.
         self.wait_quiet()?;
@@ -93,6 +125,25 @@ impl Kernel {
             .filters
             .set(index, Of(compiled.filter), 0)
             .map_err(Error::map("write", "FILTERS"))?;
+        self.verdicts
+            .plans
+            .set(index, Of(compiled.verdicts), 0)
+            .map_err(Error::map("write", "VERDICTS"))?;
+        self.clear_seeds(index)?;
+        let lineage = compiled.verdicts.lineage != 0;
+        let mut swapped = Swapped {
+            widened: compiled.widened,
+            late: compiled.verdicts.clauses == 0 && !verdicts.clauses.is_empty(),
+            unseeded: 0,
+        };
+        if lineage {
+            let seeds = seeds();
+            let told = seeds
+                .iter()
+                .take_while(|seed| self.seed_for(index, generation, seed).is_ok())
+                .count();
+            swapped.unseeded = seeds.len() - told;
+        }
         let closes = compiled.filter.mode[filtered::CLOSE_WRITE] != MODE_NONE;
         if self.attached {
             if closes && !self.closes {
@@ -107,7 +158,13 @@ impl Kernel {
             self.active = index;
         }
         self.closes = closes;
-        Ok(compiled.widened)
+        if self.attached {
+            self.clear_seeds(1 - index)?;
+            if !lineage {
+                self.clear_lineage()?;
+            }
+        }
+        Ok(swapped)
     }
 
     pub(super) fn attach_on_demand(&mut self) -> Result<(), Error> {
@@ -169,10 +226,24 @@ fn map_key(key: &Key, index: u32) -> lpm_trie::Key<[u8; MATCH_DATA]> {
     lpm_trie::Key::new(key.bits, data)
 }
 
-fn compile(plan: &Plan, generation: u32) -> Compiled {
+fn compile(plan: &Plan, verdicts: &VerdictPlan, generation: u32) -> Compiled {
     let mut widened = Vec::new();
+    let mut trie = Trie::default();
+    // The rules that kill first: what they leave is room enough to widen every kind.
+    let verdicts = verdicts::compile(verdicts, generation, &mut trie)
+        .filter(|_| trie.len() <= ENTRIES_MAX / 2)
+        .unwrap_or_else(|| {
+            trie = Trie::default();
+            Verdicts {
+                generation,
+                ..Verdicts::default()
+            }
+        });
     loop {
-        let mut compiler = Compiler::default();
+        let mut compiler = Compiler {
+            trie: trie.clone(),
+            ..Compiler::default()
+        };
         compiler.filter.generation = generation;
         match compiler.add(plan, &widened) {
             Ok(()) => {
@@ -181,6 +252,7 @@ fn compile(plan: &Plan, generation: u32) -> Compiled {
                 return Compiled {
                     filter: compiler.filter,
                     entries: compiler.trie.finish(),
+                    verdicts,
                     widened,
                 };
             }
@@ -384,10 +456,10 @@ mod tests {
             ..Clause::default()
         };
         let mut plan = plan(Kind::Open, (0..CLAUSES_MAX).map(clause).collect());
-        assert_eq!(compile(&plan, 1).widened, []);
+        assert_eq!(compile(&plan, &VerdictPlan::default(), 1).widened, []);
         plan.kinds
             .push((Kind::CloseWrite, KindPlan::Clauses(vec![clause(0)])));
-        let compiled = compile(&plan, 1);
+        let compiled = compile(&plan, &VerdictPlan::default(), 1);
         assert_eq!(compiled.widened, [Kind::CloseWrite]);
         assert_eq!(compiled.filter.mode[filtered::OPEN], MODE_FILTERED);
         assert_eq!(compiled.filter.mode[filtered::CLOSE_WRITE], MODE_ALL);
@@ -402,7 +474,7 @@ mod tests {
             path_exact: Some(paths),
             ..Clause::default()
         };
-        let compiled = compile(&plan(Kind::Open, vec![clause]), 1);
+        let compiled = compile(&plan(Kind::Open, vec![clause]), &VerdictPlan::default(), 1);
         assert_eq!(compiled.widened, [Kind::Open]);
         assert_eq!(compiled.entries, []);
     }
@@ -413,7 +485,11 @@ mod tests {
             path_exact: Some(vec![b"/x".to_vec()]),
             ..Clause::default()
         };
-        let compiled = compile(&plan(Kind::Rename, vec![clause]), 1);
+        let compiled = compile(
+            &plan(Kind::Rename, vec![clause]),
+            &VerdictPlan::default(),
+            1,
+        );
         assert_eq!(compiled.filter.mode[filtered::RENAME], MODE_ALL);
     }
 }

@@ -9,14 +9,17 @@ mod filter;
 pub mod heap;
 mod hooks;
 mod lock;
+pub mod pidfd;
 mod pins;
 mod probe;
 mod ring;
 mod slots;
+pub mod stat;
 mod streams;
 mod syscalls;
 mod tasks;
 mod trie;
+mod verdicts;
 
 use std::{
     fs, io,
@@ -39,11 +42,13 @@ use sumun_abi::{
 
 pub use self::{
     error::Error,
+    filter::Swapped,
     hooks::HookStatus,
     lock::LockPlace,
     probe::{Feature, ProbeReport, probe},
     ring::{Drain, Ring},
     streams::StreamId,
+    verdicts::Seed,
 };
 use self::{hooks::HOOKS, pins::Pins, slots::Slots};
 
@@ -122,6 +127,7 @@ pub struct Kernel {
     busy: PerCpuArray<MapData, [u64; LEVELS as usize]>,
     control: Array<MapData, u64>,
     maps: filter::Maps,
+    verdicts: verdicts::Maps,
     /// True once this agent's programs are the active ones.
     attached: bool,
     /// True if the filter asks for closes.
@@ -186,6 +192,13 @@ impl Kernel {
             filters: take(&mut ebpf, "FILTERS")?,
             matches: take(&mut ebpf, "MATCH")?,
         };
+        let verdicts = verdicts::Maps {
+            plans: take(&mut ebpf, "VERDICTS")?,
+            lineage: take(&mut ebpf, "LINEAGE")?,
+            seeds: take(&mut ebpf, "SEEDS")?,
+            guard: take(&mut ebpf, "GUARD")?,
+            lease: take(&mut ebpf, "LEASE")?,
+        };
         let closes = maps
             .filters
             .get(&active, 0)
@@ -206,6 +219,7 @@ impl Kernel {
             busy,
             control,
             maps,
+            verdicts,
             attached: false,
             closes,
             cgroup_controller,

@@ -58,7 +58,7 @@ pub(super) enum Space {
 }
 
 /// Entries under construction.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Trie {
     entries: BTreeMap<Key, Match>,
     dirs: BTreeMap<Vec<u8>, u32>,
@@ -127,6 +127,18 @@ impl Trie {
             (Space::Net, true) => &mut entry.net,
             (Space::Net, false) => &mut entry.net_exact,
         } |= clause;
+    }
+
+    /// `atom` is satisfied by an executable of this path or name, or if `prefix` by one that
+    /// begins so. The text is shorter than a key.
+    pub(super) fn verdict(&mut self, tag: u8, text: &[u8], prefix: bool, atom: u64, space: Space) {
+        let entry = self.entry(Key::text(tag, text));
+        *match (space, prefix) {
+            (Space::File, true) => &mut entry.file,
+            (Space::File, false) => &mut entry.file_exact,
+            (Space::Net, true) => &mut entry.net,
+            (Space::Net, false) => &mut entry.net_exact,
+        } |= atom;
     }
 
     /// `clause` is satisfied by these ports.

@@ -29,6 +29,9 @@
 //! life = "4MiB"
 //! bulk = "8MiB"
 //!
+//! [enforce]
+//! hold = "24h"                  # rules that kill go on for so long without an agent: s, m, h or d
+//!
 //! [metrics]
 //! listen = "127.0.0.1:9637"     # "off", or a loopback address
 //!
@@ -42,6 +45,7 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use serde::de::{self, Visitor};
@@ -54,6 +58,10 @@ use toml::Spanned;
 /// is a warning, not a failure.
 pub const METRICS_DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9637);
+
+/// How long rules that kill go on without an agent when the file says nothing: longer than a night in which
+/// nobody looks, and not for ever on a host that nobody can tell otherwise.
+pub const HOLD_DEFAULT: Duration = Duration::from_hours(24);
 
 /// Smallest quota of a lane: several of the largest batches and the room the
 /// spool keeps for gap records.
@@ -97,6 +105,8 @@ struct File {
     spool: RawSpool,
     #[serde(default)]
     rings: RawRings,
+    #[serde(default)]
+    enforce: RawEnforce,
     #[serde(default)]
     metrics: RawMetrics,
     #[serde(default)]
@@ -154,6 +164,12 @@ struct RawRings {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RawEnforce {
+    hold: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawMetrics {
     listen: Option<Spanned<String>>,
 }
@@ -198,6 +214,8 @@ pub struct Config {
     pub spool: Quotas,
     /// Bytes of each ring.
     pub rings: Rings,
+    /// Rules that kill go on for so long without an agent.
+    pub hold: Duration,
     /// Where Prometheus may ask; `None` = nowhere.
     pub metrics: Option<SocketAddr>,
     /// Format of the log.
@@ -331,6 +349,18 @@ impl Config {
                 life: ring(file.rings.life, 4 << 20, "life")?,
                 bulk: ring(file.rings.bulk, 8 << 20, "bulk")?,
             },
+            hold: match file.enforce.hold {
+                None => HOLD_DEFAULT,
+                Some(hold) => duration(hold.get_ref()).ok_or_else(|| {
+                    at(
+                        hold.span().start,
+                        format!(
+                            "hold {:?} is no time up to 366 days such as \"24h\" (s, m, h or d)",
+                            hold.get_ref()
+                        ),
+                    )
+                })?,
+            },
             metrics: match file.metrics.listen {
                 None => Some(METRICS_DEFAULT),
                 Some(listen) => {
@@ -377,6 +407,20 @@ pub fn is_tenant(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+/// A number of seconds, minutes, hours or days, up to 366 days.
+fn duration(text: &str) -> Option<Duration> {
+    let (number, seconds) = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)]
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
+    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = number
+        .parse::<u64>()
+        .ok()
+        .filter(|_| plain)?
+        .checked_mul(seconds)?;
+    (seconds <= 366 * 86_400).then(|| Duration::from_secs(seconds))
 }
 
 fn metrics(listen: &str) -> Result<Option<SocketAddr>, String> {
@@ -476,6 +520,25 @@ mod tests {
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(Path::new("/etc/sumun/agent.toml"), text)
             .map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn times_have_a_unit_and_an_end() {
+        let seconds = |text| duration(text).map(|time| time.as_secs());
+        assert_eq!(seconds("24h"), Some(86_400));
+        assert_eq!((seconds("0s"), seconds("2d")), (Some(0), Some(172_800)));
+        for text in [
+            "",
+            "h",
+            "24",
+            "-1h",
+            "+1h",
+            "1.5h",
+            "367d",
+            "99999999999999999999d",
+        ] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
     }
 
     #[test]

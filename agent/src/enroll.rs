@@ -205,7 +205,7 @@ fn machine_id() -> String {
 fn config_text(agent_id: &str, tenant: &str, address: &str) -> String {
     let mut text = String::from(
         "# Written by `sumun-agent enroll`. Paths are relative to this file.\n\
-         # Also: [paths] state, run, policies; [spool] alert, life, bulk; [rings] life, bulk;\n\
+         # Also: [paths] state, run, policies; [spool] alert, life, bulk; [rings] life, bulk; [enforce] hold;\n\
          # [metrics] listen; [log] format, level.\n",
     );
     let quoted = |value: &str| toml::Value::from(value).to_string();

@@ -1,11 +1,12 @@
 //! The agent: from kernel records to the collector. Folders are the stages in order:
-//! `kernel` → `receive` → `enrich` → `detect` → `spool` → `forward`; `pipeline` drives the
-//! first five on one thread, `run` wires everything together.
+//! `kernel` → `receive` → `enrich` → `detect` → `enforce` → `spool` → `forward`; `pipeline` drives the
+//! first six on one thread, `run` wires everything together.
 
 pub mod cli;
 pub mod command;
 pub mod config;
 pub mod detect;
+pub mod enforce;
 pub mod enrich;
 pub mod enroll;
 pub mod forward;

@@ -71,6 +71,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         host,
         boot_id,
         tree: Limits { bytes: TREE_BYTES },
+        hold: config.hold,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

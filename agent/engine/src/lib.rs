@@ -6,7 +6,7 @@
 mod index;
 
 use sumun_policy::plan::is_life;
-use sumun_policy::{CheckedPolicy, Effect, Matcher, Rate, Verdict};
+use sumun_policy::{CheckedPolicy, Effect, Matcher, Mode, Rate, Verdict};
 use sumun_proto::View;
 use sumun_proto::catalogue::KINDS;
 use sumun_proto::v1::{Kind, RuleRef};
@@ -25,8 +25,25 @@ pub struct Engine {
 struct Compiled {
     matcher: Matcher,
     effect: Effect,
+    /// Of its policy.
+    mode: Mode,
     exceptions: Vec<Exception>,
     rate: Option<Rate>,
+}
+
+impl Compiled {
+    /// The first exception that lets the event pass, and the first that may.
+    fn excepted(&self, view: &View<'_>) -> (Option<usize>, Option<usize>) {
+        let mut doubt = None;
+        for (index, exception) in self.exceptions.iter().enumerate() {
+            match exception.judge(view) {
+                Verdict::Match => return (Some(index), doubt),
+                Verdict::Undecided => doubt = doubt.or(Some(index)),
+                Verdict::NoMatch => {}
+            }
+        }
+        (None, doubt)
+    }
 }
 
 #[derive(Debug)]
@@ -38,12 +55,15 @@ struct Exception {
 }
 
 impl Exception {
-    /// Whether it lets the event pass. It has to be certain, and the time is that of the
+    /// Whether it lets the event pass; it has to be certain. The time is that of the
     /// event: a replay says the same as the agent did.
-    fn lets_pass(&self, view: &View<'_>) -> bool {
+    fn judge(&self, view: &View<'_>) -> Verdict {
         let now = || view.wall(view.event.boot_ns);
-        self.expires_ns.is_none_or(|expires| now() < expires)
-            && self.matcher.matches(view) == Verdict::Match
+        if self.expires_ns.is_none_or(|expires| now() < expires) {
+            self.matcher.matches(view)
+        } else {
+            Verdict::NoMatch
+        }
     }
 }
 
@@ -58,6 +78,19 @@ pub struct Hit {
     pub alert: bool,
     /// The exception that keeps it from being raised, to be asked of [`Engine::exception`].
     pub exception: Option<usize>,
+    /// The rule kills and no exception lets the event pass: what its policy asks for.
+    pub kill: Option<Mode>,
+    /// An exception that may let the event pass, but could not be decided: the
+    /// alert is raised, but nothing is killed on a doubt.
+    pub doubt: Option<usize>,
+}
+
+impl Hit {
+    /// Whether the rule certainly matched and certainly no exception does.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        !self.undecided && self.exception.is_none() && self.doubt.is_none()
+    }
 }
 
 impl Engine {
@@ -70,9 +103,10 @@ impl Engine {
                 .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)))
         };
         let rules = all()
-            .map(|(_, rule)| Compiled {
+            .map(|(policy, rule)| Compiled {
                 matcher: Matcher::compile(&rule.predicate),
                 effect: rule.effect,
+                mode: policy.mode,
                 exceptions: rule.exceptions.iter().map(compile).collect(),
                 rate: rule.rate,
             })
@@ -126,15 +160,15 @@ impl Engine {
                     Verdict::Match => false,
                     Verdict::Undecided => true,
                 };
-                let exception = rule
-                    .exceptions
-                    .iter()
-                    .position(|exception| exception.lets_pass(view));
+                let (exception, doubt) = rule.excepted(view);
+                let kills = rule.effect == Effect::Kill && exception.is_none();
                 hits.push(Hit {
                     rule: number,
                     undecided,
-                    alert: rule.effect == Effect::Alert && exception.is_none(),
+                    alert: rule.effect != Effect::Record && exception.is_none(),
                     exception,
+                    kill: kills.then_some(rule.mode),
+                    doubt: doubt.filter(|_| exception.is_none()),
                 });
             });
         }

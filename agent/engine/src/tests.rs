@@ -79,6 +79,8 @@ fn hit(rule: usize, undecided: bool, alert: bool) -> Hit {
         undecided,
         alert,
         exception: None,
+        kill: None,
+        doubt: None,
     }
 }
 
@@ -197,4 +199,100 @@ fn an_exception_keeps_the_event_and_drops_the_alert_until_it_expires() {
     let (mut batch, event) = exec(5, &[], 100);
     batch.images[0].args_flaws = u32::from(sumun_abi::record::FLAW_LOST);
     assert_eq!(one((batch, event)), (true, None));
+}
+
+const KILLING: &str = r#"
+[policy]
+name = "web"
+mode = "MODE"
+
+[[rule]]
+id = "shell"
+on = ["exec"]
+when = 'proc.exe.name == "sh"'
+effect = "kill"
+
+[[rule.exception]]
+name = "health"
+when = 'proc.args[0] == "health"'
+owner = "ops"
+
+[[rule.exception]]
+name = "root"
+when = 'proc.uid == 0'
+owner = "ops"
+"#;
+
+fn killing(mode: &str) -> Engine {
+    let check = check_file("web.toml", &KILLING.replace("MODE", mode));
+    assert!(check.errors.is_empty(), "{check}");
+    Engine::new(&[check.policy.expect("a policy without errors")])
+}
+
+#[test]
+fn a_rule_that_kills_says_so_with_what_its_policy_asks_for() {
+    for (name, mode) in [("enforce", Mode::Enforce), ("observe", Mode::Observe)] {
+        let engine = killing(name);
+        let (batch, event) = exec(5, &["sh"], 100);
+        let (stored, hits) = judge(&engine, &batch, &event);
+        let killed = Hit {
+            kill: Some(mode),
+            ..hit(0, false, true)
+        };
+        assert!(
+            stored && hits == [killed] && killed.is_certain(),
+            "{hits:?}"
+        );
+        let (batch, event) = exec(5, &["ls"], 100);
+        let (batch, event) = (
+            Batch {
+                images: vec![Image {
+                    exe_path: "/bin/ls".to_owned(),
+                    ..batch.images[0].clone()
+                }],
+                ..batch
+            },
+            event,
+        );
+        assert_eq!(judge(&engine, &batch, &event).1, []);
+    }
+}
+
+#[test]
+fn what_an_exception_lets_pass_is_not_killed_and_a_doubt_is_not_certain() {
+    let engine = killing("enforce");
+    let one = |(batch, event): (Batch, Event)| {
+        let (_, hits) = judge(&engine, &batch, &event);
+        let [hit] = hits[..] else {
+            panic!("one hit, not {hits:?}");
+        };
+        hit
+    };
+    let excepted = one(exec(5, &["health"], 100));
+    assert_eq!((excepted.alert, excepted.exception), (false, Some(0)));
+    assert_eq!(excepted.kill, None);
+    let lost = |uid| {
+        let (mut batch, event) = exec(uid, &[], 100);
+        batch.images[0].args_flaws = u32::from(sumun_abi::record::FLAW_LOST);
+        (batch, event)
+    };
+    let doubtful = one(lost(5));
+    assert!(doubtful.alert && !doubtful.undecided);
+    assert_eq!(doubtful.kill, Some(Mode::Enforce));
+    assert_eq!((doubtful.exception, doubtful.doubt), (None, Some(0)));
+    assert!(!doubtful.is_certain());
+    // Another exception is certain: no doubt is left.
+    let root = one(lost(0));
+    assert_eq!(
+        (root.exception, root.doubt, root.kill),
+        (Some(1), None, None)
+    );
+    // The rule itself is undecided.
+    let lost = u32::from(sumun_abi::record::FLAW_LOST);
+    let (mut unknown, event) = batch(Kind::Exec, "", lost);
+    unknown.images[0].uid = 5;
+    unknown.images[0].args = vec!["sh".to_owned()];
+    let undecided = one((unknown, event));
+    assert!(undecided.undecided && undecided.alert && !undecided.is_certain());
+    assert_eq!(undecided.kill, Some(Mode::Enforce));
 }

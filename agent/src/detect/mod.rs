@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sumun_engine::{Engine, Hit};
 use sumun_policy::Rate;
-use sumun_proto::v1::{Batch, RuleRef};
+use sumun_proto::v1::{Batch, RuleRef, Severity};
 use sumun_proto::{Host, View};
 
 /// The rules in force, and those before them until the rings have been read
@@ -70,7 +70,21 @@ impl Detector {
         engine(&self.generations, generation)
             .and_then(|engine| engine.rules().get(rule))
             .cloned()
-            .unwrap_or_default()
+            .unwrap_or_else(|| RuleRef {
+                policy: "unloaded".into(),
+                rule: format!("rule-{}", unloaded(rule)),
+                title: "A rule of policies that are no longer loaded".into(),
+                severity: Severity::High.into(),
+                ..RuleRef::default()
+            })
+    }
+
+    /// Whether a generation is known and has a rule of this number.
+    #[must_use]
+    pub fn has(&self, generation: u32, rule: usize) -> bool {
+        self.generations
+            .iter()
+            .any(|(known, engine)| *known == generation && rule < engine.rules().len())
     }
 
     /// The generation by whose rules records of this one are judged.
@@ -103,6 +117,12 @@ impl Detector {
             .map(str::to_owned)
             .unwrap_or_default()
     }
+}
+
+/// The number under which a rule of policies that are no longer loaded is told, and back.
+#[must_use]
+pub fn unloaded(rule: usize) -> usize {
+    usize::MAX - rule
 }
 
 fn engine(generations: &[(u32, Arc<Engine>)], generation: u32) -> Option<&Arc<Engine>> {

@@ -249,10 +249,18 @@ impl Tree {
         }
     }
 
-    /// A process was created: the child has its parent's program.
-    pub fn fork(&mut self, child: &Actor, parent: ImageKey, ns: Namespaces) -> Rc<Node> {
+    /// A process was created: it has the program of the one that called fork, which is not
+    /// its parent with `CLONE_PARENT`.
+    pub fn fork(
+        &mut self,
+        child: &Actor,
+        caller: ImageKey,
+        parent: ImageKey,
+        ns: Namespaces,
+    ) -> Rc<Node> {
         let key = ImageKey::of(child);
         let parent_node = self.find_or_stub(parent);
+        let inherited = self.find_or_stub(caller).and_then(|node| node.program());
         let named = (parent.pid, parent_exec_id_of(parent));
         // The task iterator may have come first, and found the child with another parent,
         // because its own had exited, or with another image.
@@ -264,7 +272,6 @@ impl Tree {
             descend(found, parent_node.as_ref(), named);
         }
         if let Some(known) = self.images.get(&key) {
-            let inherited = parent_node.as_ref().and_then(|node| node.program());
             if let Some(inherited) = inherited
                 && known.knows_less_than(&inherited)
             {
@@ -273,8 +280,7 @@ impl Tree {
             known.found.set(false);
             return Rc::clone(known);
         }
-        let program = parent_node.as_ref().and_then(|node| node.program());
-        let node = self.insert_with(key, parent_node, named, program, child, ns);
+        let node = self.insert_with(key, parent_node, named, inherited, child, ns);
         if let Some(image) = later.filter(|image| *image > key.image) {
             self.current.insert((key.pid, key.start_ns), image);
             self.retire(&node);
@@ -392,6 +398,25 @@ impl Tree {
         }
         self.cycle += 1;
         self.shrink();
+    }
+
+    /// The current image of every process that lives, as far as is known.
+    pub fn living(&self) -> impl Iterator<Item = Rc<Node>> {
+        self.current.iter().filter_map(|((pid, start_ns), image)| {
+            let key = ImageKey {
+                pid: *pid,
+                start_ns: *start_ns,
+                image: *image,
+            };
+            self.images.get(&key).cloned()
+        })
+    }
+
+    /// True while no record has told of the end of the process of an image.
+    #[must_use]
+    pub fn is_alive(&self, node: &Node) -> bool {
+        self.current
+            .contains_key(&(node.key.pid, node.key.start_ns))
     }
 
     /// Counters.
@@ -628,6 +653,11 @@ mod tests {
         })
     }
 
+    fn forked(tree: &mut Tree, child: Actor, parent: Actor) -> Rc<Node> {
+        let parent = ImageKey::of(&parent);
+        tree.fork(&child, parent, parent, Namespaces::default())
+    }
+
     fn path(node: &Node) -> String {
         node.program()
             .map(|program| program.exe_path.clone())
@@ -649,11 +679,11 @@ mod tests {
             "/sbin/init",
         );
         let shell = actor(2, 20, 1);
-        tree.fork(&shell, ImageKey::of(&init), Namespaces::default());
+        forked(&mut tree, shell, init);
         let bash = actor(2, 20, 2);
         exec(&mut tree, bash, ImageKey::of(&init), "/bin/bash");
         let child = actor(3, 30, 2);
-        tree.fork(&child, ImageKey::of(&bash), Namespaces::default());
+        forked(&mut tree, child, bash);
         tree.exit(&bash);
         for _ in 0..3 {
             tree.end_cycle(true);
@@ -695,11 +725,11 @@ mod tests {
 
         exec(&mut tree, shell, ImageKey::of(&init), "/bin/sh");
         for process in [ls, cat] {
-            let forked = Actor {
+            let copy = Actor {
                 image: 2,
                 ..process
             };
-            let child = tree.fork(&forked, ImageKey::of(&shell), Namespaces::default());
+            let child = forked(&mut tree, copy, shell);
             assert_eq!(path(&child), "/bin/sh");
         }
         exec(&mut tree, ls, ImageKey::of(&shell), "/bin/ls");
@@ -715,6 +745,18 @@ mod tests {
             tree.exit(&process);
         }
         assert_eq!(tree.stats().unknown, 0);
+    }
+
+    #[test]
+    fn a_sibling_made_with_clone_parent_runs_what_its_maker_runs() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let (init, maker, made) = (actor(1, 10, 1), actor(2, 20, 1), actor(3, 30, 1));
+        exec(&mut tree, init, ImageKey::of(&init), "/sbin/init");
+        exec(&mut tree, maker, ImageKey::of(&init), "/bin/maker");
+        let (caller, parent) = (ImageKey::of(&maker), ImageKey::of(&init));
+        let node = tree.fork(&made, caller, parent, Namespaces::default());
+        assert_eq!(path(&node), "/bin/maker");
+        assert_eq!(path(&node.parent().expect("a parent")), "/sbin/init");
     }
 
     #[test]
@@ -766,7 +808,7 @@ mod tests {
         );
         for pid in 2..10_000 {
             let child = actor(pid, u64::from(pid), 1);
-            tree.fork(&child, ImageKey::of(&parent), Namespaces::default());
+            forked(&mut tree, child, parent);
             tree.exit(&parent);
             tree.end_cycle(true);
             parent = child;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use sumun_abi::event::process::Actor;
 use sumun_proto::v1::{
     Alert, Batch, ClockStep, Event, ExceptionRef, Gap, Image, Lane, Namespaces, RuleRef, Scope,
+    Verdict,
 };
 use sumun_proto::{BATCH_MAX, FORMAT};
 
@@ -195,6 +196,14 @@ impl BatchBuilder {
         event
     }
 
+    /// Says of the last event what became of the rules that kill.
+    pub fn verdict(&mut self, verdict: Verdict) {
+        self.bytes += verdict_bytes(&verdict);
+        if let Some(event) = self.batch.events.last_mut() {
+            event.verdict = Some(verdict);
+        }
+    }
+
     /// Marks the last event with a rule that matched it.
     pub fn matched(&mut self, rule: u32) {
         if let Some(event) = self.batch.events.last_mut() {
@@ -351,9 +360,17 @@ fn namespaces(node: &Node) -> Option<Namespaces> {
 }
 
 fn text_bytes(event: &Event) -> usize {
-    event.file.as_ref().map_or(0, |file| {
+    let file = event.file.as_ref().map_or(0, |file| {
         file.path.as_ref().map_or(0, String::len) + file.new_path.as_ref().map_or(0, String::len)
-    })
+    });
+    file + event.verdict.as_ref().map_or(0, verdict_bytes)
+}
+
+fn verdict_bytes(verdict: &Verdict) -> usize {
+    16 + verdict.requested.len()
+        + verdict.effective.len()
+        + verdict.outcome.len()
+        + verdict.reason.len()
 }
 
 /// Indices count from one; a batch is closed long before they could not fit.

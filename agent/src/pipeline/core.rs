@@ -7,7 +7,7 @@ use sumun_abi::event::process::Actor;
 use sumun_abi::record::{Header, RING_LIFE};
 use sumun_engine::Hit;
 use sumun_policy::plan::is_unfiltered;
-use sumun_proto::v1::{self, Event, Gap, Kind, Lane};
+use sumun_proto::v1::{self, Event, Gap, Kind, Lane, Verdict};
 
 use super::clock::Clock;
 use super::consumed::Consumed;
@@ -15,6 +15,9 @@ use super::folds::{Folds, Sample};
 use super::lanes::LaneWriter;
 use super::streams::{Seen, Streams};
 use crate::detect::Detector;
+use crate::enforce::lineage::Untold;
+use crate::enforce::verdict::{Told, of_event};
+use crate::enforce::{Enforcer, Judged};
 use crate::enrich::process::{ImageKey, Node, Tree};
 use crate::kernel::StreamId;
 use crate::receive::record::{Body, Malformed, Record};
@@ -55,6 +58,8 @@ pub struct Core {
     pub clock: Clock,
     /// Rules.
     pub detector: Detector,
+    /// What rules that kill lead to.
+    pub enforcer: Enforcer,
     /// Lane of process life.
     pub life: LaneWriter,
     /// Lane of file and network events.
@@ -67,6 +72,8 @@ pub struct Core {
     pub counts: Counts,
     /// Process records were lost: the tree has to be repaired by the task iterator.
     pub repair: bool,
+    /// Processes whose ancestry the kernel has to be told.
+    pub untold: Untold,
 }
 
 impl Core {
@@ -84,6 +91,10 @@ impl Core {
             self.counts.bulk += 1;
         }
         let seen = self.take(&header);
+        let told = match &record.body {
+            Body::Exec(exec) => Told::of(exec),
+            _ => None,
+        };
         let tree = &mut self.tree;
         let (event, node, actor) = match &record.body {
             // Process records come to the tree also when they were dealt with before a restart.
@@ -125,8 +136,21 @@ impl Core {
                 made.actor,
             ),
         };
+        match &record.body {
+            Body::Fork(fork) if fork.lineage_unknown != 0 => {
+                self.untold.processes.push(Rc::clone(&node));
+            }
+            Body::Exec(exec) if exec.lineage_unknown != 0 => {
+                self.untold.processes.push(Rc::clone(&node));
+            }
+            Body::Exit(exit) => self
+                .untold
+                .ended
+                .push((exit.actor.pid, exit.actor.start_ns)),
+            _ => {}
+        }
         if seen == Seen::New {
-            self.emit(life, event, &node, &actor, &header);
+            self.emit(event, &node, &actor, &header, told);
         }
     }
 
@@ -170,13 +194,13 @@ impl Core {
 
     fn emit(
         &mut self,
-        life: bool,
         mut event: Event,
         node: &Rc<Node>,
         actor: &Actor,
         header: &Header,
+        told: Option<Told>,
     ) {
-        let stream = stream_of(header);
+        let (stream, life) = (stream_of(header), header.ring == RING_LIFE);
         let kind = event.kind();
         event.boot_ns = header.boot_ns;
         event.origin = Some(v1::Origin {
@@ -191,7 +215,20 @@ impl Core {
         event.image = batch.image(node, actor);
         batch.event(event, stream, header.seq);
         let generation = header.generation;
-        let found = self.detector.judge(generation, batch.batch()).to_vec();
+        let mut found = self.detector.judge(generation, batch.batch()).to_vec();
+        let judged = Judged {
+            stream,
+            seq: header.seq,
+            generation,
+            kind,
+            actor,
+            told,
+            dealt_with: held,
+        };
+        let verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
+        if let Some(verdict) = of_event(&verdicts) {
+            batch.verdict(verdict.clone());
+        }
         for hit in &found {
             let rule = batch.rule((generation, hit.rule), || {
                 self.detector.describe(generation, hit.rule)
@@ -215,20 +252,20 @@ impl Core {
             if found.is_empty() {
                 return;
             }
-            self.alerts(event, &found, node, actor, header);
+            self.alerts(event, (&found, &verdicts), node, actor, header);
             return;
         }
         self.counts.events += 1;
         if found.iter().any(|hit| hit.alert) {
             let event = batch.batch().events.last().cloned();
-            self.alerts(event, &found, node, actor, header);
+            self.alerts(event, (&found, &verdicts), node, actor, header);
         }
     }
 
     fn alerts(
         &mut self,
         event: Option<Event>,
-        found: &[Hit],
+        (found, verdicts): (&[Hit], &[Option<Verdict>]),
         node: &Rc<Node>,
         actor: &Actor,
         header: &Header,
@@ -239,7 +276,8 @@ impl Core {
         let counted = self.folds.has_counted(stream, header.seq);
         let judged_by = self.detector.judged_by(generation);
         let mut rated = false;
-        for hit in found.iter().filter(|hit| hit.alert) {
+        for (index, hit) in found.iter().enumerate().filter(|(_, hit)| hit.alert) {
+            let verdict = || verdicts.get(index).cloned().flatten();
             if let Some(rate) = self.detector.rate(generation, hit.rule) {
                 if counted {
                     continue;
@@ -249,6 +287,7 @@ impl Core {
                     event: Event {
                         rules: Vec::new(),
                         exceptions: Vec::new(),
+                        verdict: verdict(),
                         ..event.clone()
                     },
                     by: Some((Rc::clone(node), *actor)),
@@ -277,6 +316,7 @@ impl Core {
                 image,
                 rules: Vec::new(),
                 exceptions: Vec::new(),
+                verdict: verdict(),
                 ..event.clone()
             };
             let alert = v1::Alert {

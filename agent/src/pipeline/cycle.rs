@@ -21,6 +21,8 @@ use super::policies::{self, Loaded};
 use super::streams::Streams;
 use super::syncer::Syncer;
 use crate::detect::Detector;
+use crate::enforce::Enforcer;
+use crate::enforce::lineage::Untold;
 use crate::enrich::process::{Limits, Tree};
 use crate::kernel::{HookStatus, Kernel, StreamId, heap};
 use crate::spool::{Found, Spool};
@@ -82,6 +84,8 @@ pub struct Setup {
     pub boot_id: [u8; 16],
     /// Bounds of the process tree.
     pub tree: Limits,
+    /// Rules that kill go on for so long without an agent.
+    pub hold: Duration,
 }
 
 /// The reading thread's state.
@@ -93,6 +97,7 @@ pub struct Pipeline {
     policies: PathBuf,
     core: Core,
     loaded: Loaded,
+    hold: Duration,
     generation: u32,
     scopes: Vec<Scope>,
     /// Last batch of each lane of `LANES`: epoch and number.
@@ -131,6 +136,7 @@ impl Pipeline {
             host,
             boot_id,
             tree,
+            hold,
         } = setup;
         let clock = Clock::new()?;
         let loaded = policies::load(&policies, &Loaded::default())?;
@@ -185,12 +191,14 @@ impl Pipeline {
             consumed,
             clock,
             detector: Detector::new(host),
+            enforcer: Enforcer::default(),
             life,
             bulk,
             alert,
             folds,
             counts: super::Counts::default(),
             repair: false,
+            untold: Untold::default(),
         };
         restore(&mut core.tree, &spool, boot_id);
         let spool_epoch = spool.statistics(Lane::Life)?.epoch;
@@ -202,6 +210,7 @@ impl Pipeline {
             policies,
             core,
             loaded: Loaded::default(),
+            hold,
             generation: 0,
             scopes: Vec::new(),
             written: [(spool_epoch, 0); 3],
@@ -214,6 +223,11 @@ impl Pipeline {
             through_boot_ns: 0,
         };
         pipeline.generation = pipeline.kernel.filter_generation();
+        if !loaded.verdicts().clauses.is_empty() {
+            // Who runs now is told to the kernel with the rules.
+            pipeline.bootstrap()?;
+        }
+        pipeline.hold()?;
         // The filter first: what is attached is judged by it from the first record on.
         pipeline.apply(loaded, true)?;
         pipeline.kernel.attach()?;
@@ -229,6 +243,8 @@ impl Pipeline {
             pipeline.unwatched(before.as_ref(), attached_ns);
         }
         pipeline.bootstrap()?;
+        pipeline.guard()?;
+        pipeline.tell();
         let progress = &pipeline.status.progress;
         progress.set_attached(true);
         progress.set_bootstrapped(true);
@@ -319,6 +335,7 @@ impl Pipeline {
             tracing::info!("the spool can be written again");
             self.last_complaint = None;
         }
+        self.tell();
         self.core.tree.end_cycle(bulk_emptied);
         if bulk_emptied {
             self.core.detector.retire(self.generation);
@@ -374,6 +391,7 @@ impl Pipeline {
         let (life, bulk) = (self.kernel.life.position(), self.kernel.bulk.position());
         self.kernel.life.commit(life);
         self.kernel.bulk.commit(bulk);
+        self.core.enforcer.written();
         Ok(())
     }
 
@@ -499,14 +517,32 @@ impl Pipeline {
     }
 
     /// Swaps filter and rules; the scopes that change are recorded at the swap.
-    fn apply(&mut self, loaded: Loaded, first: bool) -> anyhow::Result<()> {
+    fn apply(&mut self, mut loaded: Loaded, first: bool) -> anyhow::Result<()> {
         let generation = self.generation.wrapping_add(1);
         // Known before the kernel can stamp a record with it.
         self.core.detector.load(generation, loaded.engine());
         let before_ns = boot_ns()?;
-        match self.kernel.set_filter(loaded.plan(), generation) {
-            Ok(widened) => {
-                for kind in widened {
+        let verdicts = loaded.verdicts();
+        let Core { tree, untold, .. } = &mut self.core;
+        let seeds = || untold.everyone(tree, verdicts);
+        match self
+            .kernel
+            .set_rules(loaded.plan(), verdicts, generation, seeds)
+        {
+            Ok(swapped) => {
+                if swapped.late {
+                    let reason =
+                        "the texts of the rules that kill need more room than the kernel's map has";
+                    tracing::warn!("{reason}: what they name is killed after it has started");
+                    loaded.without_kernel(reason);
+                }
+                if swapped.unseeded > 0 {
+                    tracing::warn!(
+                        processes = swapped.unseeded,
+                        "the kernel has no room for the ancestry of all processes: rules that ask for ancestors kill some after they have started"
+                    );
+                }
+                for kind in swapped.widened {
                     tracing::warn!(
                         kind = kind_name(kind),
                         "the rules need more room than the kernel's filter has; every event of the kind is sent"
@@ -586,14 +622,63 @@ impl Pipeline {
         }
     }
 
-    /// Says once of each exception that it has expired; the engine judges that for each event by itself.
+    /// Says once of each exception that it has expired; the engine judges that for each event by itself,
+    /// the kernel is given its rules anew. It is also told that there is an agent.
     fn expire(&mut self) {
         let now_ns = policies::wall_ns();
         let (from_ns, passed) = (self.expired_through_ns, now_ns - self.expired_through_ns);
         // Also after the clock was set back.
-        if passed.unsigned_abs() >= EXPIRE_EVERY_NS {
-            self.loaded.tell_expired(from_ns, now_ns);
-            self.expired_through_ns = now_ns;
+        if passed.unsigned_abs() < EXPIRE_EVERY_NS {
+            return;
+        }
+        self.expired_through_ns = now_ns;
+        if let Err(error) = self.hold() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the rules that kill may expire"
+            );
+        }
+        let expired = self.loaded.tell_expired(from_ns, now_ns);
+        // A clock that was set back makes exceptions apply again.
+        if (expired || passed < 0)
+            && let Some(renewed) = self.loaded.renewed(now_ns)
+        {
+            let applied = self.apply(renewed, false);
+            let error = applied.err().map(|error| {
+                format!("{error:#}; the kernel goes on with exceptions that have expired")
+            });
+            if let Some(error) = &error {
+                tracing::error!(error, "the rules that kill are not swapped");
+            }
+            self.status.trouble(POLICIES, error);
+        }
+    }
+
+    /// The kernel's rules hold from now on for as long as is asked for.
+    fn hold(&mut self) -> anyhow::Result<()> {
+        let hold_ns = u64::try_from(self.hold.as_nanos()).unwrap_or(u64::MAX);
+        Ok(self.kernel.hold_until(boot_ns()?.saturating_add(hold_ns))?)
+    }
+
+    /// No rule kills the agent.
+    fn guard(&mut self) -> anyhow::Result<()> {
+        let own = std::process::id();
+        let start_ns = self.core.tree.living().find_map(|node| {
+            let key = node.key;
+            (key.pid == own).then_some(key.start_ns)
+        });
+        Ok(self.kernel.guard_self(start_ns.unwrap_or(0))?)
+    }
+
+    /// Tells the kernel of the ancestors that it has asked for.
+    fn tell(&mut self) {
+        let Core { tree, untold, .. } = &mut self.core;
+        let left_out = untold.tell(&mut self.kernel, tree, self.loaded.verdicts());
+        if left_out > 0 {
+            tracing::debug!(
+                left_out,
+                "the kernel has no room for the ancestry of some processes"
+            );
         }
     }
 
@@ -614,6 +699,10 @@ impl Pipeline {
         set(&counters.excepted, counts.excepted);
         set(&counters.folded, counts.folded);
         set(&counters.gaps, counts.gaps);
+        let kills = self.core.enforcer.kills().iter().flatten();
+        for (counter, count) in counters.kills.iter().flatten().zip(kills) {
+            set(counter, *count);
+        }
     }
 
     /// What changes with policies and hooks.

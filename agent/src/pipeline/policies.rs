@@ -1,12 +1,14 @@
 //! Policy files: read, checked, compiled to rules and a kernel filter; and the
 //! scope records that say what was collected when.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
+use sumun_policy::verdict::{Late, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
@@ -23,12 +25,16 @@ pub struct Error {
 }
 
 /// Policies as they are loaded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Loaded {
     policies: Vec<CheckedPolicy>,
     /// What is wrong with files that have errors.
     refused: Vec<RefusedPolicy>,
     plan: Plan,
+    /// What the kernel judges alone.
+    verdicts: VerdictPlan,
+    /// Rules that kill, but that only the agent can judge.
+    late: Vec<Late>,
     engine: Arc<Engine>,
     hash: String,
     loaded_ns: i64,
@@ -131,6 +137,35 @@ impl Loaded {
         &self.plan
     }
 
+    /// The rules that kill and that the kernel judges alone.
+    #[must_use]
+    pub fn verdicts(&self) -> &VerdictPlan {
+        &self.verdicts
+    }
+
+    /// The same with the exceptions that apply at a time, ns since the Unix epoch, if the kernel's rules
+    /// are others then.
+    #[must_use]
+    pub fn renewed(&self, now_ns: i64) -> Option<Self> {
+        let (verdicts, late) = VerdictPlan::build(&self.policies, now_ns);
+        (verdicts != self.verdicts).then(|| Self {
+            verdicts,
+            late,
+            ..self.clone()
+        })
+    }
+
+    /// The kernel takes none of the rules that kill: all are judged in the agent.
+    pub fn without_kernel(&mut self, reason: &str) {
+        let plan = std::mem::take(&mut self.verdicts);
+        let rules: BTreeSet<usize> = plan.clauses.iter().map(|clause| clause.rule).collect();
+        self.late.extend(rules.into_iter().map(|rule| Late {
+            rule,
+            reason: reason.to_owned(),
+        }));
+        self.late.sort_by_key(|late| late.rule);
+    }
+
     /// The rules.
     #[must_use]
     pub fn engine(&self) -> Arc<Engine> {
@@ -155,8 +190,9 @@ impl Loaded {
         &self.refused
     }
 
-    /// Says which exceptions have expired between two times, ns since the Unix epoch.
-    pub fn tell_expired(&self, from_ns: i64, to_ns: i64) {
+    /// Says which exceptions have expired between two times, ns since the Unix epoch. True if any has.
+    pub fn tell_expired(&self, from_ns: i64, to_ns: i64) -> bool {
+        let mut any = false;
         for policy in &self.policies {
             for rule in &policy.rules {
                 let expired = rule.exceptions.iter().filter(|exception| {
@@ -165,16 +201,18 @@ impl Loaded {
                         .is_some_and(|expires| from_ns < expires && expires <= to_ns)
                 });
                 for exception in expired {
+                    any = true;
                     tracing::warn!(
                         policy = policy.name,
                         rule = rule.id,
                         exception = exception.name,
                         owner = exception.owner,
-                        "an exception has expired: the rule raises its alerts again"
+                        "an exception has expired: the rule applies again"
                     );
                 }
             }
         }
+        any
     }
 
     /// What is in force, and what of it works with these hooks.
@@ -183,11 +221,9 @@ impl Loaded {
         let mut loaded = LoadedPolicies {
             hash: self.hash.clone(),
             loaded_ns: self.loaded_ns,
-            policies: self
-                .policies
-                .iter()
-                .map(|policy| report::policy(policy, &sha256(policy), |kind| blind(hooks, kind)))
-                .collect(),
+            policies: report::policies(&self.policies, &self.late, sha256, |kind| {
+                blind(hooks, kind)
+            }),
             refused: self.refused.clone(),
             left_out: 0,
         };
@@ -233,6 +269,8 @@ impl Loaded {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
+        let loaded_ns = wall_ns();
+        let (verdicts, late) = VerdictPlan::build(&policies, loaded_ns);
         let mut hash = Sha256::new();
         for policy in &policies {
             hash.update(policy.source.len().to_le_bytes());
@@ -241,10 +279,12 @@ impl Loaded {
         Self {
             engine: Arc::new(Engine::new(&policies)),
             plan,
+            verdicts,
+            late,
             hash: hex::encode(hash.finalize()),
             policies,
             refused,
-            loaded_ns: wall_ns(),
+            loaded_ns,
         }
     }
 }

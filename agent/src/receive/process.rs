@@ -10,6 +10,7 @@ use sumun_proto::v1::{self, Event, Kind};
 
 use super::record::Record;
 use crate::enrich::process::{Began, ImageKey, Node, Program, Tree};
+use crate::kernel::stat::Stat;
 
 /// The parent of all kernel threads (`kthreadd`, init/main.c).
 const KTHREADD: u32 = 2;
@@ -21,10 +22,9 @@ pub fn fork(tree: &mut Tree, fork: &Fork) -> (Event, Rc<Node>, Actor) {
         start_ns: fork.parent_start_ns,
         image: fork.parent_image,
     };
-    // With CLONE_PARENT the caller is not the parent; the child still is what the caller ran.
     let caller = ImageKey::of(&fork.actor);
     let parent = if fork.parent_pid == 0 { caller } else { parent };
-    let node = tree.fork(&fork.child, parent, fork.ns);
+    let node = tree.fork(&fork.child, caller, parent, fork.ns);
     (event(Kind::Fork, &fork.child), node, fork.child)
 }
 
@@ -55,17 +55,8 @@ fn cmdline(pid: u32, start_ns: u64) -> Option<Vec<String>> {
     let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
     file.take(ARGS_MAX as u64).read_to_end(&mut bytes).ok()?;
     // Read after the arguments: a pid that was given to another process in between has another start.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks: u64 = stat
-        .rsplit_once(')')?
-        .1
-        .split_ascii_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()?;
-    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-    let tick_ns = 1_000_000_000 / u64::try_from(hertz).ok().filter(|hertz| *hertz > 0)?;
-    (ticks.abs_diff(start_ns / tick_ns) <= 1).then(|| split(&bytes))
+    let stat = Stat::of(pid).ok()??;
+    stat.began_at(start_ns).then(|| split(&bytes))
 }
 
 /// The end of a process.
@@ -144,26 +135,15 @@ fn split(arguments: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::stat::tests::start_ns;
 
     #[test]
     fn the_arguments_of_a_running_process_need_its_start() {
-        let own = procfs_start();
+        let own = start_ns(std::process::id());
         let args = cmdline(std::process::id(), own).expect("our own arguments");
         let first = std::env::args().next().expect("a program name");
         assert_eq!(args.first(), Some(&first));
         assert_eq!(cmdline(std::process::id(), own + 60_000_000_000), None);
-    }
-
-    fn procfs_start() -> u64 {
-        let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
-        let fields = stat.rsplit_once(')').expect("comm").1;
-        let ticks: u64 = fields
-            .split_ascii_whitespace()
-            .nth(19)
-            .expect("start")
-            .parse()
-            .expect("a number");
-        ticks * 10_000_000
     }
 
     #[test]

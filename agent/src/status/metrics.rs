@@ -23,7 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use super::{Connection, LANES, LaneProgress, Status};
+use super::{Connection, Counters, LANES, LaneProgress, Status};
+use crate::enforce::verdict::{MODES, OUTCOMES};
 use crate::pipeline::policies;
 
 /// Longest time a scrape may take.
@@ -120,6 +121,26 @@ impl Metrics<'_> {
             .0
             .encode_descriptor(name, help, unit, metric.metric_type())?;
         metric.encode(encoder)
+    }
+
+    /// A series for each that has come about, so that the many that cannot do not stand there.
+    fn kills(&mut self, counters: &Counters) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(
+            "kills",
+            "Events on which a rule that kills matched, by effective mode and outcome",
+            None,
+            MetricType::Counter,
+        )?;
+        for (mode, counts) in MODES.iter().zip(&counters.kills) {
+            for (outcome, count) in OUTCOMES.iter().zip(counts) {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 {
+                    let labels = [("mode", *mode), ("outcome", *outcome)];
+                    ConstCounter::new(count).encode(encoder.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn dropped(&mut self, lanes: &[LaneProgress; 3]) -> fmt::Result {
@@ -221,6 +242,7 @@ impl Collector for Scrape {
         ] {
             metrics.counter(name, help, counter.load(Ordering::Relaxed))?;
         }
+        metrics.kills(counters)?;
         metrics.counter(
             "pipeline_turns",
             "Rounds of the pipeline",
@@ -340,7 +362,7 @@ impl Collector for Scrape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Counters, Run};
+    use crate::status::Run;
     use sumun_proto::v1::{Lane, Loss};
 
     async fn get(address: SocketAddr, path: &str) -> String {
@@ -356,6 +378,7 @@ mod tests {
     async fn a_scrape_shows_what_was_counted() {
         let status = Arc::new(Status::new(Run::default()));
         Counters::add(&status.counters.events, 42);
+        Counters::add(&status.counters.kills[1][0], 3);
         status.progress.written(Lane::Life, 1, 3, 5);
         status.progress.set_losses(vec![Loss {
             ring: 1,
@@ -371,6 +394,7 @@ mod tests {
         for wanted in [
             "HTTP/1.1 200 OK\r\n",
             "\nsumun_agent_events_total 42\n",
+            "\nsumun_agent_kills_total{mode=\"kill-late\",outcome=\"killed\"} 3\n",
             "\nsumun_agent_spool_bytes{lane=\"life\"} 0\n",
             "\nsumun_agent_spool_dropped_events_total{lane=\"bulk\"} 0\n",
             "\nsumun_agent_ring_lost_total{ring=\"bulk\",cpu=\"2\",level=\"0\",reason=\"ring_full\"} 5\n",

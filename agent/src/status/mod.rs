@@ -22,6 +22,7 @@ use std::time::SystemTime;
 
 use sumun_proto::v1::{Door, Lane, LoadedPolicies, Loss};
 
+use crate::enforce::verdict::{MODES, OUTCOMES};
 use crate::spool::Spool;
 
 pub use log::start as start_log;
@@ -286,6 +287,8 @@ pub struct Counters {
     pub connects: AtomicU64,
     /// Certificates renewed.
     pub renewals: AtomicU64,
+    /// Events on which a rule that kills matched, by mode and outcome.
+    pub kills: [[AtomicU64; OUTCOMES.len()]; MODES.len()],
 }
 
 impl Counters {

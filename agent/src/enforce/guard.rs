@@ -1,0 +1,234 @@
+//! What no policy may kill: without it the host or whoever tends it is lost.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::kernel::stat::Stat;
+
+/// Descriptors of a process that are looked at.
+const DESCRIPTORS_MAX: usize = 4096;
+/// Bytes of a table of sockets that are read: listening ones stand first.
+const TABLE_MAX: u64 = 16 * 1024 * 1024;
+/// State of a listening socket in `/proc/net/tcp`.
+const LISTENING: &str = "0A";
+const SSHD: &[u8] = b"sshd";
+/// What the kernel appends to the path of an executable that was replaced by an update.
+const DELETED: &[u8] = b" (deleted)";
+
+/// Why a process is not killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarded {
+    /// The first process: the kernel panics without it.
+    Init,
+    /// A part of the kernel.
+    KernelThread,
+    /// The agent itself.
+    Agent,
+    /// The process that takes logins over the network.
+    SshListener,
+}
+
+impl fmt::Display for Guarded {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Init => "no policy may kill the first process",
+            Self::KernelThread => "no policy may kill a thread of the kernel",
+            Self::Agent => "no policy may kill the agent",
+            Self::SshListener => "no policy may kill the process that listens for ssh",
+        })
+    }
+}
+
+/// Whether a process must not be killed; `stat` is its.
+///
+/// # Errors
+/// When it cannot be told; then it is not to be killed either.
+pub fn of(pid: u32, stat: Stat) -> Result<Option<Guarded>, String> {
+    if pid == 1 {
+        return Ok(Some(Guarded::Init));
+    }
+    if stat.is_kernel_thread() || pid == 0 {
+        return Ok(Some(Guarded::KernelThread));
+    }
+    if pid == std::process::id() {
+        return Ok(Some(Guarded::Agent));
+    }
+    let listener = is_ssh_listener(pid).map_err(|(path, error)| {
+        format!(
+            "cannot read {path}: {error}; whether it listens for ssh is not known, so it is not \
+             killed: give the agent CAP_SYS_PTRACE and the host's /proc"
+        )
+    })?;
+    Ok(listener.then_some(Guarded::SshListener))
+}
+
+/// The host's sshd, not any program of that name: its file is root's, and it is in the agent's pid
+/// namespace, which is the host's, so that a container or a user cannot put on its name.
+fn is_ssh_listener(pid: u32) -> Result<bool, (String, io::Error)> {
+    let exe = format!("/proc/{pid}/exe");
+    let Some(path) = there(&exe, fs::read_link(&exe))? else {
+        return Ok(false);
+    };
+    let path = path.as_os_str().as_bytes();
+    let path = path.strip_suffix(DELETED).unwrap_or(path);
+    if path.rsplit(|byte| *byte == b'/').next() != Some(SSHD) {
+        return Ok(false);
+    }
+    let Some(file) = there(&exe, fs::metadata(&exe))? else {
+        return Ok(false);
+    };
+    if file.uid() != 0 || file.mode() & 0o022 != 0 {
+        return Ok(false);
+    }
+    let spaces = [
+        format!("/proc/{pid}/ns/pid"),
+        "/proc/self/ns/pid".to_owned(),
+    ];
+    let [own, host] = spaces.map(|path| {
+        let space = fs::read_link(&path);
+        there(&path, space)
+    });
+    if own? != host? {
+        return Ok(false);
+    }
+    listens(pid)
+}
+
+/// Whether one of the sockets of a process takes TCP connections.
+fn listens(pid: u32) -> Result<bool, (String, io::Error)> {
+    let folder = format!("/proc/{pid}/fd");
+    let Some(descriptors) = there(&folder, fs::read_dir(&folder))? else {
+        return Ok(false);
+    };
+    let mut sockets = HashSet::new();
+    for descriptor in descriptors.take(DESCRIPTORS_MAX).flatten() {
+        let target = fs::read_link(descriptor.path()).unwrap_or_default();
+        let inode = target
+            .to_str()
+            .and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']'));
+        sockets.extend(inode.map(str::to_owned));
+    }
+    if sockets.is_empty() {
+        return Ok(false);
+    }
+    for table in ["tcp", "tcp6"] {
+        let path = format!("/proc/{pid}/net/{table}");
+        let Some(file) = there(&path, fs::File::open(&path))? else {
+            continue;
+        };
+        for line in BufReader::new(file.take(TABLE_MAX)).lines() {
+            let line = line.map_err(|error| (path.clone(), error))?;
+            let mut fields = line.split_ascii_whitespace();
+            if fields.nth(3) == Some(LISTENING)
+                && fields.nth(5).is_some_and(|inode| sockets.contains(inode))
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// `None` for what is not there (any more).
+fn there<T>(path: &str, read: io::Result<T>) -> Result<Option<T>, (String, io::Error)> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(libc::ESRCH) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err((path.to_owned(), error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::OwnedFd;
+    use std::process::{Command, Stdio};
+
+    fn guarded(pid: u32) -> Option<Guarded> {
+        let stat = Stat::of(pid).expect("stat").expect("a process");
+        of(pid, stat).expect("it can be told")
+    }
+
+    #[test]
+    fn neither_the_first_process_nor_the_agent_nor_the_kernel_may_be_killed() {
+        assert_eq!(guarded(1), Some(Guarded::Init));
+        assert_eq!(guarded(std::process::id()), Some(Guarded::Agent));
+        // kthreadd; a container does not see it.
+        if Stat::of(2)
+            .ok()
+            .flatten()
+            .is_some_and(Stat::is_kernel_thread)
+        {
+            assert_eq!(guarded(2), Some(Guarded::KernelThread));
+        }
+    }
+
+    #[test]
+    fn a_process_that_listens_is_told_from_one_that_does_not() {
+        let own = std::process::id();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        assert!(listens(own).expect("its sockets"));
+        // By another name it is nobody's door.
+        assert!(!is_ssh_listener(own).expect("its name"));
+        drop(listener);
+        let listener = TcpListener::bind("[::1]:0");
+        assert!(listener.is_err() || listens(own).expect("its sockets"));
+        assert!(!listens(u32::MAX).expect("nobody"));
+    }
+
+    #[test]
+    fn the_sshd_of_root_that_listens_may_not_be_killed() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED: a program of root's is needed");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["sshd", "ssh-door"] {
+            let program = dir.path().join(name);
+            fs::copy("/bin/sleep", &program).expect("a copy");
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let mut child = Command::new(&program)
+                .arg("60")
+                .stdin(OwnedFd::from(listener))
+                .spawn()
+                .expect("a child");
+            let before = guarded(child.id());
+            // As after an update of the package.
+            fs::remove_file(&program).expect("it is there");
+            let after = guarded(child.id());
+            child.kill().expect("a signal");
+            child.wait().expect("its end");
+            let expected = (name == "sshd").then_some(Guarded::SshListener);
+            assert_eq!((before, after), (expected, expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_ordinary_process_may_be_killed() {
+        // Also one called sshd that listens to nothing.
+        let dir = tempfile::tempdir().expect("a directory");
+        let sshd = dir.path().join("sshd");
+        fs::copy("/bin/sleep", &sshd).expect("a copy");
+        for program in [sshd.as_path(), "/bin/sleep".as_ref()] {
+            let mut child = Command::new(program)
+                .arg("60")
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("a child");
+            let found = guarded(child.id());
+            child.kill().expect("a signal");
+            child.wait().expect("its end");
+            assert_eq!(found, None, "{}", program.display());
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Rules that kill: what the kernel did before the process started, and what is left to be done here.
+//!
+//! On the reading thread, before the event is written: killing does not wait for the disk. A cycle that
+//! could not be written is read again, so what was decided is kept until it could be.
+
+pub mod guard;
+pub mod kill;
+pub mod lineage;
+mod sharers;
+pub mod verdict;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use sumun_abi::event::process::Actor;
+use sumun_engine::Hit;
+use sumun_policy::Mode;
+use sumun_proto::v1::{Kind, RuleRef, Verdict};
+
+use self::kill::Target;
+use self::verdict::{MODES, OUTCOMES, Told};
+use crate::detect::{Detector, unloaded};
+use crate::kernel::StreamId;
+
+/// Lines of log in [`LOG_EVERY`] at most; the alerts tell of all.
+const LOG_LINES: u32 = 20;
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// How often each outcome was reached, by mode: indices are those of [`MODES`] and [`OUTCOMES`].
+pub type Kills = [[u64; OUTCOMES.len()]; MODES.len()];
+
+/// The record that is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its number there.
+    pub seq: u64,
+    /// The policies it is judged by.
+    pub generation: u32,
+    /// Kind of the event.
+    pub kind: Kind,
+    /// Its process.
+    pub actor: &'a Actor,
+    /// What the kernel did.
+    pub told: Option<Told>,
+    /// Its event is in the spool from before a restart: it is not acted on again.
+    pub dealt_with: bool,
+}
+
+/// Applies rules that kill.
+#[derive(Debug, Default)]
+pub struct Enforcer {
+    /// What was decided in this cycle; not more than the rings hold.
+    settled: HashMap<(StreamId, u64), Vec<Option<Verdict>>>,
+    kills: Kills,
+    log: Lines,
+}
+
+impl Enforcer {
+    /// Kills if a rule asks for it, and says what became of each hit; empty when no rule
+    /// that kills has hit. A hit that the kernel knows of is added to those found.
+    pub fn judge(
+        &mut self,
+        detector: &Detector,
+        judged: &Judged<'_>,
+        found: &mut Vec<Hit>,
+    ) -> Vec<Option<Verdict>> {
+        let generation = judged.generation;
+        if let Some(rule) = judged.told.and_then(|told| told.killed_by()) {
+            let hit = found
+                .iter()
+                .any(|hit| hit.rule == rule && hit.kill == Some(Mode::Enforce));
+            // The number is one of the rules of its generation alone.
+            let known = hit || detector.has(generation, rule);
+            verdict::confirm(found, if known { rule } else { unloaded(rule) });
+        }
+        if found.iter().all(|hit| hit.kill.is_none()) {
+            return Vec::new();
+        }
+        let key = (judged.stream, judged.seq);
+        if let Some(settled) = self.settled.get(&key) {
+            return settled.clone();
+        }
+        let target = Target::of(judged.kind, judged.actor);
+        let verdicts = verdict::decide(
+            judged.kind,
+            found,
+            judged.told,
+            |rule| rule_name(&detector.describe(generation, rule)),
+            || {
+                if judged.dealt_with {
+                    kill::look(&target)
+                } else {
+                    kill::kill(&target)
+                }
+            },
+        );
+        if !judged.dealt_with {
+            self.count(&verdicts);
+            self.tell(detector, judged, found, &verdicts);
+        }
+        self.settled.insert(key, verdicts.clone());
+        verdicts
+    }
+
+    /// The cycle is in the spool: none of its records is read again.
+    pub fn written(&mut self) {
+        self.settled.clear();
+    }
+
+    /// How often each outcome was reached since the start; several rules of one event count once.
+    #[must_use]
+    pub fn kills(&self) -> &Kills {
+        &self.kills
+    }
+
+    fn count(&mut self, verdicts: &[Option<Verdict>]) {
+        let mut seen = [[false; OUTCOMES.len()]; MODES.len()];
+        for verdict in verdicts.iter().flatten() {
+            let mode = MODES.iter().position(|mode| *mode == verdict.effective);
+            let outcome = OUTCOMES.iter().position(|name| *name == verdict.outcome);
+            if let (Some(mode), Some(outcome)) = (mode, outcome)
+                && !std::mem::replace(&mut seen[mode][outcome], true)
+            {
+                self.kills[mode][outcome] += 1;
+            }
+        }
+    }
+
+    fn tell(
+        &mut self,
+        detector: &Detector,
+        judged: &Judged<'_>,
+        found: &[Hit],
+        verdicts: &[Option<Verdict>],
+    ) {
+        let applied = verdict::of_event(verdicts)
+            .filter(|verdict| verdict::is_applied(verdict))
+            .filter(|_| self.log.next(Instant::now()));
+        let Some(applied) = applied else { return };
+        let of_rule = found
+            .iter()
+            .zip(verdicts)
+            .find(|(_, verdict)| verdict.as_ref() == Some(applied));
+        let rule = of_rule.map_or_else(String::new, |(hit, _)| {
+            rule_name(&detector.describe(judged.generation, hit.rule))
+        });
+        tracing::warn!(
+            pid = judged.actor.pid,
+            rule,
+            mode = applied.effective,
+            outcome = applied.outcome,
+            reason = applied.reason,
+            not_told = std::mem::take(&mut self.log.left_out),
+            "a rule that kills was applied"
+        );
+    }
+}
+
+fn rule_name(rule: &RuleRef) -> String {
+    format!("{}/{}", rule.policy, rule.rule)
+}
+
+/// So many lines in a time.
+#[derive(Debug, Default)]
+struct Lines {
+    since: Option<Instant>,
+    told: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Whether another line may be told; if not, it is counted.
+    fn next(&mut self, now: Instant) -> bool {
+        if self
+            .since
+            .is_none_or(|since| now.duration_since(since) >= LOG_EVERY)
+        {
+            (self.since, self.told) = (Some(now), 0);
+        }
+        let may = self.told < LOG_LINES;
+        if may {
+            self.told += 1;
+        } else {
+            self.left_out += 1;
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_bounded_and_the_rest_counted() {
+        let (mut lines, start) = (Lines::default(), Instant::now());
+        let told = (0..100).filter(|_| lines.next(start)).count();
+        assert_eq!((told, lines.left_out), (20, 80));
+        assert!(lines.next(start + LOG_EVERY));
+    }
+
+    fn hit(rule: usize) -> Hit {
+        Hit {
+            rule,
+            undecided: false,
+            alert: true,
+            exception: None,
+            kill: Some(Mode::Enforce),
+            doubt: None,
+        }
+    }
+
+    fn outcomes(verdicts: &[Option<Verdict>]) -> Vec<&str> {
+        let all = verdicts.iter().flatten();
+        all.map(|verdict| verdict.outcome.as_str()).collect()
+    }
+
+    #[test]
+    fn a_record_is_acted_on_once_however_often_it_is_read() {
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("60")
+            .spawn()
+            .expect("a child");
+        let actor = Actor {
+            pid: child.id(),
+            tid: child.id(),
+            start_ns: crate::kernel::stat::tests::start_ns(child.id()),
+            ..Actor::default()
+        };
+        let record = |seq, dealt_with| Judged {
+            stream: StreamId {
+                ring: 0,
+                cpu: 0,
+                level: 0,
+            },
+            seq,
+            generation: 1,
+            kind: Kind::Exec,
+            actor: &actor,
+            told: None,
+            dealt_with,
+        };
+        let detector = Detector::new(sumun_proto::Host::default());
+        let mut enforcer = Enforcer::default();
+        let mut judge = |record: &Judged<'_>, written: bool| {
+            if written {
+                enforcer.written();
+            }
+            let verdicts = enforcer.judge(&detector, record, &mut vec![hit(0)]);
+            (outcomes(&verdicts).join(" "), enforcer.kills[1][0])
+        };
+        // From before a restart: it may be another's turn, so it is looked at only.
+        assert_eq!(judge(&record(1, true), false), ("failed".into(), 0));
+        assert!(child.try_wait().expect("a child").is_none(), "it lives");
+        assert_eq!(judge(&record(2, false), false), ("killed".into(), 1));
+        child.wait().expect("its end");
+        // The cycle could not be written: what was done is still known, also when a lane has it by now.
+        assert_eq!(judge(&record(2, false), false), ("killed".into(), 1));
+        assert_eq!(judge(&record(2, true), false), ("killed".into(), 1));
+        assert_eq!(judge(&record(3, false), true), ("gone".into(), 1));
+        assert_eq!(judge(&record(2, true), true), ("gone".into(), 1));
+    }
+
+    #[test]
+    fn what_the_kernel_killed_for_is_told_even_if_nobody_knows_the_rule() {
+        let exec = sumun_abi::event::process::Exec {
+            outcome: sumun_abi::event::process::outcome::KILLED,
+            rule: 3,
+            ..sumun_abi::plain::read(&[0; 1024]).expect("room for a record")
+        };
+        let actor = Actor::default();
+        let record = Judged {
+            stream: StreamId {
+                ring: 0,
+                cpu: 0,
+                level: 0,
+            },
+            seq: 1,
+            generation: 9,
+            kind: Kind::Exec,
+            actor: &actor,
+            told: Told::of(&exec),
+            dealt_with: false,
+        };
+        let detector = Detector::new(sumun_proto::Host::default());
+        let mut found = Vec::new();
+        let verdicts = Enforcer::default().judge(&detector, &record, &mut found);
+        assert_eq!(outcomes(&verdicts), ["killed"]);
+        let [hit] = found[..] else {
+            panic!("one hit, not {found:?}");
+        };
+        let rule = detector.describe(9, hit.rule);
+        assert_eq!(
+            (rule.policy.as_str(), rule.rule.as_str()),
+            ("unloaded", "rule-3")
+        );
+        assert!(hit.alert && hit.is_certain());
+    }
+
+    #[test]
+    fn several_rules_of_one_event_are_one_kill() {
+        let mut enforcer = Enforcer::default();
+        let verdict = |effective: &str, outcome: &str| {
+            Some(Verdict {
+                effective: effective.into(),
+                outcome: outcome.into(),
+                ..Verdict::default()
+            })
+        };
+        enforcer.count(&[
+            verdict("alert", "would-kill"),
+            verdict("kill-late", "killed"),
+            verdict("kill-late", "killed"),
+            None,
+        ]);
+        let kills = enforcer.kills();
+        assert_eq!((kills[2][1], kills[1][0]), (1, 1));
+        assert_eq!(kills.iter().flatten().sum::<u64>(), 2);
+    }
+}

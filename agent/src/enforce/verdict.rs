@@ -1,0 +1,371 @@
+//! What became of each rule that kills, on one event: a function of the rules' hits, of what the kernel
+//! did before the process started, and of one try to kill it now.
+
+use sumun_abi::event::process::{Exec, outcome};
+use sumun_engine::Hit;
+use sumun_policy::Mode;
+use sumun_proto::v1::{Kind, Verdict};
+
+use super::kill::Done;
+
+const BEFORE_START: &str = "kill-before-start";
+const LATE: &str = "kill-late";
+const ALERT: &str = "alert";
+const KILLED: &str = "killed";
+const WOULD_KILL: &str = "would-kill";
+const GUARDED: &str = "guarded";
+const GONE: &str = "gone";
+const FAILED: &str = "failed";
+const EXPIRED: &str = "expired";
+const UNDECIDED: &str = "undecided";
+
+/// Effective modes of rules that kill, as [`sumun_policy::report::MODES`] names them.
+pub const MODES: [&str; 3] = [BEFORE_START, LATE, ALERT];
+/// Outcomes, as the catalogue names them under `verdict.outcome`.
+pub const OUTCOMES: [&str; 7] = [
+    KILLED, WOULD_KILL, GUARDED, GONE, FAILED, EXPIRED, UNDECIDED,
+];
+
+/// Processes that a reason names at most.
+const NAMED_MAX: usize = 16;
+
+/// What the kernel's programs did about an exec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    outcome: u32,
+    rule: usize,
+    error: u32,
+}
+
+impl Told {
+    /// Of a record; `None` when the kernel had nothing to do.
+    #[must_use]
+    pub fn of(exec: &Exec) -> Option<Self> {
+        (exec.outcome != outcome::NONE).then_some(Self {
+            outcome: exec.outcome,
+            rule: exec.rule as usize,
+            error: exec.error,
+        })
+    }
+
+    /// The rule for which the process was killed before it started.
+    #[must_use]
+    pub fn killed_by(&self) -> Option<usize> {
+        (self.outcome == outcome::KILLED).then_some(self.rule)
+    }
+}
+
+/// Makes the hit of the rule for which the kernel killed say so. The matcher sees at least
+/// what the kernel saw, so it has hit as a rule; but what was done is told in any case.
+pub fn confirm(hits: &mut Vec<Hit>, rule: usize) {
+    let killed = Hit {
+        rule,
+        undecided: false,
+        alert: true,
+        exception: None,
+        kill: Some(Mode::Enforce),
+        doubt: None,
+    };
+    match hits.iter_mut().find(|hit| hit.rule == rule) {
+        Some(hit) => *hit = killed,
+        None => hits.push(killed),
+    }
+}
+
+/// The verdict of each hit, `None` for a rule that does not kill. `kill` is called once at most, and only if a rule that
+/// enforces certainly matched; `name` names a rule.
+pub fn decide(
+    kind: Kind,
+    hits: &[Hit],
+    told: Option<Told>,
+    name: impl Fn(usize) -> String,
+    kill: impl FnOnce() -> Done,
+) -> Vec<Option<Verdict>> {
+    let acts = |hit: &Hit| hit.kill == Some(Mode::Enforce) && hit.is_certain();
+    let applied = if hits.iter().any(acts) {
+        Some(apply(kind, told, kill))
+    } else {
+        None
+    };
+    let killed_by = told.and_then(|told| told.killed_by());
+    let verdict = |hit: &Hit| {
+        let requested = match hit.kill? {
+            Mode::Enforce => "enforce",
+            Mode::Observe => "observe",
+        };
+        let (effective, outcome, reason) = match &applied {
+            _ if hit.undecided => (
+                ALERT,
+                UNDECIDED,
+                "a value that the rule asks for is unknown".into(),
+            ),
+            _ if hit.doubt.is_some() => (
+                ALERT,
+                UNDECIDED,
+                "a value that an exception asks for is unknown".into(),
+            ),
+            Some((effective, outcome, reason)) if acts(hit) => match killed_by {
+                Some(rule) if rule != hit.rule => {
+                    (*effective, *outcome, format!("killed for {}", name(rule)))
+                }
+                _ => (*effective, *outcome, reason.clone()),
+            },
+            _ => (ALERT, WOULD_KILL, "the policy is in observe".into()),
+        };
+        Some(Verdict {
+            requested: requested.into(),
+            effective: effective.into(),
+            outcome: outcome.into(),
+            reason,
+        })
+    };
+    hits.iter().map(verdict).collect()
+}
+
+/// Whether something was done, or tried, for a rule.
+#[must_use]
+pub fn is_applied(verdict: &Verdict) -> bool {
+    verdict.effective != ALERT
+}
+
+/// The verdict of an event: of the first of its rules that was applied, else of the first.
+#[must_use]
+pub fn of_event(verdicts: &[Option<Verdict>]) -> Option<&Verdict> {
+    let all = || verdicts.iter().flatten();
+    all()
+        .find(|verdict| is_applied(verdict))
+        .or_else(|| all().next())
+}
+
+/// What was done: effective mode, outcome, reason.
+fn apply(
+    kind: Kind,
+    told: Option<Told>,
+    kill: impl FnOnce() -> Done,
+) -> (&'static str, &'static str, String) {
+    let before = match told.map(|told| (told.outcome, told.error)) {
+        Some((outcome::KILLED, _)) => return (BEFORE_START, KILLED, String::new()),
+        Some((outcome::GUARDED, _)) => {
+            let reason = "no policy may kill this process".into();
+            return (BEFORE_START, GUARDED, reason);
+        }
+        Some((outcome::FAILED, errno)) => {
+            let error = std::io::Error::from_raw_os_error(errno.cast_signed());
+            format!("the kernel could not kill it before it started ({error}); judged by the agent")
+        }
+        Some((outcome::EXPIRED, _)) => {
+            "the kernel's verdicts had expired, as no agent was there; judged by the agent".into()
+        }
+        Some((outcome::UNDECIDED, _)) => {
+            "the kernel could not decide before it started; judged by the agent".into()
+        }
+        _ if kind == Kind::Exec => "judged by the agent, after it had started".into(),
+        _ => "judged by the agent, after the event".to_owned(),
+    };
+    let expired = told.is_some_and(|told| told.outcome == outcome::EXPIRED);
+    match kill() {
+        Done::Killed { with, remark } => (LATE, KILLED, killed(before, &with, remark)),
+        Done::Gone if expired => (LATE, EXPIRED, format!("{before}: it had ended")),
+        Done::Gone => (LATE, GONE, format!("{before}: it had ended")),
+        Done::Guarded(guarded) => (LATE, GUARDED, guarded.to_string()),
+        Done::Failed(why) => (LATE, FAILED, format!("{before}: {why}")),
+    }
+}
+
+fn killed(before: String, with: &[u32], remark: Option<String>) -> String {
+    let mut reason = before;
+    if !with.is_empty() {
+        let named: Vec<String> = with.iter().take(NAMED_MAX).map(u32::to_string).collect();
+        reason.push_str("; killed with it, as they share its open files: ");
+        reason.push_str(&named.join(", "));
+        if with.len() > NAMED_MAX {
+            reason.push_str(&format!(" and {} more", with.len() - NAMED_MAX));
+        }
+    }
+    if let Some(remark) = remark {
+        reason.push_str("; ");
+        reason.push_str(&remark);
+    }
+    reason
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enforce::guard::Guarded;
+    use std::cell::Cell;
+
+    fn hit(rule: usize, mode: Mode) -> Hit {
+        Hit {
+            rule,
+            undecided: false,
+            alert: true,
+            exception: None,
+            kill: Some(mode),
+            doubt: None,
+        }
+    }
+
+    fn told(outcome: u32, rule: usize, error: u32) -> Option<Told> {
+        Some(Told {
+            outcome,
+            rule,
+            error,
+        })
+    }
+
+    fn dead() -> Done {
+        Done::Killed {
+            with: Vec::new(),
+            remark: None,
+        }
+    }
+
+    /// Requested, effective, outcome, reason of each hit, and how often it was tried to kill.
+    fn judged(hits: &[Hit], told: Option<Told>, done: Done) -> (Vec<[String; 4]>, u32) {
+        let tries = Cell::new(0);
+        let kill = || {
+            tries.set(tries.get() + 1);
+            done
+        };
+        let verdicts = decide(Kind::Exec, hits, told, |rule| format!("p/r{rule}"), kill);
+        assert_eq!(verdicts.len(), hits.len());
+        let of = |verdict: Verdict| {
+            assert!(MODES.contains(&verdict.effective.as_str()));
+            assert!(OUTCOMES.contains(&verdict.outcome.as_str()));
+            [
+                verdict.requested,
+                verdict.effective,
+                verdict.outcome,
+                verdict.reason,
+            ]
+        };
+        let all = verdicts.into_iter().flatten().map(of).collect();
+        (all, tries.get())
+    }
+
+    fn short(all: &[[String; 4]]) -> Vec<[&str; 3]> {
+        all.iter()
+            .map(|[requested, effective, outcome, _]| {
+                [requested.as_str(), effective.as_str(), outcome.as_str()]
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_modes_are_those_of_reports() {
+        for mode in MODES {
+            assert!(sumun_policy::report::MODES.contains(&mode), "{mode}");
+        }
+    }
+
+    #[test]
+    fn observe_and_doubt_never_kill() {
+        let undecided = Hit {
+            undecided: true,
+            ..hit(1, Mode::Enforce)
+        };
+        let doubtful = Hit {
+            doubt: Some(0),
+            ..hit(2, Mode::Enforce)
+        };
+        let alert = Hit {
+            kill: None,
+            ..hit(3, Mode::Enforce)
+        };
+        let hits = [hit(0, Mode::Observe), undecided, doubtful, alert];
+        let (all, tries) = judged(&hits, None, dead());
+        assert_eq!(tries, 0);
+        assert_eq!(
+            short(&all),
+            [
+                ["observe", "alert", "would-kill"],
+                ["enforce", "alert", "undecided"],
+                ["enforce", "alert", "undecided"],
+            ]
+        );
+        // Nor when the kernel failed at what user space doubts.
+        let (all, tries) = judged(&hits[1..2], told(outcome::FAILED, 1, 11), dead());
+        assert_eq!((all[0][2].as_str(), tries), ("undecided", 0));
+    }
+
+    #[test]
+    fn several_rules_kill_once_and_each_is_told() {
+        let hits = [
+            hit(0, Mode::Observe),
+            hit(4, Mode::Enforce),
+            hit(7, Mode::Enforce),
+        ];
+        let (all, tries) = judged(&hits, None, dead());
+        assert_eq!(tries, 1);
+        assert_eq!(
+            short(&all),
+            [
+                ["observe", "alert", "would-kill"],
+                ["enforce", "kill-late", "killed"],
+                ["enforce", "kill-late", "killed"],
+            ]
+        );
+        let verdicts = decide(Kind::Open, &hits, None, |_| String::new(), dead);
+        let event = of_event(&verdicts).expect("a verdict");
+        assert_eq!(event.effective, "kill-late", "what was applied comes first");
+        assert_eq!(event.reason, "judged by the agent, after the event");
+        assert_eq!(of_event(&[None, None]), None);
+    }
+
+    #[test]
+    fn what_the_kernel_did_is_not_done_again() {
+        let mut hits = vec![hit(4, Mode::Enforce), hit(7, Mode::Enforce)];
+        let (all, tries) = judged(&hits, told(outcome::KILLED, 7, 0), dead());
+        assert_eq!(tries, 0);
+        assert_eq!(short(&all), [["enforce", "kill-before-start", "killed"]; 2]);
+        assert_eq!(
+            (all[0][3].as_str(), all[1][3].as_str()),
+            ("killed for p/r7", "")
+        );
+        let (all, tries) = judged(&hits, told(outcome::GUARDED, 7, 0), dead());
+        assert_eq!(
+            (short(&all)[0], tries),
+            (["enforce", "kill-before-start", "guarded"], 0)
+        );
+        // A rule that the matcher did not hit, or an exception that it saw: killed all the same.
+        hits[1].exception = Some(0);
+        hits[1].kill = None;
+        confirm(&mut hits, 7);
+        confirm(&mut hits, 9);
+        assert_eq!(hits, [4, 7, 9].map(|rule| hit(rule, Mode::Enforce)));
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_do_is_done_late() {
+        let hits = [hit(4, Mode::Enforce)];
+        let late = |told, done| {
+            let (all, tries) = judged(&hits, told, done);
+            assert_eq!((tries, all[0][1].as_str()), (1, "kill-late"));
+            (all[0][2].clone(), all[0][3].clone())
+        };
+        let (outcome, reason) = late(told(outcome::FAILED, 4, 11), dead());
+        assert_eq!(outcome, "killed");
+        assert!(reason.contains("os error 11"), "{reason}");
+        assert_eq!(late(told(outcome::EXPIRED, 4, 0), dead()).0, "killed");
+        assert_eq!(late(told(outcome::EXPIRED, 4, 0), Done::Gone).0, "expired");
+        assert_eq!(late(told(outcome::UNDECIDED, 0, 0), Done::Gone).0, "gone");
+        assert_eq!(late(None, Done::Gone).0, "gone");
+        assert_eq!(
+            late(None, Done::Guarded(Guarded::Init)),
+            (
+                "guarded".into(),
+                "no policy may kill the first process".into()
+            )
+        );
+        let (outcome, reason) = late(None, Done::Failed("cannot".into()));
+        assert_eq!(outcome, "failed");
+        assert!(reason.ends_with(": cannot"), "{reason}");
+        let with = Done::Killed {
+            with: (1..=20).collect(),
+            remark: Some("process 1 shares its files: guarded".into()),
+        };
+        let (_, reason) = late(None, with);
+        assert!(reason.contains("15, 16 and 4 more; process 1"), "{reason}");
+    }
+}

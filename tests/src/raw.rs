@@ -268,6 +268,24 @@ pub fn fork_exec(path: &CStr, args: &[CString]) -> nix::Result<i32> {
     }
 }
 
+/// A child process that shares the open files of the caller, and ends after so many seconds. Returns its id.
+///
+/// # Errors
+/// As clone(2).
+pub fn clone_sharing_files(seconds: u32) -> nix::Result<i32> {
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and without a stack this is a fork: the child has a copy of the memory
+    // and calls only sleep and _exit.
+    unsafe {
+        let child = Errno::result(libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0))?;
+        if child == 0 {
+            libc::sleep(seconds);
+            libc::_exit(0);
+        }
+        i32::try_from(child).map_err(|_| Errno::ESRCH)
+    }
+}
+
 /// The program that `command` starts is killed when the thread that starts it is gone: nothing
 /// outlives a test that was killed itself.
 pub fn bind_to_this_thread(command: &mut Command) {

@@ -5,6 +5,7 @@
 //! So every byte string has exactly one text and every text one byte string, and all
 //! functions of predicates and queries work on the text.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 /// The text of bytes.
@@ -68,6 +69,16 @@ pub fn to_bytes(text: &str) -> Option<Vec<u8>> {
 #[must_use]
 pub fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or("")
+}
+
+/// `lowerAscii()`: ASCII letters in lower case; copied only if there is an upper-case one.
+#[must_use]
+pub fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]

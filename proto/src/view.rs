@@ -26,7 +26,7 @@ pub const FLAWS: &[(u32, &str)] = &[
 ];
 
 /// Fields that only the object behind a descriptor tells.
-const OF_OBJECT: [FieldId; 8] = [
+pub const OF_OBJECT: [FieldId; 8] = [
     FieldId::FileDev,
     FieldId::FileIno,
     FieldId::FileMode,

@@ -2,10 +2,10 @@
 //!
 //! When a call returns, only the descriptor table shows what it opened, and a thread that shares the
 //! table may have put another file there: one that no rule asks for. So what is about to be left
-//! out is checked: every open, and every call that copies a descriptor, leaves its *claim* for (table, descriptor). Two calls of different threads that claim the same file
-//! at the same place, with no close between them, mean that one of them did not get it by itself: the
-//! open among them that was left out is reported as `lost`. Whichever returns last finds the
-//! other's claim.
+//! out is checked: every open, and every call that copies a descriptor, leaves its *claim* for (table,
+//! descriptor). Two calls of different threads that claim the same file at the same place, with no close
+//! between them, mean that one of them did not get it by itself: the open among them that was left out is
+//! reported as `lost`. Whichever returns last finds the other's claim.
 //!
 //! What leaves no claim: descriptors received over a socket, and those that io_uring installs. And one
 //! open that was left out is remembered for each place: of several that more

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use regex_automata::meta::Regex;
 use sumun_proto::v1::Image;
 use sumun_proto::view::ancestor_value;
-use sumun_proto::{FieldId, Value, View};
+use sumun_proto::{FieldId, Value, View, text};
 
 use crate::ir::{Compare, Expr, Operand, Predicate, Quantifier, Set, TextTest};
 use crate::outcome::{Outcomes, Verdict};
@@ -264,7 +264,7 @@ fn has_another_name(operand: &Operand, names: &[impl AsRef<str>], view: &View<'_
     };
     match view.get(name) {
         Value::Str(name) => {
-            let name = if lowered { lower(name) } else { name };
+            let name = if lowered { text::lower(name) } else { name };
             names.iter().all(|wanted| name != wanted.as_ref())
         }
         _ => false,
@@ -293,15 +293,6 @@ fn compare(op: Compare, left: &Value<'_>, right: &Value<'_>) -> Outcomes {
     }
 }
 
-/// ASCII letters in lower case; copied only if there is an upper-case one.
-fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
-    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(text.to_ascii_lowercase())
-    } else {
-        text
-    }
-}
-
 fn read<'a>(operand: &'a Operand, view: &View<'a>, item: &'a Item<'_>) -> Value<'a> {
     match operand {
         Operand::Str(text) => Value::Str(Cow::Borrowed(text)),
@@ -320,7 +311,7 @@ fn read<'a>(operand: &'a Operand, view: &View<'a>, item: &'a Item<'_>) -> Value<
             other => other,
         },
         Operand::Lower(inner) => match read(inner, view, item) {
-            Value::Str(text) => Value::Str(lower(text)),
+            Value::Str(text) => Value::Str(text::lower(text)),
             other => other,
         },
         Operand::Length(inner) => match read(inner, view, item) {

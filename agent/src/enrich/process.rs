@@ -215,6 +215,9 @@ pub struct Tree {
     gone: VecDeque<(u64, ImageKey)>,
     /// Programs in the order they came, for dropping arguments; dead ones are skipped.
     programs: VecDeque<(std::rc::Weak<Program>, ImageKey)>,
+    /// Processes that the task iterator showed before their parents: it goes by pid, and a
+    /// parent's may be the higher one. Until [`Tree::join`].
+    orphans: Vec<(Rc<Node>, ImageKey)>,
     cycle: u64,
     bytes: Rc<Cell<usize>>,
     stats: TreeStats,
@@ -243,6 +246,7 @@ impl Tree {
             current: HashMap::new(),
             gone: VecDeque::new(),
             programs: VecDeque::new(),
+            orphans: Vec::new(),
             cycle: 0,
             bytes: Rc::new(Cell::new(0)),
             stats: TreeStats::default(),
@@ -330,6 +334,9 @@ impl Tree {
         // A parent that was found counts as long as no record tells another.
         let from_record = before.as_ref().is_some_and(|before| !before.found.get());
         node.found.set(found && !from_record);
+        if node.found.get() && node.parent().is_none() && began.parent.pid != 0 {
+            self.orphans.push((Rc::clone(&node), began.parent));
+        }
         if let Some(before) = before {
             self.retire(&before);
         }
@@ -445,6 +452,23 @@ impl Tree {
         }
         let program = program.map(|program| self.charged(program, key));
         self.insert_with(key, parent.cloned(), named_parent, program, actor, ns)
+    }
+
+    /// After the task iterator: gives those that it showed before their parents their parents.
+    pub fn join(&mut self) {
+        for (node, parent) in std::mem::take(&mut self.orphans) {
+            let known = self.images.get(&parent).cloned();
+            // A parent is never younger, so no chain leads back to its start.
+            if let Some(parent_node) = known
+                && node.found.get()
+                && node.parent().is_none()
+                && parent.start_ns <= node.key.start_ns
+                && parent.pid != node.key.pid
+            {
+                let named = node.named_parent.get();
+                descend(&node, Some(&parent_node), named);
+            }
+        }
     }
 
     /// After restoring and bootstrapping: what the task iterator did not find is gone.
@@ -745,6 +769,21 @@ mod tests {
             tree.exit(&process);
         }
         assert_eq!(tree.stats().unknown, 0);
+    }
+
+    #[test]
+    fn a_parent_with_a_higher_pid_is_found_too() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let (init, shell, child) = (actor(1, 10, 1), actor(900, 20, 2), actor(7, 30, 3));
+        // In the order of their pids, as the iterator goes.
+        found(&mut tree, init, ImageKey::of(&actor(0, 0, 0)), "/sbin/init");
+        let node = found(&mut tree, child, ImageKey::of(&shell), "/bin/ls");
+        found(&mut tree, shell, ImageKey::of(&init), "/bin/sh");
+        tree.join();
+        let parent = node.parent().expect("a parent");
+        assert_eq!(path(&parent), "/bin/sh");
+        assert_eq!(path(&parent.parent().expect("its parent")), "/sbin/init");
+        assert!(tree.orphans.is_empty());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use sumun_policy::verdict::VerdictPlan;
 use sumun_proto::v1::Kind;
 
 use super::{
-    Error, Kernel, Of,
+    Error, Kernel, Of, chain,
     hooks::{HOOKS, SYS_ENTER},
     trie::{Key, Space, Trie},
     verdicts::{self, Seed},
@@ -81,6 +81,18 @@ impl Kernel {
             .filters
             .get(&self.active, 0)
             .map_or(0, |filter| filter.0.generation)
+    }
+
+    /// The highest generation that any filter has had: the next one needs a higher.
+    #[must_use]
+    pub fn last_generation(&self) -> u32 {
+        let of = |index| self.maps.filters.get(&index, 0);
+        [0, 1]
+            .into_iter()
+            .filter_map(|index| of(index).ok())
+            .map(|filter| filter.0.generation)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Makes `plan` the filter, without rules that kill. Returns the kinds of which everything is
@@ -150,21 +162,31 @@ impl Kernel {
                 self.attach_on_demand()?;
             }
             self.switch(index)?;
-            self.wait_quiet()?;
-            if !closes && self.closes {
-                self.pins.remove_link(SYS_ENTER)?;
+            // From here on the new rules are in force, whatever cannot be tidied up.
+            if let Err(error) = self.tidy(index, closes, lineage) {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the rules are swapped, but not all of the old ones could be removed"
+                );
             }
         } else {
             self.active = index;
         }
         self.closes = closes;
-        if self.attached {
-            self.clear_seeds(1 - index)?;
-            if !lineage {
-                self.clear_lineage()?;
-            }
-        }
         Ok(swapped)
+    }
+
+    /// Waits until nothing is judged by the old rules any more, and removes what only they need.
+    fn tidy(&mut self, index: u32, closes: bool, lineage: bool) -> Result<(), Error> {
+        self.wait_quiet()?;
+        if !closes && self.closes {
+            self.pins.remove_link(SYS_ENTER)?;
+        }
+        self.clear_seeds(1 - index)?;
+        if !lineage {
+            self.clear_lineage()?;
+        }
+        Ok(())
     }
 
     pub(super) fn attach_on_demand(&mut self) -> Result<(), Error> {

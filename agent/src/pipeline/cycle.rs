@@ -168,7 +168,7 @@ impl Pipeline {
                 pin_generation,
                 boot_id,
             },
-            kernel.filter_generation().wrapping_add(1),
+            kernel.last_generation().wrapping_add(1),
             &loaded.engine(),
         )?;
         let told = !orphans.is_empty();
@@ -222,7 +222,7 @@ impl Pipeline {
             expired_through_ns: policies::wall_ns(),
             through_boot_ns: 0,
         };
-        pipeline.generation = pipeline.kernel.filter_generation();
+        pipeline.generation = pipeline.kernel.last_generation();
         if !loaded.verdicts().clauses.is_empty() {
             // Who runs now is told to the kernel with the rules.
             pipeline.bootstrap()?;
@@ -598,6 +598,7 @@ impl Pipeline {
         let core = &mut self.core;
         self.kernel
             .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
+        self.core.tree.join();
         self.core.tree.retire_all_but(&alive);
         Ok(())
     }
@@ -620,6 +621,7 @@ impl Pipeline {
         {
             tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
         }
+        self.core.tree.join();
     }
 
     /// Says once of each exception that it has expired; the engine judges that for each event by itself,

@@ -237,4 +237,12 @@ mod tests {
         assert_eq!(Family::of_kind(Kind::Exec), Some(Family::Process));
         assert_eq!(Family::of_kind(Kind::Unspecified), None);
     }
+
+    #[test]
+    fn what_a_lost_open_does_not_tell_can_be_stored_as_unknown() {
+        for field in sumun_proto::view::OF_OBJECT {
+            assert!(unknown_bit(field).is_some(), "{}", field.info().name);
+        }
+        assert!(UNKNOWABLE.len() < 64);
+    }
 }

@@ -159,15 +159,6 @@ fn lowered(operand: &Operand) -> (&Operand, bool) {
     }
 }
 
-/// ASCII letters in lower case; copied only if there is an upper-case one.
-fn lower(text: Cow<'_, str>) -> Cow<'_, str> {
-    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(text.to_ascii_lowercase())
-    } else {
-        text
-    }
-}
-
 fn collect(expr: &Expr, fields: &mut Vec<FieldId>, patterns: &mut Vec<Pattern>) {
     let operand = |operand: &Operand, fields: &mut Vec<FieldId>| {
         let mut at = operand;
@@ -347,7 +338,7 @@ impl<'a> Row<'a> {
             Operand::Field(id) => self.field(*id)?,
             Operand::Index { list, index } => Val::text(self.texts(*list)?.get(*index as usize)?),
             Operand::Lower(inner) => match self.value(inner, item)? {
-                Val::Str(text) => Val::Str(lower(text)),
+                Val::Str(text) => Val::Str(text::lower(text)),
                 _ => return None,
             },
             Operand::Length(inner) => match self.value(inner, item)? {
@@ -478,7 +469,11 @@ impl<'a> Row<'a> {
         let Val::Str(name) = self.field(name)? else {
             return None;
         };
-        let name = if in_lower_case { lower(name) } else { name };
+        let name = if in_lower_case {
+            text::lower(name)
+        } else {
+            name
+        };
         let other = names.iter().all(|wanted| name != wanted.as_ref());
         other.then_some(false)
     }

@@ -74,8 +74,8 @@ pub(crate) struct Answers {
     pub(crate) own_yes: u64,
     /// … and unknown.
     pub(crate) own_unknown: u64,
-    /// 1: it is called `sshd`.
-    pub(crate) sshd: u64,
+    /// 1: it is called as one that no rule may kill.
+    pub(crate) guarded_name: u64,
 }
 // Per-CPU values are limited to 32 KiB (PCPU_MIN_UNIT_SIZE).
 const _: () = assert!(core::mem::size_of::<Scratch>() <= 32 * 1024);

@@ -355,7 +355,7 @@ impl Config {
                     at(
                         hold.span().start,
                         format!(
-                            "hold {:?} is no time up to 366 days such as \"24h\" (s, m, h or d)",
+                            "hold {:?} is no time from 10 seconds to 366 days such as \"24h\" (s, m, h or d)",
                             hold.get_ref()
                         ),
                     )
@@ -409,7 +409,7 @@ pub fn is_tenant(name: &str) -> bool {
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
-/// A number of seconds, minutes, hours or days, up to 366 days.
+/// A number of seconds, minutes, hours or days, from ten seconds, as it is renewed each second, to 366 days.
 fn duration(text: &str) -> Option<Duration> {
     let (number, seconds) = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)]
         .into_iter()
@@ -420,7 +420,9 @@ fn duration(text: &str) -> Option<Duration> {
         .ok()
         .filter(|_| plain)?
         .checked_mul(seconds)?;
-    (seconds <= 366 * 86_400).then(|| Duration::from_secs(seconds))
+    (10..=366 * 86_400)
+        .contains(&seconds)
+        .then(|| Duration::from_secs(seconds))
 }
 
 fn metrics(listen: &str) -> Result<Option<SocketAddr>, String> {
@@ -526,8 +528,9 @@ mod tests {
     fn times_have_a_unit_and_an_end() {
         let seconds = |text| duration(text).map(|time| time.as_secs());
         assert_eq!(seconds("24h"), Some(86_400));
-        assert_eq!((seconds("0s"), seconds("2d")), (Some(0), Some(172_800)));
+        assert_eq!((seconds("10s"), seconds("2d")), (Some(10), Some(172_800)));
         for text in [
+            "9s",
             "",
             "h",
             "24",

@@ -6,7 +6,10 @@ mod kernel;
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::{
@@ -19,7 +22,7 @@ use std::{
 
 use sumun_abi::{
     event::process::{Exec, outcome},
-    verdict::Lineage,
+    verdict::{Guard, Lineage},
 };
 use sumun_agent::{
     kernel::Seed,
@@ -367,7 +370,7 @@ impl Drop for Reuse {
     }
 }
 
-/// Ten thousand forks, execs and exits, with reused process ids: each knows its ancestors.
+/// Seventeen thousand forks, execs and exits, with reused process ids: each knows its ancestors.
 #[test]
 fn ancestors_stay_right_over_many_forks() {
     let Some(mut bench) = bench("forks") else {
@@ -385,7 +388,8 @@ fn ancestors_stay_right_over_many_forks() {
     let seeds = nobody(&mut bench);
     load(&mut bench, &asked, 1, seeds);
     let out = dir.path().join("out");
-    let rounds = 5000;
+    // So many that the map would be full if it kept those that have ended.
+    let rounds = 8500;
     let script = format!(
         "i=0; while [ $i -lt {rounds} ]; do i=$((i+1)); ( {} -c 'echo x >> {}' ) ; done 2>/dev/null",
         tool.display(),
@@ -514,8 +518,18 @@ fn the_agent_is_never_killed() {
     let Some(mut bench) = bench("guard") else {
         return;
     };
-    bench.kernel().guard_self(1).unwrap();
     let own = std::env::current_exe().unwrap();
+    let mut guard = Guard::default();
+    let told = |bytes: &[u8]| {
+        if let Ok(record) = Record::parse(bytes)
+            && let Body::Task(task) = record.body
+            && task.actor.pid == std::process::id()
+        {
+            (guard.exe_ino, guard.exe_dev) = (task.exe_ino, task.exe_dev);
+        }
+    };
+    bench.kernel().bootstrap_tasks(told).unwrap();
+    bench.kernel().guard(guard).unwrap();
     load(
         &mut bench,
         &plan(vec![Atom::Exe(path_is(&own))], vec![]),
@@ -528,4 +542,39 @@ fn the_agent_is_never_killed() {
     let guarded = execs(&seen, &own);
     assert_eq!(guarded.len(), 1);
     assert_eq!((guarded[0].outcome, guarded[0].rule), (outcome::GUARDED, 7));
+}
+
+/// By their names, if the file is one that only root can have put there.
+#[test]
+fn sshd_and_another_agent_are_never_killed_but_who_takes_their_names_is() {
+    let Some(mut bench) = bench("names") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let below = Texts {
+        prefixes: vec![bytes(dir.path())],
+        ..Texts::default()
+    };
+    load(&mut bench, &plan(vec![Atom::Exe(below)], vec![]), 1, vec![]);
+    let file = dir.path().join("file");
+    for (name, guarded) in [("sshd", true), ("sumun-agent", true), ("sshe", false)] {
+        let program = shell(dir.path(), name);
+        assert_eq!(
+            !was_killed(&touch(&program, &file), &file),
+            guarded,
+            "{name}"
+        );
+        // Anybody may write it, or it is somebody's.
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o757)).unwrap();
+        let _ = fs::remove_file(&file);
+        assert!(was_killed(&touch(&program, &file), &file), "{name} for all");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(&program, Some(4711), None).unwrap();
+        let _ = fs::remove_file(&file);
+        assert!(
+            was_killed(&touch(&program, &file), &file),
+            "{name} of somebody"
+        );
+    }
 }

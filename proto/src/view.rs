@@ -187,7 +187,7 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn ancestors_complete(&self) -> bool {
         let top = self.ancestors().last().or_else(|| self.image());
-        top.is_some_and(|image| image.parent == 0 && image.parent_pid == 0)
+        top.is_some_and(is_first)
     }
 
     /// Wall clock of a boot time, ns since the Unix epoch.
@@ -481,6 +481,16 @@ pub fn ancestor_value(image: &Image, id: FieldId) -> Value<'_> {
         _ => Value::Absent,
     }
 }
+
+/// True for the images of processes that have no parent: those of the first process and of `kthreadd`.
+/// Of any other, a parent that is not named is one that is not known.
+#[must_use]
+pub fn is_first(image: &Image) -> bool {
+    image.parent == 0 && image.parent_pid == 0 && (1..=LAST_WITHOUT_PARENT).contains(&image.pid)
+}
+
+/// `kthreadd`, init/main.c
+pub const LAST_WITHOUT_PARENT: u32 = 2;
 
 /// The image with a one-based index.
 #[must_use]

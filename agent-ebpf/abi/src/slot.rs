@@ -142,6 +142,7 @@ slots! {
     INODE_MODE = Field("inode", "i_mode");
     INODE_SB = Field("inode", "i_sb");
     INODE_NLINK = Field("inode", "i_nlink");
+    INODE_UID = Field("inode", "i_uid");
     INODE_GENERATION = Field("inode", "i_generation");
     SB_DEV = Field("super_block", "s_dev");
     VFSMOUNT_ROOT = Field("vfsmount", "mnt_root");

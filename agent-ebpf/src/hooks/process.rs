@@ -35,10 +35,11 @@ use crate::{
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(Object::argument(ctx.arg(1)));
+    // The filter is looked at inside the run: until its end user space does not fill it anew.
     if child.pid() == child.tid()
-        && let Some(index) = run::active()
         && let Some(run) = Run::begin(RING_LIFE)
     {
+        let index = run::active().unwrap_or(0);
         fork(run, index, Task(Object::argument(ctx.arg(0))), child);
         run.end();
     }
@@ -78,9 +79,8 @@ fn generation(index: u32) -> u32 {
 /// An exec that succeeded, before the new image runs its first instruction.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    if let Some(index) = run::active()
-        && let Some(run) = Run::begin(RING_LIFE)
-    {
+    if let Some(run) = Run::begin(RING_LIFE) {
+        let index = run::active().unwrap_or(0);
         let task = Task(Object::argument(ctx.arg(0)));
         let old_tid: u32 = ctx.arg(1);
         let binprm: u64 = ctx.arg(2);
@@ -199,9 +199,6 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
 /// A thread leaves; the last one of its process is recorded.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    let Some(index) = run::active() else {
-        return 0;
-    };
     let task = Task(Object::argument(ctx.arg(0)));
     if value(slot::EXIT_ARGUMENTS) == 2 {
         // The kernel says itself whether this was the last thread.
@@ -219,6 +216,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         }
     }
     if let Some(run) = Run::begin(RING_LIFE) {
+        let index = run::active().unwrap_or(0);
         if let Some(record) = run.record::<Exit>() {
             // SAFETY: the record is this run's.
             unsafe {
@@ -233,9 +231,9 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
                 size_of::<Exit>() as u32,
             );
         }
+        lineage::exit(index, task);
         run.end();
     }
-    lineage::exit(index, task);
     0
 }
 

@@ -39,6 +39,11 @@ fn words(task: Task, plan: &Verdicts, index: u32) -> Lineage {
         let kept = unsafe { *kept };
         if kept.generation == plan.generation {
             words = kept;
+            // An exec that the kernel left the hook out of.
+            if kept.image != task.image() {
+                words.own_yes = 0;
+                words.own_unknown = plan.lineage;
+            }
         }
     }
     if words.above_unknown | words.own_unknown != 0

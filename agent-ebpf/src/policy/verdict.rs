@@ -6,7 +6,7 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_send_signal};
 use sumun_abi::{
-    event::process::outcome,
+    event::process::{Exec, outcome},
     policy::tag,
     record::{
         FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE, LEVELS, PATH_MAX,
@@ -17,13 +17,21 @@ use sumun_abi::{
 
 use super::{copy, find, first, lineage};
 use crate::{
-    kernel::{get, path::Walked, task::Task},
+    kernel::{Object, get, path::Walked, task::Task},
     maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
-    run::scratch,
+    run::{Run, scratch},
 };
 
 /// `SIGKILL`
 const SIGKILL: u32 = 9;
+/// The daemon whose listener lets people in to mend what a rule has broken.
+const SSHD: &[u8; 4] = b"sshd";
+/// The agent, of whatever version.
+const AGENT: &[u8; 11] = b"sumun-agent";
+/// Inode number of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u32 = 0xefff_fffc;
+/// `S_IWGRP | S_IWOTH`
+const WRITABLE_BY_OTHERS: u16 = 0o022;
 /// With one of these a path is not known.
 const UNKNOWN: u8 = FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST | FLAW_RACY;
 
@@ -50,7 +58,7 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
     };
     let walked = Walked(walked);
     let (mut yes, mut own_yes, mut open) = (0, 0, plan.exe | plan.lineage);
-    let mut sshd = 0;
+    let mut guarded_name = 0;
     if walked.flaws() & UNKNOWN == 0 {
         let len = (PATH_MAX as u64).wrapping_sub(walked.start());
         (yes, own_yes) = lookup(scratch, index, tag::VERDICT_PATH, walked.start(), len);
@@ -64,7 +72,10 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
             let (named, own_named) = lookup(scratch, index, tag::VERDICT_NAME, start, len);
             yes |= named;
             own_yes |= own_named;
-            sshd = u64::from(len == 4 && last_four(scratch) == *b"sshd");
+            guarded_name = u64::from(
+                len == SSHD.len() as u64 && ends_with(scratch, SSHD)
+                    || len == AGENT.len() as u64 && ends_with(scratch, AGENT),
+            );
         }
     }
     // SAFETY: the scratch is this run's.
@@ -74,22 +85,30 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
             unknown: open & plan.exe & !yes,
             own_yes,
             own_unknown: open & plan.lineage & !own_yes,
-            sshd,
+            guarded_name,
         });
     }
     0
 }
 
+/// Whether the walked path ends so; the walk's text ends at `PATH_MAX`.
 #[inline(always)]
-fn last_four(scratch: *mut Scratch) -> [u8; 4] {
-    // SAFETY: the scratch is this run's; constant places inside the walk.
-    unsafe {
-        addr_of_mut!((*scratch).walk)
-            .cast::<u8>()
-            .add(PATH_MAX - 4)
-            .cast::<[u8; 4]>()
-            .read()
+fn ends_with<const N: usize>(scratch: *mut Scratch, name: &[u8; N]) -> bool {
+    let mut place = 0;
+    while place < N {
+        // SAFETY: the scratch is this run's; constant places inside the walk.
+        let byte = unsafe {
+            addr_of_mut!((*scratch).walk)
+                .cast::<u8>()
+                .add(PATH_MAX - N + place)
+                .read_volatile()
+        };
+        if byte != name[place] {
+            return false;
+        }
+        place += 1;
     }
+    true
 }
 
 #[inline(always)]
@@ -157,13 +176,13 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
     };
     let task = Task::current();
     // SAFETY: the scratch is this run's; all fields were written by `sumun_answers`.
-    let (mut yes, mut unknown, own, sshd) = unsafe {
+    let (mut yes, mut unknown, own, guarded_name) = unsafe {
         let answers = addr_of_mut!((*scratch).answers);
         (
             (*answers).yes,
             (*answers).unknown,
             ((*answers).own_yes, (*answers).own_unknown),
-            (*answers).sshd,
+            (*answers).guarded_name,
         )
     };
     let mut lineage_unknown = false;
@@ -198,7 +217,7 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
         };
         return Judged::new(outcome, 0, 0, lineage_unknown).0;
     };
-    if guarded(task, sshd) {
+    if guarded(level, task, guarded_name != 0) {
         return Judged::new(outcome::GUARDED, rule, 0, lineage_unknown).0;
     }
     // SAFETY: a live map value, written by user space as a whole.
@@ -256,13 +275,13 @@ fn numbers(plan: &Verdicts, task: Task) -> u64 {
 
 /// Whether the current process is one that no policy may kill. Kernel threads do not execute anything.
 #[inline(always)]
-fn guarded(task: Task, sshd: u64) -> bool {
+fn guarded(level: u32, task: Task, named: bool) -> bool {
     let pid = task.pid();
     if pid == 1 {
         return true;
     }
-    // The listener of sshd is what the first process starts by this name.
-    if sshd != 0 && task.parent().pid() == 1 {
+    let inode = task.mm().follow(slot::MM_EXE_FILE).follow(slot::FILE_INODE);
+    if named && is_of_the_host(level, inode) {
         return true;
     }
     let Some(guard) = GUARD.get(0) else {
@@ -271,8 +290,21 @@ fn guarded(task: Task, sshd: u64) -> bool {
     if u64::from(pid) == guard.pid && task.start() == guard.start_ns {
         return true;
     }
-    let inode = task.mm().follow(slot::MM_EXE_FILE).follow(slot::FILE_INODE);
     let ino: u64 = inode.get(slot::INODE_INO);
     let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
     guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev
+}
+
+/// Neither a user nor a container can have put it there: its file is root's, nobody else may write it, and it is
+/// in the first pid namespace.
+#[inline(always)]
+fn is_of_the_host(level: u32, inode: Object) -> bool {
+    let Some(record) = (Run { level }).record::<Exec>() else {
+        return false;
+    };
+    // SAFETY: the record is this run's; the hook has written it.
+    let namespace = unsafe { addr_of_mut!((*record).ns.pid).read() };
+    namespace == FIRST_PID_NAMESPACE
+        && inode.get::<u32>(slot::INODE_UID) == 0
+        && inode.get::<u16>(slot::INODE_MODE) & WRITABLE_BY_OTHERS == 0
 }

@@ -79,6 +79,14 @@ impl Detector {
             })
     }
 
+    /// Whether records of a generation are judged by the rules that were loaded when they were made.
+    #[must_use]
+    pub fn knows(&self, generation: u32) -> bool {
+        self.generations
+            .iter()
+            .any(|(known, _)| *known == generation)
+    }
+
     /// Whether a generation is known and has a rule of this number.
     #[must_use]
     pub fn has(&self, generation: u32, rule: usize) -> bool {

@@ -95,7 +95,7 @@ pub fn kill(target: &Target) -> Done {
 pub fn look(target: &Target) -> Done {
     match hold(target) {
         Ok(_) => Done::Failed(
-            "this record was dealt with before the agent was restarted, and is not acted on again"
+            "this record was dealt with before the agent was restarted, or is older than the rules that are loaded now: it is not acted on"
                 .into(),
         ),
         Err(done) => done,

@@ -8,9 +8,13 @@ use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_abi::verdict::{LINEAGE_ENTRIES, Lineage};
 use sumun_policy::verdict::{Atom, Texts, VerdictPlan};
 use sumun_proto::text;
+use sumun_proto::view::LAST_WITHOUT_PARENT;
 
 use crate::enrich::process::{ImageKey, Node, Program, Tree};
 use crate::kernel::{Kernel, Seed};
+
+/// Most processes that are told of: two plans are in the kernel's map during a swap.
+const TOLD_MAX: usize = LINEAGE_ENTRIES as usize / 2;
 
 /// With one of these a path is not known.
 const UNKNOWN: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST) as u32;
@@ -24,23 +28,39 @@ pub struct Untold {
     pub ended: Vec<(u32, u64)>,
     /// Those it was told of, by pid and start: what is in the kernel's map, hence as many at most.
     told: HashSet<(u32, u64)>,
+    /// Since the last swap the rings have not been read up to it.
+    stale: bool,
 }
 
 impl Untold {
-    /// Words for every process that lives, for a plan that is about to become the active one.
-    pub fn everyone(&mut self, tree: &Tree, plan: &VerdictPlan) -> Vec<Seed> {
+    /// Words for every process that lives, for a plan that is about to become the active one, and how
+    /// many there is no room for.
+    pub fn everyone(&mut self, tree: &Tree, plan: &VerdictPlan) -> (Vec<Seed>, usize) {
         let mut seeds: Vec<Seed> = tree.living().map(|node| seed(&node, plan)).collect();
         // Where there is no room for all, the older ones are more likely to have children.
         seeds.sort_unstable_by_key(|seed| seed.start_ns);
-        seeds.truncate(LINEAGE_ENTRIES as usize / 2);
+        let left_out = seeds.len().saturating_sub(TOLD_MAX);
+        seeds.truncate(TOLD_MAX);
         self.told = seeds.iter().map(|seed| (seed.pid, seed.start_ns)).collect();
+        self.stale = true;
+        (seeds, left_out)
+    }
+
+    /// Nothing of the cycle counts: it will be read again.
+    pub fn discard(&mut self) {
         self.processes.clear();
-        seeds
+        self.ended.clear();
     }
 
     /// Tells the kernel of the processes that the last cycle has shown, and drops those that have ended. How
-    /// many there was no room for.
-    pub fn tell(&mut self, kernel: &mut Kernel, tree: &Tree, plan: &VerdictPlan) -> usize {
+    /// many there was no room for. `emptied`: everything that was recorded before the cycle has been read.
+    pub fn tell(
+        &mut self,
+        kernel: &mut Kernel,
+        tree: &Tree,
+        plan: &VerdictPlan,
+        emptied: bool,
+    ) -> usize {
         for (pid, start_ns) in self.ended.drain(..) {
             if self.told.remove(&(pid, start_ns)) {
                 kernel.unseed(pid, start_ns);
@@ -50,14 +70,23 @@ impl Untold {
             .atoms
             .iter()
             .any(|atom| matches!(atom, Atom::Ancestor(_)));
+        if asked && emptied && std::mem::take(&mut self.stale) {
+            // What was read since the plan was swapped may know more than what was told then.
+            self.processes = tree.living().collect();
+        }
         let mut left_out = 0;
         for node in self.processes.drain(..) {
             if !asked || !tree.is_alive(&node) {
                 continue;
             }
+            let key = (node.key.pid, node.key.start_ns);
+            if self.told.len() >= TOLD_MAX && !self.told.contains(&key) {
+                left_out += 1;
+                continue;
+            }
             let seed = seed(&node, plan);
             if kernel.seed(&seed).is_ok() {
-                self.told.insert((seed.pid, seed.start_ns));
+                self.told.insert(key);
             } else {
                 left_out += 1;
             }
@@ -75,15 +104,20 @@ fn seed(node: &Rc<Node>, plan: &VerdictPlan) -> Seed {
     let own = answers(node, plan);
     let mut above = (0, 0);
     let mut top = Rc::clone(node);
-    while let Some(parent) = top.parent() {
+    loop {
+        if top.parent_pid() == 0 && (1..=LAST_WITHOUT_PARENT).contains(&top.key.pid) {
+            break;
+        }
+        // Who only was found running may have had another parent, or its parent another image, at its
+        // fork: good enough to tell, not to kill. And the chain may go on unseen.
+        let Some(parent) = top.parent().filter(|_| !top.is_found()) else {
+            above.1 = asked(plan);
+            break;
+        };
         let (yes, unknown) = answers(&parent, plan);
         above.0 |= yes;
         above.1 |= unknown;
         top = parent;
-    }
-    if top.parent_pid() != 0 {
-        // The chain goes on unseen.
-        above.1 |= asked(plan);
     }
     Seed {
         pid,
@@ -138,8 +172,12 @@ fn known_path(program: &Program) -> Option<Vec<u8>> {
 /// Whether the path of an executable is one that is asked for.
 fn holds(texts: &Texts, path: &[u8]) -> bool {
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-    texts.names.iter().any(|asked| asked == name)
-        || texts.paths.iter().any(|asked| asked == path)
+    let among = |sorted: &[Vec<u8>], text: &[u8]| {
+        let found = sorted.binary_search_by(|asked| asked.as_slice().cmp(text));
+        found.is_ok()
+    };
+    among(&texts.names, name)
+        || among(&texts.paths, path)
         || texts.prefixes.iter().any(|asked| path.starts_with(asked))
 }
 
@@ -160,11 +198,23 @@ mod tests {
     }
 
     fn runs(tree: &mut Tree, pid: u32, parent: u32, path: &str, flaws: u32) -> Rc<Node> {
+        began(tree, pid, parent, path, flaws, false)
+    }
+
+    fn began(
+        tree: &mut Tree,
+        pid: u32,
+        parent: u32,
+        path: &str,
+        flaws: u32,
+        bootstrapped: bool,
+    ) -> Rc<Node> {
         tree.began(Began {
             actor: actor(pid),
             program: Program {
                 exe_path: path.into(),
                 exe_flaws: flaws,
+                bootstrapped,
                 ..Program::default()
             },
             ns: Namespaces::default(),
@@ -204,6 +254,9 @@ mod tests {
         let lost = runs(&mut tree, 4, 1, "/opt/x", u32::from(FLAW_TRUNCATED));
         let child = runs(&mut tree, 5, 4, "/bin/sh", 0);
         let stray = runs(&mut tree, 6, 77, "/bin/sh", 0);
+        let found = began(&mut tree, 7, 2, "/bin/sh", 0, true);
+        let below = runs(&mut tree, 8, 7, "/bin/ls", 0);
+        let nameless = tree.find(&actor(9));
 
         let words = |node: &Rc<Node>| {
             let lineage = seed(node, &plan).lineage;
@@ -218,7 +271,10 @@ mod tests {
         assert_eq!(words(&lost), (0, 0, 0, 0b1110));
         assert_eq!(words(&child), (0, 0b1110, 0b0100, 0));
         assert_eq!(words(&stray), (0, 0b1110, 0b0100, 0));
-        let all = Untold::default().everyone(&tree, &plan);
-        assert_eq!(all.len(), 6);
+        assert_eq!(words(&found), (0, 0b1110, 0b0100, 0));
+        assert_eq!(words(&below), (0b0100, 0b1010, 0, 0));
+        assert_eq!(words(&nameless), (0, 0b1110, 0, 0b1110));
+        let (all, left_out) = Untold::default().everyone(&tree, &plan);
+        assert_eq!((all.len(), left_out), (9, 0));
     }
 }

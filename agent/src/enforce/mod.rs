@@ -44,7 +44,8 @@ pub struct Judged<'a> {
     pub actor: &'a Actor,
     /// What the kernel did.
     pub told: Option<Told>,
-    /// Its event is in the spool from before a restart: it is not acted on again.
+    /// Its event is in the spool from before a restart, or it is older than the loaded rules: nothing is
+    /// killed for it.
     pub dealt_with: bool,
 }
 

@@ -162,6 +162,12 @@ impl Node {
         self.named_parent.get().1
     }
 
+    /// True while only the task iterator has told of it: its parent is that of now, not of its fork.
+    #[must_use]
+    pub fn is_found(&self) -> bool {
+        self.found.get()
+    }
+
     /// The parent's image, if it is known.
     #[must_use]
     pub fn parent(&self) -> Option<Rc<Node>> {

@@ -163,7 +163,7 @@ impl Kernel {
             }
             self.switch(index)?;
             // From here on the new rules are in force, whatever cannot be tidied up.
-            if let Err(error) = self.tidy(index, closes, lineage) {
+            if let Err(error) = self.tidy(index, closes) {
                 tracing::warn!(
                     error = chain(&error),
                     "the rules are swapped, but not all of the old ones could be removed"
@@ -177,16 +177,13 @@ impl Kernel {
     }
 
     /// Waits until nothing is judged by the old rules any more, and removes what only they need.
-    fn tidy(&mut self, index: u32, closes: bool, lineage: bool) -> Result<(), Error> {
+    fn tidy(&mut self, index: u32, closes: bool) -> Result<(), Error> {
         self.wait_quiet()?;
         if !closes && self.closes {
             self.pins.remove_link(SYS_ENTER)?;
         }
         self.clear_seeds(1 - index)?;
-        if !lineage {
-            self.clear_lineage()?;
-        }
-        Ok(())
+        self.forget_lineage()
     }
 
     pub(super) fn attach_on_demand(&mut self) -> Result<(), Error> {

@@ -66,7 +66,12 @@ pub(super) const HOOKS: &[Hook] = &[
         behind: "AT_EXEC",
         tracepoint: "sched_process_exec",
         kinds: &["exec"],
-        required: with_path![s::TASK_REAL_PARENT, s::MM_ARG_START, s::MM_ARG_END],
+        required: with_path![
+            s::TASK_REAL_PARENT,
+            s::MM_ARG_START,
+            s::MM_ARG_END,
+            s::INODE_UID,
+        ],
         on_demand: false,
     },
     Hook {

@@ -267,6 +267,8 @@ impl Kernel {
         }
         self.switch(self.active)?;
         self.attached = true;
+        // What the plan of a previous agent has left.
+        self.forget_lineage()?;
         Ok(())
     }
 

@@ -1,8 +1,6 @@
 //! The rules that kill: their plan in the kernel, whom they may not kill, how long they hold, and
 //! what is known of the ancestors of processes that are older than the plan.
 
-use std::os::unix::fs::MetadataExt as _;
-
 use aya::maps::{Array, HashMap, MapData, MapError};
 use sumun_abi::{
     policy::tag,
@@ -126,21 +124,8 @@ impl Kernel {
     /// Keeps this process, and whatever runs its executable, from being killed by a rule.
     ///
     /// # Errors
-    /// The map cannot be written, or `/proc/self` not be read.
-    pub fn guard_self(&mut self, start_ns: u64) -> Result<(), Error> {
-        let path = "/proc/self/exe";
-        let exe = std::fs::metadata(path).map_err(|source| Error::File {
-            op: "read",
-            path: path.into(),
-            source,
-        })?;
-        let guard = Guard {
-            exe_ino: exe.ino(),
-            exe_dev: kernel_device(exe.dev()),
-            pad: 0,
-            start_ns,
-            pid: u64::from(std::process::id()),
-        };
+    /// The map cannot be written.
+    pub fn guard(&mut self, guard: Guard) -> Result<(), Error> {
         self.verdicts
             .guard
             .set(0, Of(guard), 0)
@@ -212,18 +197,17 @@ impl Kernel {
         Ok(())
     }
 
-    /// Removes what processes have inherited: no plan asks for it any more.
-    pub(super) fn clear_lineage(&mut self) -> Result<(), Error> {
+    /// Removes what processes have inherited, if the active plan asks for nothing of the kind: their exits
+    /// would leave it there.
+    pub(super) fn forget_lineage(&mut self) -> Result<(), Error> {
+        let plan = self.verdicts.plans.get(&self.active, 0);
+        if plan.map_err(Error::map("read", "VERDICTS"))?.0.lineage != 0 {
+            return Ok(());
+        }
         let keys: Result<Vec<_>, MapError> = self.verdicts.lineage.keys().collect();
         for key in keys.map_err(Error::map("list", "LINEAGE"))? {
             let _ = self.verdicts.lineage.remove(&key);
         }
         Ok(())
     }
-}
-
-/// `stat`'s device in the kernel's own encoding (`MKDEV`, include/linux/kdev_t.h).
-fn kernel_device(dev: u64) -> u32 {
-    let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
-    (major << 20 | minor & 0xf_ffff) as u32
 }

@@ -138,6 +138,8 @@ impl Core {
         };
         match &record.body {
             Body::Fork(fork) if fork.lineage_unknown != 0 => {
+                // Its parent is one that the kernel does not know, either.
+                self.untold.processes.extend(node.parent());
                 self.untold.processes.push(Rc::clone(&node));
             }
             Body::Exec(exec) if exec.lineage_unknown != 0 => {
@@ -223,7 +225,7 @@ impl Core {
             kind,
             actor,
             told,
-            dealt_with: held,
+            dealt_with: held || !self.detector.knows(generation),
         };
         let verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
         if let Some(verdict) = of_event(&verdicts) {

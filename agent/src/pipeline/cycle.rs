@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sumun_abi::loss::{Stream, reason};
+use sumun_abi::verdict::Guard;
 use sumun_proto::Host;
 use sumun_proto::catalogue::{KINDS, kind_name};
 use sumun_proto::v1::{Door, Gap, Lane, Loss, Scope};
 
+use super::applied::Applied;
 use super::batch::Origin;
 use super::clock::{Clock, boot_ns};
 use super::consumed::{Before, Consumed};
@@ -54,6 +56,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// Who complains in the status.
 const SPOOL: &str = "spool";
 const POLICIES: &str = "policies";
+const EXPIRED: &str = "exceptions";
 
 /// How others steer the pipeline.
 #[derive(Debug, Default)]
@@ -97,6 +100,7 @@ pub struct Pipeline {
     policies: PathBuf,
     core: Core,
     loaded: Loaded,
+    applied: Applied,
     hold: Duration,
     generation: u32,
     scopes: Vec<Scope>,
@@ -210,6 +214,7 @@ impl Pipeline {
             policies,
             core,
             loaded: Loaded::default(),
+            applied: Applied::new(&state),
             hold,
             generation: 0,
             scopes: Vec::new(),
@@ -223,14 +228,20 @@ impl Pipeline {
             through_boot_ns: 0,
         };
         pipeline.generation = pipeline.kernel.last_generation();
+        if pipeline.applied.is(pipeline.generation, loaded.hash()) {
+            // What was recorded while there was no agent was recorded under these very rules.
+            let core = &mut pipeline.core;
+            core.detector.load(pipeline.generation, loaded.engine());
+        }
         if !loaded.verdicts().clauses.is_empty() {
             // Who runs now is told to the kernel with the rules.
             pipeline.bootstrap()?;
         }
-        pipeline.hold()?;
         // The filter first: what is attached is judged by it from the first record on.
         pipeline.apply(loaded, true)?;
         pipeline.kernel.attach()?;
+        // Not before: rules of an agent that is long gone would come to life again.
+        pipeline.hold()?;
         let attached_ns = boot_ns()?;
         pipeline.scopes =
             pipeline
@@ -244,7 +255,6 @@ impl Pipeline {
         }
         pipeline.bootstrap()?;
         pipeline.guard()?;
-        pipeline.tell();
         let progress = &pipeline.status.progress;
         progress.set_attached(true);
         progress.set_bootstrapped(true);
@@ -324,6 +334,7 @@ impl Pipeline {
         }
         if let Err(error) = self.write(through) {
             self.fail(&error);
+            self.expire();
             return TROUBLE_PAUSE;
         }
         if through != 0 {
@@ -335,7 +346,7 @@ impl Pipeline {
             tracing::info!("the spool can be written again");
             self.last_complaint = None;
         }
-        self.tell();
+        self.tell(life_emptied);
         self.core.tree.end_cycle(bulk_emptied);
         if bulk_emptied {
             self.core.detector.retire(self.generation);
@@ -419,6 +430,7 @@ impl Pipeline {
     /// Nothing of this cycle counts: it will be read again.
     fn fail(&mut self, error: &anyhow::Error) {
         self.core.folds.rollback();
+        self.core.untold.discard();
         for (_, lane) in self.core.lanes() {
             lane.discard();
         }
@@ -524,7 +536,12 @@ impl Pipeline {
         let before_ns = boot_ns()?;
         let verdicts = loaded.verdicts();
         let Core { tree, untold, .. } = &mut self.core;
-        let seeds = || untold.everyone(tree, verdicts);
+        let mut left_out = 0;
+        let seeds = || {
+            let (seeds, more) = untold.everyone(tree, verdicts);
+            left_out = more;
+            seeds
+        };
         match self
             .kernel
             .set_rules(loaded.plan(), verdicts, generation, seeds)
@@ -536,9 +553,9 @@ impl Pipeline {
                     tracing::warn!("{reason}: what they name is killed after it has started");
                     loaded.without_kernel(reason);
                 }
-                if swapped.unseeded > 0 {
+                if swapped.unseeded + left_out > 0 {
                     tracing::warn!(
-                        processes = swapped.unseeded,
+                        processes = swapped.unseeded + left_out,
                         "the kernel has no room for the ancestry of all processes: rules that ask for ancestors kill some after they have started"
                     );
                 }
@@ -557,6 +574,9 @@ impl Pipeline {
         let after_ns = boot_ns()?;
         self.generation = generation;
         self.loaded = loaded;
+        if let Err(error) = self.applied.write(generation, self.loaded.hash()) {
+            tracing::warn!(%error, "cannot write which rules are applied: after a restart nothing is killed for what is recorded until then");
+        }
         if first {
             return Ok(());
         }
@@ -620,8 +640,11 @@ impl Pipeline {
             .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))
         {
             tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
+            return;
         }
         self.core.tree.join();
+        // Exits may have been lost, too.
+        self.core.tree.retire_all_but(&alive);
     }
 
     /// Says once of each exception that it has expired; the engine judges that for each event by itself,
@@ -640,20 +663,22 @@ impl Pipeline {
                 "the rules that kill may expire"
             );
         }
-        let expired = self.loaded.tell_expired(from_ns, now_ns);
-        // A clock that was set back makes exceptions apply again.
-        if (expired || passed < 0)
-            && let Some(renewed) = self.loaded.renewed(now_ns)
+        self.loaded.tell_expired(from_ns, now_ns);
+        // Also when a clock that was set back makes exceptions apply again, and until it is done.
+        let Some(renewed) = self.loaded.renewed(now_ns) else {
+            self.status.trouble(EXPIRED, None);
+            return;
+        };
+        let applied = self.apply(renewed, false);
+        let error = applied.err().map(|error| {
+            format!("{error:#}; the kernel goes on with exceptions that have expired")
+        });
+        if self.status.trouble(EXPIRED, error.clone())
+            && let Some(error) = error
         {
-            let applied = self.apply(renewed, false);
-            let error = applied.err().map(|error| {
-                format!("{error:#}; the kernel goes on with exceptions that have expired")
-            });
-            if let Some(error) = &error {
-                tracing::error!(error, "the rules that kill are not swapped");
-            }
-            self.status.trouble(POLICIES, error);
+            tracing::error!(error, "the rules that kill are not swapped");
         }
+        self.publish();
     }
 
     /// The kernel's rules hold from now on for as long as is asked for.
@@ -665,17 +690,28 @@ impl Pipeline {
     /// No rule kills the agent.
     fn guard(&mut self) -> anyhow::Result<()> {
         let own = std::process::id();
-        let start_ns = self.core.tree.living().find_map(|node| {
-            let key = node.key;
-            (key.pid == own).then_some(key.start_ns)
-        });
-        Ok(self.kernel.guard_self(start_ns.unwrap_or(0))?)
+        let node = self.core.tree.living().find(|node| node.key.pid == own);
+        let Some((node, program)) = node.and_then(|node| Some((node.clone(), node.program()?)))
+        else {
+            tracing::warn!(
+                "the agent does not find itself among the processes: only its name guards it"
+            );
+            return Ok(());
+        };
+        // The kernel's own device numbers: those of stat are others on some file systems.
+        Ok(self.kernel.guard(Guard {
+            exe_ino: program.exe_ino,
+            exe_dev: program.exe_dev,
+            pad: 0,
+            start_ns: node.key.start_ns,
+            pid: u64::from(own),
+        })?)
     }
 
     /// Tells the kernel of the ancestors that it has asked for.
-    fn tell(&mut self) {
+    fn tell(&mut self, emptied: bool) {
         let Core { tree, untold, .. } = &mut self.core;
-        let left_out = untold.tell(&mut self.kernel, tree, self.loaded.verdicts());
+        let left_out = untold.tell(&mut self.kernel, tree, self.loaded.verdicts(), emptied);
         if left_out > 0 {
             tracing::debug!(
                 left_out,

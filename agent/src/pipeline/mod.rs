@@ -13,6 +13,7 @@
 //! If the spool cannot write, nothing is advanced: the rings fill, the kernel counts exactly
 //! what it could not place, and the gap is written when writing works again.
 
+mod applied;
 pub mod batch;
 pub mod clock;
 pub mod consumed;

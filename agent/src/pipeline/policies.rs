@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
-use sumun_policy::verdict::{Late, VerdictPlan};
+use sumun_policy::verdict::{self, Late, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
@@ -147,6 +147,8 @@ impl Loaded {
     /// are others then.
     #[must_use]
     pub fn renewed(&self, now_ns: i64) -> Option<Self> {
+        // Mostly none expires at all.
+        verdict::next_expiry(&self.policies, i64::MIN)?;
         let (verdicts, late) = VerdictPlan::build(&self.policies, now_ns);
         (verdicts != self.verdicts).then(|| Self {
             verdicts,
@@ -190,9 +192,8 @@ impl Loaded {
         &self.refused
     }
 
-    /// Says which exceptions have expired between two times, ns since the Unix epoch. True if any has.
-    pub fn tell_expired(&self, from_ns: i64, to_ns: i64) -> bool {
-        let mut any = false;
+    /// Says which exceptions have expired between two times, ns since the Unix epoch.
+    pub fn tell_expired(&self, from_ns: i64, to_ns: i64) {
         for policy in &self.policies {
             for rule in &policy.rules {
                 let expired = rule.exceptions.iter().filter(|exception| {
@@ -201,7 +202,6 @@ impl Loaded {
                         .is_some_and(|expires| from_ns < expires && expires <= to_ns)
                 });
                 for exception in expired {
-                    any = true;
                     tracing::warn!(
                         policy = policy.name,
                         rule = rule.id,
@@ -212,7 +212,6 @@ impl Loaded {
                 }
             }
         }
-        any
     }
 
     /// What is in force, and what of it works with these hooks.

@@ -14,7 +14,7 @@ use datafusion::arrow::array::{
 use datafusion::arrow::compute::interleave;
 use datafusion::arrow::datatypes::{DataType, Schema};
 use sumun_proto::v1::{Batch, Event, Gap, Image, Kind, Lane};
-use sumun_proto::view::{ancestor_value, boot_id_text};
+use sumun_proto::view::{ancestor_value, boot_id_text, is_first};
 use sumun_proto::{FieldId, FieldType, Host, Value, View, catalogue, text};
 
 use crate::error::{Error, Result};
@@ -329,7 +329,7 @@ impl<'a> Chains<'a> {
                 )));
             }
             let top = chain.last().copied().or_else(|| view.image());
-            complete.push(top.is_some_and(|image| image.parent == 0 && image.parent_pid == 0));
+            complete.push(top.is_some_and(is_first));
             chains.push(Some(chain));
         }
         Ok(Chains { chains, complete })

@@ -5,25 +5,16 @@
 //! are the sample; nothing against nothing shows how far the machine's own
 //! unrest goes.
 
-use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::report::{Report, Sample};
+use super::work::{Work, measured, per, per_piece};
 use crate::host::{Agent, Collector};
+use crate::raw;
 use crate::raw::bpf::{self, Attached};
-use crate::{elf, raw};
-
-/// Times that one phase repeats each batch; the median counts.
-const BATCHES: usize = 9;
 
 /// Nanoseconds of one piece of each work.
 #[derive(Clone, Copy, Debug)]
@@ -36,121 +27,17 @@ struct Costs {
 /// Off, empty programs, the agent, off again.
 type Round = (Costs, Costs, Costs, Costs);
 
-/// The three kinds of work.
-pub struct Work {
-    file: CString,
-    program: CString,
-    args: Vec<CString>,
-}
-
-impl Work {
-    /// In a directory that no rule asks for.
-    ///
-    /// # Errors
-    /// Its files cannot be written.
-    pub fn new(dir: &Path) -> Result<Self> {
-        let name = |name: &str| -> Result<CString> {
-            Ok(CString::new(dir.join(name).to_str().context("UTF-8")?)?)
-        };
-        std::fs::write(dir.join("unmatched"), "x")?;
-        elf::write(&dir.join("program"))?;
-        let program = name("program")?;
-        let mut args = vec![program.clone()];
-        args.extend((0..10).map(|_| c"argument".to_owned()));
-        Ok(Self {
-            file: name("unmatched")?,
-            program,
-            args,
-        })
-    }
-
-    fn measure(&self) -> Result<Costs> {
-        // Only here: the agent is started by the same thread and must not inherit it.
-        let _bound = Bound::new()?;
+fn measure(work: &Work) -> Result<Costs> {
+    measured(|| {
         Ok(Costs {
-            open: per_piece(20_000, || opened(&self.file))?,
+            open: per_piece(20_000, || work.open())?,
             call: per_piece(200_000, || {
                 raw::getppid();
                 Ok(())
             })?,
-            exec: per_piece(60, || self.run())?,
+            exec: per_piece(60, || work.exec())?,
         })
-    }
-
-    fn run(&self) -> Result<()> {
-        let child = raw::fork_exec(&self.program, &self.args)?;
-        let status = waitpid(Pid::from_raw(child), None)?;
-        ensure!(
-            matches!(status, WaitStatus::Exited(_, 11)),
-            "the program did not run: {status:?}"
-        );
-        Ok(())
-    }
-}
-
-fn opened(file: &CStr) -> Result<()> {
-    let flags = nix::fcntl::OFlag::O_RDONLY;
-    drop(nix::fcntl::open(
-        file,
-        flags,
-        nix::sys::stat::Mode::empty(),
-    )?);
-    Ok(())
-}
-
-fn per_piece(count: u32, mut piece: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut batches = Vec::new();
-    for _ in 0..BATCHES {
-        let begun = cpu_ns()?;
-        for _ in 0..count {
-            piece()?;
-        }
-        batches.push((cpu_ns()? - begun) / f64::from(count));
-    }
-    Ok(Sample::of(batches).median)
-}
-
-/// Processor time of this thread and of the children it has waited for, ns. What
-/// a program in the kernel costs is in it; that others want the processor too is not.
-fn cpu_ns() -> Result<f64> {
-    let own = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
-    let children = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let (user, system) = (children.user_time(), children.system_time());
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a benchmark ends long before 2^53 ns"
-    )]
-    let ns = |seconds: i64, rest: i64| seconds as f64 * 1e9 + rest as f64;
-    Ok(ns(own.tv_sec(), own.tv_nsec())
-        + ns(user.tv_sec(), user.tv_usec() * 1000)
-        + ns(system.tv_sec(), system.tv_usec() * 1000))
-}
-
-/// Keeps this thread, and what it forks, on the last processor, where its
-/// neighbours disturb least, until it is dropped.
-struct Bound {
-    before: CpuSet,
-}
-
-impl Bound {
-    fn new() -> Result<Self> {
-        let before = sched_getaffinity(Pid::from_raw(0))?;
-        let last = (0..CpuSet::count())
-            .rev()
-            .find(|cpu| before.is_set(*cpu) == Ok(true))
-            .context("no processor to run on")?;
-        let mut set = CpuSet::new();
-        set.set(last)?;
-        sched_setaffinity(Pid::from_raw(0), &set)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        // What was allowed before is allowed again.
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.before);
-    }
+    })
 }
 
 /// Runs the rounds and reports the differences.
@@ -175,23 +62,23 @@ pub fn run(
         "the agent's hooks cannot be found: {hooks:?}"
     );
     let mut rows = Vec::new();
-    work.measure()?; // warms caches, counts for nothing
+    measure(work)?; // warms caches, counts for nothing
     for round in 0..rounds {
-        let off = work.measure()?;
+        let off = measure(work)?;
         let empty = {
             let _links = hooks
                 .iter()
                 .map(|id| bpf::attach_empty(*id))
                 .collect::<nix::Result<Vec<OwnedFd>>>()
                 .context("attach an empty program")?;
-            work.measure()?
+            measure(work)?
         };
         agent.run()?;
         agent.online(collector)?;
-        let on = work.measure()?;
+        let on = measure(work)?;
         agent.stop()?;
         agent.release()?;
-        let off_again = work.measure()?;
+        let off_again = measure(work)?;
         println!(
             "  round {:>2}: open+close {:.0} / {:.0} / {:.0} / {:.0} ns, getppid {:.0} / {:.0} / {:.0} / {:.0} ns, \
              fork+exec+exit {:.0} / {:.0} / {:.0} / {:.0} us (off / empty / agent / off)",
@@ -288,12 +175,12 @@ pub fn programs(work: &Work, report: &mut Report) -> Result<()> {
     let _on = bpf::statistics().context("switch the kernel's BPF statistics on")?;
     type Piece<'a> = &'a dyn Fn() -> Result<()>;
     let works: [(&str, u32, Piece<'_>); 3] = [
-        ("unmatched open+close", OPENS, &|| opened(&work.file)),
+        ("unmatched open+close", OPENS, &|| work.open()),
         ("getppid", CALLS, &|| {
             raw::getppid();
             Ok(())
         }),
-        ("fork+exec+exit", EXECS, &|| work.run()),
+        ("fork+exec+exit", EXECS, &|| work.exec()),
     ];
     let mut json = serde_json::Map::new();
     let mut in_exec = 0.0;
@@ -341,12 +228,4 @@ fn program_line(program: &Attached, runs: u64, ns: u64, count: u32) -> (String, 
         format!("{:<20} {each:>6.0} ns x {times:.1}", program.hook),
         json!({"program": program.hook, "ns_per_run": each, "runs_per_piece": times}),
     )
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "sums of a benchmark stay far below 2^53"
-)]
-pub(super) fn per(sum: u64, count: u64) -> f64 {
-    sum as f64 / count.max(1) as f64
 }

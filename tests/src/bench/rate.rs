@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use super::cost::per;
 use super::report::{Report, quantile};
+use super::work::per;
 use crate::check::{int, text};
 use crate::clock::unix_ns;
 use crate::ctl::Ctl;

@@ -16,7 +16,7 @@ export CARGO_TARGET_DIR ?= $(SUMUN_CACHE)/target
 # Where tests, demo and benchmarks find the three programs.
 export SUMUN_BIN := $(CURDIR)/target/release
 
-.PHONY: help setup setup-test build demo lint test test-faults bench clean
+.PHONY: help setup setup-test setup-bench build demo lint test test-faults bench clean
 
 help:
 	@echo 'make demo         set up, build, and watch an attack being recorded'
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench        the figures, on the screen and under target/bench/'
 	@echo 'make setup        install what building needs (Debian 12)'
 	@echo 'make setup-test   install what testing needs as well'
+	@echo 'make setup-bench  and auditd and bpftrace, which it is measured beside'
 	@echo 'make clean        remove target/ and the caches under $(SUMUN_CACHE)'
 
 setup:
@@ -35,6 +36,9 @@ setup:
 setup-test:
 	@deploy/setup/setup --test
 	tests/vm/fetch-kernels
+
+setup-bench:
+	@deploy/setup/setup --bench
 
 build: setup
 	@deploy/setup/build
@@ -54,7 +58,7 @@ test-faults: setup-test build
 	@export SUMUN_FAULTS=long
 	tests/run --test '*fault*' -- --nocapture --test-threads=1
 
-bench: setup-test build
+bench: setup-bench build
 	@tests/bench/run
 
 clean:

@@ -1,6 +1,7 @@
 //! Debian's bpftrace with a script as a user would write it for the watch of the benchmark.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -63,7 +64,7 @@ impl Bpftrace {
         };
         let begun = Instant::now();
         // What it sees first is this program; it may keep some lines before it writes them.
-        while !this.text()?.lines().any(is_record) {
+        while this.count()?.0 == 0 {
             ensure!(
                 this.process.ended().is_none() && begun.elapsed() < READY,
                 "bpftrace is not ready; it said:\n{}",
@@ -74,7 +75,7 @@ impl Bpftrace {
                 .context("run /bin/true")?;
             std::thread::sleep(Duration::from_millis(20));
         }
-        this.before = this.count()?;
+        this.before = this.count()?.0;
         Ok(this)
     }
 
@@ -92,25 +93,29 @@ impl Bpftrace {
     /// It does not end, or its output cannot be read.
     pub fn finish(mut self) -> Result<(u64, u64)> {
         self.process.stop()?;
-        let lost = lost(&self.text()?) + lost(&self.process.said());
-        Ok((self.count()? - self.before, lost))
+        let (records, told) = self.count()?;
+        let said = self.process.said();
+        let lost = told + said.lines().map(lost).sum::<u64>();
+        Ok((records - self.before, lost))
     }
 
-    fn count(&self) -> Result<u64> {
-        Ok(self
-            .text()?
-            .lines()
-            .filter(|line| is_record(line))
-            .map(|_| 1)
-            .sum())
-    }
-
-    fn text(&self) -> Result<String> {
-        match fs::read(&self.output) {
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-            Err(error) => Err(error).with_context(|| format!("read {}", self.output.display())),
+    /// Records in its output so far, and events that it says there it lost. Line by line: with a
+    /// large memory every fork of the workload would take longer.
+    fn count(&self) -> Result<(u64, u64)> {
+        let failed = || format!("read {}", self.output.display());
+        let file = match File::open(&self.output) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((0, 0)),
+            Err(error) => return Err(error).with_context(failed),
+        };
+        let (mut records, mut told) = (0, 0);
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line.with_context(failed)?;
+            let line = String::from_utf8_lossy(&line);
+            records += u64::from(is_record(&line));
+            told += lost(&line);
         }
+        Ok((records, told))
     }
 }
 
@@ -136,12 +141,11 @@ fn is_record(line: &str) -> bool {
         .any(|kind| line.starts_with(kind))
 }
 
-/// Sum of its messages `Lost N events`.
-fn lost(text: &str) -> u64 {
-    text.lines()
-        .filter_map(|line| line.strip_prefix("Lost ")?.strip_suffix(" events"))
-        .filter_map(|number| number.parse::<u64>().ok())
-        .sum()
+/// The number in its message `Lost N events`; 0 on any other line.
+fn lost(line: &str) -> u64 {
+    let number = line.strip_prefix("Lost ");
+    let number = number.and_then(|rest| rest.strip_suffix(" events"));
+    number.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -152,7 +156,7 @@ mod tests {
     fn lines_are_told_apart() {
         let text = "Attaching 4 probes...\nargs 7 sh -c x\nopen 7 0 sh /x\nexec 7 0 sh /bin/sh\nLost 12 events\n";
         assert_eq!(text.lines().filter(|line| is_record(line)).count(), 2);
-        assert_eq!(lost(text), 12);
+        assert_eq!(text.lines().map(lost).sum::<u64>(), 12);
     }
 
     #[test]

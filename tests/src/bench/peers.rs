@@ -20,8 +20,10 @@ use super::rules::with;
 use super::work::{BATCHES, Work, measured, per, per_piece};
 use crate::host::{Agent, Collector};
 
-/// After the work, what a watcher may still have to do with it; the same time tells what it takes idle.
+/// After the work, as long as a watcher may still have to do with it.
 const SETTLE: Duration = Duration::from_millis(600);
+/// How long it is watched without the work: what it takes then is not the work's.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Work: key, words, pieces of a batch, goal of the workload and of the agent in ns.
 const KINDS: [(&str, &str, u32, &str, &str); 4] = [
@@ -82,9 +84,9 @@ pub fn run(
     let policies = vec![("peers".to_owned(), CONNECTS.to_owned())];
     let mut rows = Vec::new();
     let mut seen = [(0, 0, 0); 3];
-    phase(work, &|| Ok(0))?; // warms caches, counts for nothing
+    phase(work, None)?; // warms caches, counts for nothing
     for round in 0..rounds {
-        let before = phase(work, &|| Ok(0))?;
+        let before = phase(work, None)?;
         let mut on = [None; 3];
         // Another one is first each time, so that drift cancels.
         for place in 0..NAMES.len() {
@@ -97,17 +99,17 @@ pub fn run(
             let result = match which {
                 0 => with(&policies, agent, collector, |agent| {
                     let pid = agent.process().pid();
-                    phase(work, &|| rate::cpu_ns(pid))
+                    phase(work, Some(&|| rate::cpu_ns(pid)))
                 })
                 .map(Ok)?,
                 1 => Quiet::without(|| {
                     let auditd = Auditd::start(&dir, matched)?;
-                    let done = phase(work, &|| auditd.cpu_ns())?;
+                    let done = phase(work, Some(&|| auditd.cpu_ns()))?;
                     note(&mut seen[which], (auditd.recorded()?, auditd.lost()?));
                     Ok(done)
                 }),
                 _ => Bpftrace::start(&dir, matched).and_then(|bpftrace| {
-                    let done = phase(work, &|| bpftrace.cpu_ns())?;
+                    let done = phase(work, Some(&|| bpftrace.cpu_ns()))?;
                     note(&mut seen[which], bpftrace.finish()?);
                     Ok(done)
                 }),
@@ -118,7 +120,7 @@ pub fn run(
             }
             fs::remove_dir_all(&dir)?;
         }
-        let after = phase(work, &|| Ok(0))?;
+        let after = phase(work, None)?;
         say(round, &before, &on, &after);
         rows.push(Round {
             off: [before, after],
@@ -161,14 +163,21 @@ on = ["connect"]
 effect = "record"
 "#;
 
-/// All kinds of work once, under a watcher with this clock.
-fn phase(work: &Work, cpu_ns: &dyn Fn() -> Result<u64>) -> Result<Phase> {
-    let (idle_from, begun) = (cpu_ns()?, Instant::now());
-    std::thread::sleep(SETTLE);
-    let idle = share(cpu_ns()? - idle_from, begun.elapsed());
+/// All kinds of work once, under a watcher with this clock or under none.
+fn phase(work: &Work, watcher: Option<&dyn Fn() -> Result<u64>>) -> Result<Phase> {
     let mut done = [(0.0, 0.0); 4];
+    let idle = match watcher {
+        Some(cpu_ns) => {
+            std::thread::sleep(SETTLE); // after its start
+            let (from, begun) = (cpu_ns()?, Instant::now());
+            std::thread::sleep(IDLE);
+            share(cpu_ns()? - from, begun.elapsed())
+        }
+        None => 0.0,
+    };
     for (place, (_, _, count, _, _)) in KINDS.iter().enumerate() {
-        let (from, begun) = (cpu_ns()?, Instant::now());
+        let begun = Instant::now();
+        let from = watcher.map_or(Ok(0), |cpu_ns| cpu_ns())?;
         let each = measured(|| {
             per_piece(*count, || match place {
                 0 => work.open(),
@@ -177,9 +186,13 @@ fn phase(work: &Work, cpu_ns: &dyn Fn() -> Result<u64>) -> Result<Phase> {
                 _ => work.connect(),
             })
         })?;
-        std::thread::sleep(SETTLE);
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^53 ns")]
-        let own = (cpu_ns()? - from) as f64 - idle * begun.elapsed().as_secs_f64();
+        let own = match watcher {
+            Some(cpu_ns) => {
+                std::thread::sleep(SETTLE);
+                per(cpu_ns()? - from, 1) - idle * begun.elapsed().as_secs_f64()
+            }
+            None => 0.0,
+        };
         done[place] = (each, own / f64::from(*count * BATCHES));
     }
     Ok(done)

@@ -333,11 +333,11 @@ fn fill(mut case: Case, dice: &mut Dice<'_>) -> Case {
     // The chain of ancestors that was not known to its end: here it ends, or has one more.
     // The parent of the event's own image is left as it is, since `proc.parent` reads it.
     if case.batch.images.len() > 1 && case.batch.images[0].parent_pid != 0 {
-        if dice.chance(8) {
+        if dice.chance(8) && case.batch.images[0].pid <= 2 {
             case.batch.images[0].parent_pid = 0;
         } else {
             let mut more = case.batch.images[0].clone();
-            more.parent_pid = 0;
+            (more.pid, more.parent_pid) = (1, 0);
             more.exe_path = dice.pick(common::PATHS).to_owned();
             case.batch.images.insert(0, more);
             for (index, image) in case.batch.images.iter_mut().enumerate() {

@@ -242,11 +242,16 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
 fn image(dice: &mut Dice<'_>, parent: u32, unknowns: bool) -> Image {
     let flaws = flaws(dice, unknowns);
     let seen = !dice.chance(2);
+    let parent_pid = u32::from(parent != 0 || unknowns && dice.chance(4));
     Image {
         exec_id: 7,
-        pid: dice.pick(&[1, 2, 22, 1000]),
+        // Only these have no parent.
+        pid: match parent_pid {
+            0 => dice.pick(&[1, 2]),
+            _ => dice.pick(&[1, 2, 22, 1000]),
+        },
         parent,
-        parent_pid: u32::from(parent != 0 || unknowns && dice.chance(4)),
+        parent_pid,
         seen,
         exe_path: dice.pick(PATHS).to_owned(),
         exe_flaws: flaws,

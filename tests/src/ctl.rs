@@ -122,6 +122,22 @@ impl Ctl {
         self.list("alerts", since, None, filter)
     }
 
+    /// Asks for alerts up to `until` again and again until the answer says that it is complete.
+    ///
+    /// # Errors
+    /// It does not within `limit`.
+    pub fn complete_alerts(
+        &self,
+        since: u64,
+        until: u64,
+        filter: &str,
+        limit: Duration,
+    ) -> Result<Answer> {
+        until_complete(filter, limit, || {
+            self.list("alerts", since, Some(until), filter)
+        })
+    }
+
     /// `gaps list` of a time range, without a limit.
     ///
     /// # Errors

@@ -27,7 +27,37 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let object = build(&sources, &out)?;
     fs::copy(object, out.join("sumun-ebpf.o"))?;
+    fs::write(out.join("starter.rs"), starter(&manifest)?)?;
     Ok(())
+}
+
+/// The starter policies as an array of (file name, text), for `src/starter.rs`.
+fn starter(manifest: &Path) -> Result<String, Box<dyn Error>> {
+    const ROOT: &str = "../deploy/policies";
+    println!("cargo::rerun-if-changed={ROOT}");
+    let mut files = Vec::new();
+    for tactic in fs::read_dir(manifest.join(ROOT))? {
+        let tactic = tactic?.file_name().into_string();
+        let tactic = tactic.map_err(|name| format!("{}: not UTF-8", name.display()))?;
+        for file in fs::read_dir(manifest.join(ROOT).join(&tactic))? {
+            let file = file?.file_name().into_string();
+            let file = file.map_err(|name| format!("{}: not UTF-8", name.display()))?;
+            // `.toml.off` stays out.
+            if file.ends_with(".toml") {
+                files.push((file, tactic.clone()));
+            }
+        }
+    }
+    files.sort();
+    if let Some(twice) = files.windows(2).find(|two| two[0].0 == two[1].0) {
+        return Err(format!("two starter policies are called {}", twice[0].0).into());
+    }
+    let lines = files.iter().map(|(file, tactic)| {
+        // Found by the compiler, so that it means this clone's files whoever built here before.
+        let path = format!("/{ROOT}/{tactic}/{file}");
+        format!("({file:?}, include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?}))),\n")
+    });
+    Ok(format!("&[\n{}]\n", lines.collect::<String>()))
 }
 
 /// Runs the nested cargo; the path of the object.

@@ -53,7 +53,7 @@ pub enum Output {
 }
 
 /// `sumun-agent enroll`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Enroll {
     /// Address of the collector
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
@@ -71,9 +71,13 @@ pub struct Enroll {
     #[arg(long, value_name = "DIR", default_value = "/etc/sumun")]
     pub out: PathBuf,
 
-    /// Replace the identity that stands there already
+    /// Replace the identity that stands there already; policies are left as they are
     #[arg(long)]
     pub force: bool,
+
+    /// Do not install the starter policies, which alert and stop nothing
+    #[arg(long)]
+    pub no_policies: bool,
 }
 
 /// `sumun-agent status`.

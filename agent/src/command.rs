@@ -38,6 +38,13 @@ fn enrol(args: &Enroll) -> anyhow::Result<ExitCode> {
         enrolled.tenant,
         enrolled.config.display()
     );
+    if enrolled.policies > 0 {
+        println!(
+            "{} starter policies were written to {}; they alert and stop nothing",
+            enrolled.policies,
+            args.out.join("policies").display()
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,6 +18,7 @@ use sumun_proto::v1::enrolment_client::EnrolmentClient;
 use crate::cli::Enroll;
 use crate::config::server_name;
 use crate::forward::{connect, identity};
+use crate::starter;
 
 /// Longest wait for the collector's answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -83,9 +84,12 @@ pub struct Enrolled {
     pub tenant: String,
     /// The configuration that was written.
     pub config: PathBuf,
+    /// Starter policies that were written.
+    pub policies: usize,
 }
 
-/// Enrols this host. What was there before `--force` is kept beside as `agent.toml.old`.
+/// Enrols this host. What was there before `--force` is kept beside as `agent.toml.old`. A host that had no
+/// configuration gets the starter policies: on another one, those that are missing were taken away.
 ///
 /// # Errors
 /// Nothing of an earlier identity is touched before the collector has made a new one.
@@ -108,9 +112,10 @@ pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
         .mode(0o755)
         .create(&policies)
         .map_err(|source| Error::Folder {
-            path: policies,
+            path: policies.clone(),
             source,
         })?;
+    let policies = (!args.no_policies && !config.exists()).then_some(policies);
     // A folder that cannot be written to must be found before a use of the token is spent.
     let key = identity::new_key()?;
     let parked = args.out.join("agent.key.enrolling");
@@ -149,12 +154,17 @@ pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
             0o644,
         )?;
         identity::replace(&args.out.join("ca.pem"), ca, 0o644)?;
+        let installed = match &policies {
+            Some(folder) => starter::install(folder)?,
+            None => 0,
+        };
         let text = config_text(&holder.agent_id, &holder.tenant, &args.collector);
         identity::replace(&config, text.as_bytes(), 0o644)?;
         Ok(Enrolled {
             agent_id: holder.agent_id,
             tenant: holder.tenant,
             config,
+            policies: installed,
         })
     });
     // Either in place by now, or of no use.

@@ -15,4 +15,5 @@ pub mod pipeline;
 pub mod receive;
 pub mod run;
 pub mod spool;
+pub mod starter;
 pub mod status;

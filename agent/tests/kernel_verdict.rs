@@ -484,14 +484,19 @@ fn no_exec_is_judged_by_half_a_plan() {
         stop.store(true, Ordering::Relaxed);
         let killed: Vec<_> = runs.into_iter().map(|run| run.join().unwrap()).collect();
         println!("{swaps} swaps; killed, of: {killed:?}");
-        assert_eq!((killed[0].0, killed[3].0), (killed[0].1, 0));
+        // Some kernels leave a program out when it is preempted by another exec: not judged, but counted.
+        let left_out = bench.kernel().missed().unwrap();
+        let left_out: u64 = left_out.into_iter().map(|(_, count)| count).sum();
+        assert_eq!(killed[3].0, 0);
+        assert!(killed[0].1 - killed[0].0 <= left_out as usize, "{left_out} left out");
         for one in &killed[1..3] {
             assert!(one.0 > 0 && one.0 < one.1);
         }
         for (shell, (_, runs)) in shells.iter().zip(&killed) {
             seen.extend(bench.settle());
             let execs = execs(&seen, shell);
-            assert_eq!(execs.len(), *runs, "each is recorded once");
+            let missing = runs.abs_diff(execs.len());
+            assert!(missing <= left_out as usize, "each is recorded once");
             for exec in execs {
                 let odd = exec.header.generation % 2 == 1;
                 let expected = match shell.file_name().unwrap().to_str().unwrap() {

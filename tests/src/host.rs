@@ -189,6 +189,22 @@ impl Agent {
     /// # Errors
     /// The enrolment fails.
     pub fn enroll(turn: Turn, collector: &Collector, policies: &[(&str, &str)]) -> Result<Self> {
+        let this = Self::enroll_with(turn, collector, &["--no-policies"])?;
+        for (name, text) in policies {
+            this.policy(name, text)?;
+        }
+        Ok(this)
+    }
+
+    /// Enrols it as whoever says nothing else does: it has the starter policies.
+    ///
+    /// # Errors
+    /// The enrolment fails.
+    pub fn enroll_as_usual(turn: Turn, collector: &Collector) -> Result<Self> {
+        Self::enroll_with(turn, collector, &[])
+    }
+
+    fn enroll_with(turn: Turn, collector: &Collector, options: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("sumun-agent.").tempdir()?;
         let home = dir.path().join("agent");
         let output = Command::new(programs::path("sumun-agent"))
@@ -201,6 +217,7 @@ impl Agent {
             .arg(collector.dir().join("ca/ca.pem"))
             .arg("--out")
             .arg(&home)
+            .args(options)
             .output()?;
         ensure!(
             output.status.success(),
@@ -215,9 +232,6 @@ impl Agent {
         };
         // What an earlier test left that was killed itself.
         this.release()?;
-        for (name, text) in policies {
-            this.policy(name, text)?;
-        }
         Ok(this)
     }
 

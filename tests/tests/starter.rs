@@ -147,6 +147,11 @@ fn every_file_is_in_order_and_narrow() {
             _ => "narrow",
         };
         assert_eq!(text(row, "cost"), cost, "{row}");
+        assert_eq!(text(row, "cost_of_kind"), cost, "{row}");
+        assert!(
+            ["exec", "open", "connect"].contains(&text(row, "kind")),
+            "{row}"
+        );
         assert_eq!(text(row, "effective"), "alert", "{row}");
     }
 }
@@ -262,28 +267,25 @@ fn each_rule_tells_its_attack_and_ordinary_work_is_silent() {
     };
     let on = files(".toml");
     let rules = names(&explained(&on));
-    // What others do on this machine meanwhile may match too; it must not fold the alerts of this test.
-    let policies: Vec<(String, String)> = on
-        .iter()
-        .map(|file| {
-            let name = file.file_stem().expect("a name").to_string_lossy();
-            let content = fs::read_to_string(file).expect("a policy");
-            assert!(content.contains("rate = \"10/1m\""));
-            (
-                name.into_owned(),
-                content.replace("rate = \"10/1m\"", "rate = \"100000/1m\""),
-            )
-        })
-        .collect();
-    let policies: Vec<(&str, &str)> = policies
-        .iter()
-        .map(|(name, content)| (name.as_str(), content.as_str()))
-        .collect();
     let collector = Collector::start().expect("a collector");
     let ctl = collector.ctl();
     // Before the agent, which has to find their parents among what runs already.
     let mut stages = Stages::prepare();
-    let _agent = Agent::start(turn, &collector, &policies).expect("an agent");
+    let mut agent = Agent::enroll_as_usual(turn, &collector).expect("an enrolment");
+    let installed = fs::read_dir(agent.home().join("policies")).expect("the policies");
+    assert_eq!(installed.count(), on.len(), "an enrolment brings them all");
+    for file in &on {
+        let name = file.file_stem().expect("a name").to_string_lossy();
+        let given = agent.home().join(format!("policies/{name}.toml"));
+        let given = fs::read_to_string(given).expect("an installed policy");
+        assert_eq!(given, fs::read_to_string(file).expect("a policy"));
+        // What others do on this machine meanwhile may match too; it must not fold the alerts of this test.
+        assert!(given.contains("rate = \"10/1m\""));
+        let loose = given.replace("rate = \"10/1m\"", "rate = \"100000/1m\"");
+        agent.policy(&name, &loose).expect("written");
+    }
+    agent.run().expect("an agent");
+    agent.online(&collector).expect("an agent");
 
     let since = unix_ns();
     stages.run();

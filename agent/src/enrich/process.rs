@@ -462,7 +462,10 @@ impl Tree {
 
     /// After the task iterator: gives those that it showed before their parents their parents.
     pub fn join(&mut self) {
-        for (node, parent) in std::mem::take(&mut self.orphans) {
+        let mut orphans = std::mem::take(&mut self.orphans);
+        // Parents first, so that each finds its parent's depth.
+        orphans.sort_unstable_by_key(|(node, _)| node.key.start_ns);
+        for (node, parent) in orphans {
             let known = self.images.get(&parent).cloned();
             // A parent is never younger, so no chain leads back to its start.
             if let Some(parent_node) = known

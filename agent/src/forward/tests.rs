@@ -16,6 +16,7 @@ use crate::cli::Enroll;
 use crate::config::{Collector, Config};
 use crate::enroll::enroll;
 use crate::spool::{Item, Settings, Spool};
+use crate::starter;
 use crate::status::{Connection, Run, Status};
 
 /// Longest wait for anything that has to happen.
@@ -429,6 +430,7 @@ async fn enrolling_writes_an_identity_that_works_and_is_not_overwritten() {
         ca: folder.join("given-ca.pem"),
         out: folder.join("enrolled"),
         force: false,
+        no_policies: false,
     };
     let enrolled = enroll(&args, "host").await.expect("enrolled");
     assert_eq!(enrolled.agent_id, AGENT);
@@ -438,11 +440,32 @@ async fn enrolling_writes_an_identity_that_works_and_is_not_overwritten() {
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(key.permissions().mode() & 0o777, 0o600);
     }
-    assert!(config.policies.is_dir());
+    let one = config.policies.join(starter::POLICIES[0].0);
+    let count = || {
+        std::fs::read_dir(&config.policies)
+            .expect("policies")
+            .count()
+    };
+    assert_eq!(
+        (enrolled.policies, count()),
+        (starter::POLICIES.len(), starter::POLICIES.len())
+    );
+    std::fs::remove_file(&one).expect("a policy");
 
     let error = enroll(&args, "host").await.expect_err("enrolled already");
     assert!(error.to_string().contains("--force"), "{error}");
     args.force = true;
+    let again = enroll(&args, "host").await.expect("enrolled again");
+    assert_eq!(again.policies, 0);
+    assert!(!one.exists(), "what was taken away stays away");
+    let bare = Enroll {
+        out: folder.join("bare"),
+        no_policies: true,
+        ..args.clone()
+    };
+    enroll(&bare, "host").await.expect("enrolled");
+    let bare = std::fs::read_dir(bare.out.join("policies")).expect("the folder");
+    assert_eq!(bare.count(), 0);
     std::fs::write(&args.token_file, "wrong").expect("the token");
     let before = std::fs::read(&config.collector.certificate).expect("the certificate");
     let error = enroll(&args, "host")
@@ -492,6 +515,7 @@ async fn enrolling_trusts_only_the_given_ca() {
         ca: folder.path().join("ca.pem"),
         out: folder.path().join("enrolled"),
         force: false,
+        no_policies: false,
     };
     let error = enroll(&args, "host").await.expect_err("another CA");
     let chain = super::connect::chain(&error);

@@ -72,6 +72,7 @@ fn main() -> Result<()> {
                 .arg(home.join("enroll.token"))
                 .arg("--ca")
                 .arg(home.join("ca/ca.pem"))
+                .arg("--no-policies")
                 .arg("--out")
                 .arg(&agent_home),
         )?;

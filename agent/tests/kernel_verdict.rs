@@ -488,7 +488,10 @@ fn no_exec_is_judged_by_half_a_plan() {
         let left_out = bench.kernel().missed().unwrap();
         let left_out: u64 = left_out.into_iter().map(|(_, count)| count).sum();
         assert_eq!(killed[3].0, 0);
-        assert!(killed[0].1 - killed[0].0 <= left_out as usize, "{left_out} left out");
+        assert!(
+            killed[0].1 - killed[0].0 <= left_out as usize,
+            "{left_out} left out"
+        );
         for one in &killed[1..3] {
             assert!(one.0 > 0 && one.0 < one.1);
         }

@@ -43,11 +43,11 @@ impl fmt::Display for Guarded {
     }
 }
 
-/// Whether a process must not be killed; `stat` is its.
+/// Whether a process must not be killed; `stat` is its. `starting`: it has just executed its program.
 ///
 /// # Errors
 /// When it cannot be told; then it is not to be killed either.
-pub fn of(pid: u32, stat: Stat) -> Result<Option<Guarded>, String> {
+pub fn of(pid: u32, stat: Stat, starting: bool) -> Result<Option<Guarded>, String> {
     if pid == 1 {
         return Ok(Some(Guarded::Init));
     }
@@ -57,7 +57,7 @@ pub fn of(pid: u32, stat: Stat) -> Result<Option<Guarded>, String> {
     if pid == std::process::id() {
         return Ok(Some(Guarded::Agent));
     }
-    let listener = is_ssh_listener(pid).map_err(|(path, error)| {
+    let listener = is_ssh_listener(pid, starting).map_err(|(path, error)| {
         format!(
             "cannot read {path}: {error}; whether it listens for ssh is not known, so it is not \
              killed: give the agent CAP_SYS_PTRACE and the host's /proc"
@@ -68,7 +68,7 @@ pub fn of(pid: u32, stat: Stat) -> Result<Option<Guarded>, String> {
 
 /// The host's sshd, not any program of that name: its file is root's, and it is in the agent's pid
 /// namespace, which is the host's, so that a container or a user cannot put on its name.
-fn is_ssh_listener(pid: u32) -> Result<bool, (String, io::Error)> {
+fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)> {
     let exe = format!("/proc/{pid}/exe");
     let Some(path) = there(&exe, fs::read_link(&exe))? else {
         return Ok(false);
@@ -95,7 +95,7 @@ fn is_ssh_listener(pid: u32) -> Result<bool, (String, io::Error)> {
     if own? != host? {
         return Ok(false);
     }
-    listens(pid)
+    Ok(starting || listens(pid)?)
 }
 
 /// Whether one of the sockets of a process takes TCP connections.
@@ -156,7 +156,7 @@ mod tests {
 
     fn guarded(pid: u32) -> Option<Guarded> {
         let stat = Stat::of(pid).expect("stat").expect("a process");
-        of(pid, stat).expect("it can be told")
+        of(pid, stat, false).expect("it can be told")
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         assert!(listens(own).expect("its sockets"));
         // By another name it is nobody's door.
-        assert!(!is_ssh_listener(own).expect("its name"));
+        assert!(!is_ssh_listener(own, true).expect("its name"));
         drop(listener);
         let listener = TcpListener::bind("[::1]:0");
         assert!(listener.is_err() || listens(own).expect("its sockets"));

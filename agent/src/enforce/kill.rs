@@ -26,6 +26,8 @@ pub struct Target {
     pub start_ns: u64,
     /// Others may share its open files, and then they are killed too.
     pub with_sharers: bool,
+    /// It is about to do what its program is for: a listener does not listen yet.
+    pub starting: bool,
 }
 
 /// What became of it.
@@ -56,6 +58,7 @@ impl Target {
             start_ns: actor.start_ns,
             // Exec gives it files of its own, and a child has opened nothing yet.
             with_sharers: actor.files_shared != 0 && family(kind) != "process",
+            starting: kind == Kind::Exec,
         }
     }
 }
@@ -128,7 +131,7 @@ fn hold(target: &Target) -> Result<PidFd, Done> {
     if !stat.began_at(target.start_ns) {
         return Err(Done::Gone);
     }
-    match guard::of(pid, stat) {
+    match guard::of(pid, stat, target.starting) {
         Ok(None) => {}
         Ok(Some(guarded)) => return Err(Done::Guarded(guarded)),
         Err(unknown) => return Err(Done::Failed(unknown)),
@@ -164,6 +167,7 @@ mod tests {
             tid: pid,
             start_ns,
             with_sharers: false,
+            starting: false,
         }
     }
 

@@ -97,7 +97,7 @@ fn look((pid, anchor): (u32, u32), sharers: &mut Sharers) -> Result<(), String> 
         if !holds_files(pid, anchor) {
             return Err("its thread has ended while sharers of its files were looked for".into());
         }
-        match Stat::of(other).map(|stat| stat.map(|stat| guard::of(other, stat))) {
+        match Stat::of(other).map(|stat| stat.map(|stat| guard::of(other, stat, false))) {
             Ok(Some(Ok(None))) => sharers.found.push((other, held)),
             Ok(Some(Ok(Some(guarded)))) => {
                 sharers.remark = Some(format!("process {other} shares its files: {guarded}"));

@@ -37,7 +37,8 @@ pub(crate) fn path(number: u64) -> String {
 pub(crate) fn opens(host: &str, first: u64, count: u64) -> Vec<Arc<RowSet>> {
     let image = |exec_id, parent, path: &str| Image {
         exec_id,
-        pid: 100 + exec_id as u32,
+        // The chain ends at the first process.
+        pid: 1 + (exec_id as u32 - 1) * 101,
         parent,
         parent_pid: parent,
         seen: true,

@@ -1,17 +1,15 @@
 //! Which clauses the current process's executable satisfies.
 
-use core::ptr::addr_of_mut;
-
 use sumun_abi::{
     policy::{ExeKey, ExeVerdict, tag},
     record::{FLAW_DELETED, LEVELS, PATH_MAX},
     slot,
 };
 
-use super::{ALL, copy, find, first};
+use super::{ALL, lookup_walked};
 use crate::{
     kernel::{path, task::Task},
-    maps::{EXES, Scratch},
+    maps::EXES,
     run::{self, scratch},
 };
 
@@ -60,10 +58,10 @@ pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -
         return ALL;
     }
     let len = (PATH_MAX as u64).wrapping_sub(walked.start());
-    let (path_file, path_net) = lookup(scratch, index, tag::EXE_PATH, walked.start(), len);
+    let (path_file, path_net) = lookup_walked(scratch, index, tag::EXE_PATH, walked.start(), len);
     let name_len = walked.name_len();
     let start = (PATH_MAX as u64).wrapping_sub(name_len);
-    let (name_file, name_net) = lookup(scratch, index, tag::EXE_NAME, start, name_len);
+    let (name_file, name_net) = lookup_walked(scratch, index, tag::EXE_NAME, start, name_len);
     let verdict = ExeVerdict {
         file: path_file | name_file,
         net: path_net | name_net,
@@ -73,17 +71,5 @@ pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -
         verdict.file
     } else {
         verdict.net
-    }
-}
-
-#[inline(always)]
-fn lookup(scratch: *mut Scratch, index: u32, tag: u8, start: u64, len: u64) -> (u64, u64) {
-    // SAFETY: the scratch is this run's; the address is only handed to a helper that never faults.
-    let source = unsafe { addr_of_mut!((*scratch).walk) } as u64 + start;
-    let copied = copy(scratch, 0, source, len);
-    match find(scratch, first(index, tag), copied) {
-        Some((found, true)) => (found.file | found.file_exact, found.net | found.net_exact),
-        Some((found, false)) => (found.file, found.net),
-        None => (0, 0),
     }
 }

@@ -85,3 +85,17 @@ fn find(scratch: *mut Scratch, first: u8, len: u64) -> Option<(&'static Match, b
         Some((found, exact))
     }
 }
+
+/// Looks up a part of the path that was just walked, the `len` bytes from `start` on: both sets of what it
+/// satisfies.
+#[inline(always)]
+fn lookup_walked(scratch: *mut Scratch, index: u32, tag: u8, start: u64, len: u64) -> (u64, u64) {
+    // SAFETY: the scratch is this run's; the address is only handed to a helper that never faults.
+    let source = unsafe { addr_of_mut!((*scratch).walk) } as u64 + start;
+    let copied = copy(scratch, 0, source, len);
+    match find(scratch, first(index, tag), copied) {
+        Some((found, true)) => (found.file | found.file_exact, found.net | found.net_exact),
+        Some((found, false)) => (found.file, found.net),
+        None => (0, 0),
+    }
+}

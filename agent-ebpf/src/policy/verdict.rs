@@ -15,7 +15,7 @@ use sumun_abi::{
     verdict::{CLAUSES, NUMBERS, Verdicts, id},
 };
 
-use super::{copy, find, first, lineage};
+use super::{lineage, lookup_walked};
 use crate::{
     kernel::{Object, get, path::Walked, task::Task},
     maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
@@ -61,7 +61,7 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
     let mut guarded_name = 0;
     if walked.flaws() & UNKNOWN == 0 {
         let len = (PATH_MAX as u64).wrapping_sub(walked.start());
-        (yes, own_yes) = lookup(scratch, index, tag::VERDICT_PATH, walked.start(), len);
+        (yes, own_yes) = lookup_walked(scratch, index, tag::VERDICT_PATH, walked.start(), len);
         open = 0;
         if walked.flaws() & FLAW_UNREACHABLE != 0 {
             // The name of a memfd may have a slash in it; what then is its last component?
@@ -69,7 +69,7 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
         } else {
             let len = walked.name_len();
             let start = (PATH_MAX as u64).wrapping_sub(len);
-            let (named, own_named) = lookup(scratch, index, tag::VERDICT_NAME, start, len);
+            let (named, own_named) = lookup_walked(scratch, index, tag::VERDICT_NAME, start, len);
             yes |= named;
             own_yes |= own_named;
             guarded_name = u64::from(
@@ -109,18 +109,6 @@ fn ends_with<const N: usize>(scratch: *mut Scratch, name: &[u8; N]) -> bool {
         place += 1;
     }
     true
-}
-
-#[inline(always)]
-fn lookup(scratch: *mut Scratch, index: u32, tag: u8, start: u64, len: u64) -> (u64, u64) {
-    // SAFETY: the scratch is this run's; the address is only handed to a helper that never faults.
-    let source = unsafe { addr_of_mut!((*scratch).walk) } as u64 + start;
-    let copied = copy(scratch, 0, source, len);
-    match find(scratch, first(index, tag), copied) {
-        Some((found, true)) => (found.file | found.file_exact, found.net | found.net_exact),
-        Some((found, false)) => (found.file, found.net),
-        None => (0, 0),
-    }
 }
 
 /// What became of an exec: in one word, because a global function returns a number.

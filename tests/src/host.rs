@@ -47,6 +47,18 @@ impl Turn {
     }
 }
 
+/// A directory for a test's files, removed when it is dropped.
+///
+/// # Panics
+/// It cannot be made.
+#[must_use]
+pub fn scratch() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("sumun-test.")
+        .tempdir()
+        .expect("a temporary directory")
+}
+
 /// A collector in a folder of its own.
 #[derive(Debug)]
 pub struct Collector {

@@ -14,20 +14,13 @@ use sumun_tests::check::{self, Problems, int, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::ctl::Ctl;
 use sumun_tests::generator::Background;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::oracle::{self, Exec, FileCall};
 use sumun_tests::programs;
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Always collected, whatever the rules.
 const EXECS: &str = r#"kind == "exec""#;
-
-fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory")
-}
 
 fn sub(dir: &Path, name: &str) -> String {
     let path = dir.join(name);

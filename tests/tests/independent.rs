@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use sumun_tests::clock::unix_ns;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::oracle::{self, FileCall};
 use sumun_tests::{duck, generator};
 
@@ -21,10 +21,7 @@ fn duckdb_counts_the_same_rows_in_the_lake() {
     let Some(turn) = Turn::take("duckdb_counts_the_same_rows") else {
         return;
     };
-    let scratch = tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory");
+    let scratch = scratch();
     let files = scratch.path().join("files");
     fs::create_dir(&files).expect("a directory");
     let dir = files.to_str().expect("UTF-8").to_owned();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sumun_tests::check::{int, text};
 use sumun_tests::clock::unix_ns;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::programs;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,13 +35,6 @@ fn enroll(collector: &Collector, token: &Path, ca: &Path, out: &Path) -> Output 
         .arg(out)
         .output()
         .expect("sumun-agent can be started")
-}
-
-fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory")
 }
 
 /// The words of a refusal: it must end with this status and say all of these.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sumun_tests::check::{int, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::ctl::Ctl;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::{programs, raw};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -142,10 +142,7 @@ fn what_a_rule_matches_is_killed_in_enforce_and_only_there() {
     let Some(turn) = Turn::take("what_a_rule_matches_is_killed") else {
         return;
     };
-    let scratch = tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory");
+    let scratch = scratch();
     let dir = scratch.path().to_str().expect("UTF-8").to_owned();
     for name in ["strict", "watch"] {
         fs::write(scratch.path().join(format!("{name}.secret")), "x\n").expect("a file");

@@ -15,17 +15,10 @@ use sumun_tests::check::{int, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::ctl::Ctl;
 use sumun_tests::generator::Background;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const SIGKILL: i32 = 9;
-
-fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory")
-}
 
 /// A copy of the shell under another name.
 fn shell(dir: &Path, name: &str) -> PathBuf {

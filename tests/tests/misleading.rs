@@ -11,7 +11,7 @@ use std::time::Duration;
 use sumun_tests::check::{self, Told};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::generator;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::oracle::{self, Try};
 
 const TRIES: &str = "100000";
@@ -24,10 +24,7 @@ fn mislead(mode: &str, kind: &str) {
     let Some(turn) = Turn::take(&format!("mislead {mode}")) else {
         return;
     };
-    let scratch = tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory");
+    let scratch = scratch();
     let sub = |name: &str| {
         let path = scratch.path().join(name);
         fs::create_dir(&path).expect("a directory");

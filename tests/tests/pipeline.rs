@@ -7,20 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 use sumun_tests::check::{self, text};
 use sumun_tests::clock::unix_ns;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::oracle::{self, Connection, Exec, FileCall};
 use sumun_tests::{generator, programs};
 
 const MANY: &str = "20000";
 /// How long the store may take until an answer is complete.
 const LIMIT: Duration = Duration::from_secs(120);
-
-fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory")
-}
 
 fn sub(dir: &Path, name: &str) -> String {
     let path = dir.join(name);

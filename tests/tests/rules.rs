@@ -9,7 +9,7 @@ use serde_json::Value;
 use sumun_tests::check::{int, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::ctl::Ctl;
-use sumun_tests::host::{Agent, Collector, Turn};
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::programs;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -100,10 +100,7 @@ fn an_excepted_event_is_stored_repeats_are_folded_and_a_reload_is_seen() {
     let Some(turn) = Turn::take("an_excepted_event_is_stored") else {
         return;
     };
-    let scratch = tempfile::Builder::new()
-        .prefix("sumun-test.")
-        .tempdir()
-        .expect("a temporary directory");
+    let scratch = scratch();
     let dir = scratch.path().to_str().expect("UTF-8").to_owned();
     fs::create_dir(scratch.path().join("watched")).expect("a directory");
     for name in ["watched/plain", "watched/health", "watched/over", "often"] {

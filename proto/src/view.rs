@@ -38,7 +38,7 @@ pub const OF_OBJECT: [FieldId; 8] = [
 ];
 
 /// Flaws that make a text unknown rather than merely doubtful.
-const UNKNOWN_TEXT: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST) as u32;
+pub const UNKNOWN_TEXT: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST) as u32;
 
 /// The host an event happened on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -482,15 +482,18 @@ pub fn ancestor_value(image: &Image, id: FieldId) -> Value<'_> {
     }
 }
 
-/// True for the images of processes that have no parent: those of the first process and of `kthreadd`.
-/// Of any other, a parent that is not named is one that is not known.
+/// True for the images of processes that have no parent.
 #[must_use]
 pub fn is_first(image: &Image) -> bool {
-    image.parent == 0 && image.parent_pid == 0 && (1..=LAST_WITHOUT_PARENT).contains(&image.pid)
+    image.parent == 0 && has_no_parent(image.pid, image.parent_pid)
 }
 
-/// `kthreadd`, init/main.c
-pub const LAST_WITHOUT_PARENT: u32 = 2;
+/// True for the first process and `kthreadd` (init/main.c). Of any other, a parent that is not named is one that
+/// is not known.
+#[must_use]
+pub fn has_no_parent(pid: u32, parent_pid: u32) -> bool {
+    parent_pid == 0 && (1..=2).contains(&pid)
+}
 
 /// The image with a one-based index.
 #[must_use]

@@ -4,20 +4,16 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_abi::verdict::{LINEAGE_ENTRIES, Lineage};
 use sumun_policy::verdict::{Atom, Texts, VerdictPlan};
 use sumun_proto::text;
-use sumun_proto::view::LAST_WITHOUT_PARENT;
+use sumun_proto::view::{UNKNOWN_TEXT, has_no_parent};
 
 use crate::enrich::process::{ImageKey, Node, Program, Tree};
 use crate::kernel::{Kernel, Seed};
 
 /// Most processes that are told of: two plans are in the kernel's map during a swap.
 const TOLD_MAX: usize = LINEAGE_ENTRIES as usize / 2;
-
-/// With one of these a path is not known.
-const UNKNOWN: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST) as u32;
 
 /// Processes of which the kernel knows nothing, until it is told.
 #[derive(Debug, Default)]
@@ -66,10 +62,7 @@ impl Untold {
                 kernel.unseed(pid, start_ns);
             }
         }
-        let asked = plan
-            .atoms
-            .iter()
-            .any(|atom| matches!(atom, Atom::Ancestor(_)));
+        let asked = asked(plan) != 0;
         if asked && emptied && std::mem::take(&mut self.stale) {
             // What was read since the plan was swapped may know more than what was told then.
             self.processes = tree.living().collect();
@@ -105,7 +98,7 @@ fn seed(node: &Rc<Node>, plan: &VerdictPlan) -> Seed {
     let mut above = (0, 0);
     let mut top = Rc::clone(node);
     loop {
-        if top.parent_pid() == 0 && (1..=LAST_WITHOUT_PARENT).contains(&top.key.pid) {
+        if has_no_parent(top.key.pid, top.parent_pid()) {
             break;
         }
         // Who only was found running may have had another parent, or its parent another image, at its
@@ -134,8 +127,9 @@ fn seed(node: &Rc<Node>, plan: &VerdictPlan) -> Seed {
     }
 }
 
-/// The bits of the atoms about ancestors.
-fn asked(plan: &VerdictPlan) -> u64 {
+/// The bits of the atoms about ancestors; 0: the plan does not ask for any.
+#[must_use]
+pub fn asked(plan: &VerdictPlan) -> u64 {
     ancestors(plan).fold(0, |bits, (bit, _)| bits | bit)
 }
 
@@ -163,7 +157,7 @@ fn answers(node: &Node, plan: &VerdictPlan) -> (u64, u64) {
 }
 
 fn known_path(program: &Program) -> Option<Vec<u8>> {
-    if program.exe_flaws & UNKNOWN != 0 || program.exe_path.is_empty() {
+    if program.exe_flaws & UNKNOWN_TEXT != 0 || program.exe_path.is_empty() {
         return None;
     }
     text::to_bytes(&program.exe_path)
@@ -186,6 +180,7 @@ mod tests {
     use super::*;
     use crate::enrich::process::{Began, Limits};
     use sumun_abi::event::process::{Actor, Namespaces};
+    use sumun_abi::record::FLAW_TRUNCATED;
 
     fn actor(pid: u32) -> Actor {
         Actor {

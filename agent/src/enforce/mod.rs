@@ -202,17 +202,6 @@ mod tests {
         assert!(lines.next(start + LOG_EVERY));
     }
 
-    fn hit(rule: usize) -> Hit {
-        Hit {
-            rule,
-            undecided: false,
-            alert: true,
-            exception: None,
-            kill: Some(Mode::Enforce),
-            doubt: None,
-        }
-    }
-
     fn outcomes(verdicts: &[Option<Verdict>]) -> Vec<&str> {
         let all = verdicts.iter().flatten();
         all.map(|verdict| verdict.outcome.as_str()).collect()
@@ -249,7 +238,7 @@ mod tests {
             if written {
                 enforcer.written();
             }
-            let verdicts = enforcer.judge(&detector, record, &mut vec![hit(0)]);
+            let verdicts = enforcer.judge(&detector, record, &mut vec![verdict::killed_for(0)]);
             (outcomes(&verdicts).join(" "), enforcer.kills[1][0])
         };
         // From before a restart: it may be another's turn, so it is looked at only.

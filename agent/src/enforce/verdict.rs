@@ -55,17 +55,22 @@ impl Told {
     }
 }
 
-/// Makes the hit of the rule for which the kernel killed say so. The matcher sees at least
-/// what the kernel saw, so it has hit as a rule; but what was done is told in any case.
-pub fn confirm(hits: &mut Vec<Hit>, rule: usize) {
-    let killed = Hit {
+/// The certain hit of a rule that kills in `enforce`.
+pub(super) fn killed_for(rule: usize) -> Hit {
+    Hit {
         rule,
         undecided: false,
         alert: true,
         exception: None,
         kill: Some(Mode::Enforce),
         doubt: None,
-    };
+    }
+}
+
+/// Makes the hit of the rule for which the kernel killed say so. The matcher sees at least
+/// what the kernel saw, so it has hit as a rule; but what was done is told in any case.
+pub fn confirm(hits: &mut Vec<Hit>, rule: usize) {
+    let killed = killed_for(rule);
     match hits.iter_mut().find(|hit| hit.rule == rule) {
         Some(hit) => *hit = killed,
         None => hits.push(killed),

@@ -24,7 +24,7 @@ use super::streams::Streams;
 use super::syncer::Syncer;
 use crate::detect::Detector;
 use crate::enforce::Enforcer;
-use crate::enforce::lineage::Untold;
+use crate::enforce::lineage::{self, Untold};
 use crate::enrich::process::{Limits, Tree};
 use crate::kernel::{HookStatus, Kernel, StreamId, heap};
 use crate::spool::{Found, Spool};
@@ -233,7 +233,7 @@ impl Pipeline {
             let core = &mut pipeline.core;
             core.detector.load(pipeline.generation, loaded.engine());
         }
-        if !loaded.verdicts().clauses.is_empty() {
+        if lineage::asked(loaded.verdicts()) != 0 {
             // Who runs now is told to the kernel with the rules.
             pipeline.bootstrap()?;
         }

@@ -20,7 +20,18 @@ pub enum Place {
     Value(&'static str, &'static str),
     /// Number of arguments of a tracepoint.
     Arguments(&'static str),
+    /// BTF id of a structure.
+    Type(&'static str),
+    /// BTF id of a function.
+    Function(&'static str),
 }
+
+/// The types that casts are made to.
+pub const CAST_TYPES: [usize; 4] = [TYPE_FILE, TYPE_DENTRY, TYPE_SEQCOUNT, TYPE_NUMBER];
+
+/// The number in place of the helper's in the calls that `CAST` stands for. The loader puts the kernel's
+/// function there or, where there is none, an instruction that returns 0.
+pub const CAST_CALL: i32 = 0x7355_4d43;
 
 /// One slot: its name, for reports, and its alternatives.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +62,17 @@ macro_rules! slots {
 slots! {
     // From 5.11: a pointer that the verifier knows, whose fields are loaded directly.
     CURRENT_TASK_BTF = Value("bpf_func_id", "BPF_FUNC_get_current_task_btf");
+
+    // From 6.2: tells the verifier the type of what is at an address
+    // (<https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/helpers.c>), and those types.
+    CAST = Function("bpf_rdonly_cast");
+    TYPE_FILE = Type("file");
+    TYPE_DENTRY = Type("dentry");
+    TYPE_SEQCOUNT = Type("seqcount");
+    SEQCOUNT_SEQUENCE = Field("seqcount", "sequence");
+    // Any structure that begins with a number of 64 bits.
+    TYPE_NUMBER = Type("timespec64");
+    NUMBER = Field("timespec64", "tv_sec");
 
     TASK_PID = Field("task_struct", "pid");
     TASK_TGID = Field("task_struct", "tgid");

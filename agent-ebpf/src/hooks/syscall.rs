@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     kernel::{self, regs::Regs, task::Task},
-    policy,
+    policy::{self, early},
     run::{self, Run},
 };
 
@@ -114,6 +114,19 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         {
             return 0;
         }
+    }
+    let opened = match action {
+        action::OPEN => Some((a, b)),
+        action::CREAT => Some((a, 0)),
+        action::OPENAT => Some((b, c)),
+        action::OPEN_BY_HANDLE => Some((0, c)),
+        // Which flags openat2 was given is in the caller's memory: not for here.
+        _ => None,
+    };
+    if let Some((name, how)) = opened
+        && early::left_out(action, compat, result as i32, name, how)
+    {
+        return 0;
     }
     let Some(run) = Run::begin(RING_BULK) else {
         return 0;

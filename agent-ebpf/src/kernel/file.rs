@@ -7,7 +7,7 @@ use sumun_abi::{
     slot,
 };
 
-use super::{Block, get, read, task::Task};
+use super::{Block, Object, get, number_at, task::Task};
 
 // include/linux/fs.h
 const FMODE_READ: u32 = 1;
@@ -42,7 +42,13 @@ impl File {
             return File::LOST;
         }
         let files: u64 = table.get(slot::FDTABLE_FD);
-        File(read(files + u64::from(fd as u32) * 8))
+        File(number_at(files.wrapping_add(u64::from(fd as u32) * 8)))
+    }
+
+    /// The structure.
+    #[inline(always)]
+    pub(crate) fn object(self) -> Object {
+        Object::cast(self.0, slot::TYPE_FILE)
     }
 
     #[inline(always)]
@@ -84,25 +90,30 @@ impl File {
     /// `ACCESS_*` and `OPEN_CREATED` of a file read at once: what the kernel granted.
     #[inline(always)]
     pub(crate) fn access(block: Block) -> u32 {
-        let mode: u32 = block.get(slot::FILE_MODE);
-        let mut access = 0;
-        if mode & FMODE_READ != 0 {
-            access |= ACCESS_READ;
-        }
-        if mode & FMODE_WRITE != 0 {
-            access |= ACCESS_WRITE;
-        }
-        if mode & FMODE_PATH != 0 {
-            access |= ACCESS_PATH;
-        }
-        if mode & FMODE_CREATED != 0 {
-            access |= OPEN_CREATED;
-        }
-        if block.get::<u32>(slot::FILE_FLAGS) & O_APPEND != 0 {
-            access |= ACCESS_APPEND;
-        }
-        access
+        granted(block.get(slot::FILE_MODE), block.get(slot::FILE_FLAGS))
     }
+}
+
+/// `ACCESS_*` and `OPEN_CREATED` of a file with this mode and these flags.
+#[inline(always)]
+pub(crate) fn granted(mode: u32, flags: u32) -> u32 {
+    let mut access = 0;
+    if mode & FMODE_READ != 0 {
+        access |= ACCESS_READ;
+    }
+    if mode & FMODE_WRITE != 0 {
+        access |= ACCESS_WRITE;
+    }
+    if mode & FMODE_PATH != 0 {
+        access |= ACCESS_PATH;
+    }
+    if mode & FMODE_CREATED != 0 {
+        access |= OPEN_CREATED;
+    }
+    if flags & O_APPEND != 0 {
+        access |= ACCESS_APPEND;
+    }
+    access
 }
 
 /// Directory that a relative name starts from: dentry and mount.

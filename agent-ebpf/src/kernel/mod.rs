@@ -137,6 +137,12 @@ pub(crate) fn load<T: Copy + Plain>(base: u64, index: usize) -> T {
     unsafe { ptr::read_volatile((base + u64::from(offset)) as *const T) }
 }
 
+/// The 64 bits at a kernel address; zero if they cannot be read.
+#[inline(always)]
+pub(crate) fn number_at(address: u64) -> u64 {
+    Object::cast(address, slot::TYPE_NUMBER).get(slot::NUMBER)
+}
+
 /// What the verifier knows of an address, fixed where the address comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Known {
@@ -144,6 +150,8 @@ enum Known {
     Always,
     /// Its type, where the kernel has `bpf_get_current_task_btf`.
     FromCurrent,
+    /// The type that was said, where the kernel lets that be said.
+    Cast,
     /// Nothing: a number.
     Never,
 }
@@ -185,12 +193,39 @@ impl Object {
         }
     }
 
+    /// What is at an address, as a structure of this type (a slot of `CAST_TYPES`); of the caller's making: the
+    /// kernel only takes care that no read does harm.
+    #[inline(always)]
+    pub(crate) fn cast(mut address: u64, kind: usize) -> Object {
+        if value(slot::CAST) != slot::NONE {
+            // SAFETY: a call as of any helper: arguments in r1 and r2, result in r0, the others are lost.
+            unsafe {
+                asm!(
+                    "call {function}",
+                    function = const slot::CAST_CALL,
+                    inlateout("r1") address => _,
+                    inlateout("r2") u64::from(value(kind)) => _,
+                    lateout("r0") address,
+                    lateout("r3") _,
+                    lateout("r4") _,
+                    lateout("r5") _,
+                    options(nostack)
+                );
+            }
+        }
+        Object {
+            address,
+            known: Known::Cast,
+        }
+    }
+
     #[inline(always)]
     fn is_known(self) -> bool {
         match self.known {
             Known::Always => true,
             // Asked anew each time: the verifier follows a constant better than a register.
             Known::FromCurrent => value(slot::CURRENT_TASK_BTF) != slot::NONE,
+            Known::Cast => value(slot::CAST) != slot::NONE,
             Known::Never => false,
         }
     }
@@ -212,10 +247,11 @@ impl Object {
     /// A field, as a number of which the verifier knows nothing: what global functions take.
     #[inline(always)]
     pub(crate) fn number(self, index: usize) -> u64 {
-        if self.address == 0 {
+        let offset = value(index);
+        if offset == slot::NONE || self.address == 0 {
             return 0;
         }
-        get(self.address, index)
+        Object::cast(self.address + u64::from(offset), slot::TYPE_NUMBER).get(slot::NUMBER)
     }
 
     /// The structure that a field points to.

@@ -18,7 +18,7 @@ use sumun_abi::{
     slot::{self, symbol},
 };
 
-use super::{Block, address_of, field, get, opaque, read};
+use super::{Block, Object, address_of, field, get, opaque};
 use crate::{maps::Walker, run::scratch};
 
 /// A walked path: where it starts in `Scratch::walk` (it ends at `PATH_MAX`),
@@ -52,19 +52,19 @@ impl Walked {
 /// read: then the walk is done twice and compared.
 #[inline(always)]
 fn renames() -> u32 {
-    let address = address_of(symbol::RENAME_LOCK);
-    if address == 0 {
-        return 0;
-    }
-    read(address)
+    sequence(symbol::RENAME_LOCK)
+}
+
+/// Where a sequence lock has come; 0 if it cannot be read.
+#[inline(always)]
+fn sequence(index: usize) -> u32 {
+    Object::cast(address_of(index), slot::TYPE_SEQCOUNT).get(slot::SEQCOUNT_SEQUENCE)
 }
 
 /// What the cached verdicts on directories depend on besides `FLUSH`.
 #[inline(always)]
 pub(crate) fn changes() -> u64 {
-    let mounts = address_of(symbol::MOUNT_LOCK);
-    let mounts: u32 = if mounts == 0 { 0 } else { read(mounts) };
-    u64::from(renames()) << 32 | u64::from(mounts)
+    u64::from(renames()) << 32 | u64::from(sequence(symbol::MOUNT_LOCK))
 }
 
 #[inline(always)]

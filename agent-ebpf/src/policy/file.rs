@@ -31,15 +31,7 @@ pub(crate) fn clauses(
     } else {
         flags
     };
-    let mut access = filter.any_access;
-    let mut bit = 0;
-    while bit < ACCESS_BITS.len() {
-        if flags & ACCESS_BITS[bit] != 0 {
-            access |= filter.access[bit];
-        }
-        bit += 1;
-    }
-    left &= access;
+    left &= access_clauses(filter, flags);
     if left & !filter.any_path != 0 {
         left &= filter.any_path
             | sumun_path_clauses(
@@ -53,6 +45,30 @@ pub(crate) fn clauses(
         left &= filter.any_exe_file | exe::sumun_exe_clauses(level, index, exe::FILE);
     }
     left
+}
+
+/// Clauses whose condition on the access is satisfied by a file opened so.
+#[inline(always)]
+pub(crate) fn access_clauses(filter: &Filter, flags: u32) -> u64 {
+    let mut access = filter.any_access;
+    let mut bit = 0;
+    while bit < ACCESS_BITS.len() {
+        if flags & ACCESS_BITS[bit] != 0 {
+            access |= filter.access[bit];
+        }
+        bit += 1;
+    }
+    access
+}
+
+/// Changes whenever a path may lead elsewhere than before.
+#[inline(always)]
+pub(crate) fn epoch() -> u64 {
+    let flushed = FLUSH.get_ptr(0).map_or(0, |counter| {
+        // SAFETY: a live map value.
+        unsafe { ptr::read_volatile(counter) }
+    });
+    flushed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ path::changes()
 }
 
 /// Clauses whose condition on the path is satisfied. The directory's part
@@ -76,10 +92,6 @@ extern "C" fn sumun_path_clauses(level: u32, index: u32, dentry: u64, mnt: u64) 
         return whole(level, index, scratch, dentry, mnt);
     }
     let inode: u64 = get(parent, slot::DENTRY_INODE);
-    let flushed = FLUSH.get_ptr(0).map_or(0, |counter| {
-        // SAFETY: a live map value.
-        unsafe { ptr::read_volatile(counter) }
-    });
     let key = DirKey {
         inode,
         mnt,
@@ -87,7 +99,7 @@ extern "C" fn sumun_path_clauses(level: u32, index: u32, dentry: u64, mnt: u64) 
         inode_generation: get(inode, slot::INODE_GENERATION),
         generation: filter.generation,
         // Read before the walk: a change during it makes the entry one that nobody finds.
-        flush: flushed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ path::changes(),
+        flush: epoch(),
     };
     let (file, dir) = match DIRS.get_ptr(&key) {
         // SAFETY: a live map value; an entry that is recycled meanwhile holds

@@ -4,6 +4,7 @@
 //! intersection over all conditions is not empty. What cannot be judged satisfies
 //! every clause: it is sent, and user space judges again.
 
+pub(crate) mod early;
 pub(crate) mod exe;
 pub(crate) mod file;
 pub(crate) mod lineage;

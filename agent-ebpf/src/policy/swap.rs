@@ -56,9 +56,14 @@ fn claim(files: u64, fd: i32) -> Option<*mut Claim> {
 /// What a word says of who claims which file.
 #[inline(always)]
 fn word(file: File, tid: u32) -> u64 {
+    word_of(file.0, file.number(), tid)
+}
+
+/// The same, of the file at this address with an inode of this number.
+#[inline(always)]
+fn word_of(file: u64, ino: u64, tid: u32) -> u64 {
     // With the inode number, so that a file whose memory is used again for another is another.
-    let inode: u64 = file.number();
-    mix(file.0, inode) << FILE_SHIFT | u64::from(tid) & TID_MASK
+    mix(file, ino) << FILE_SHIFT | u64::from(tid) & TID_MASK
 }
 
 /// A descriptor of the current process was closed: the same file at the same place may now
@@ -93,21 +98,81 @@ pub(crate) fn opened(
     flags: u32,
 ) -> bool {
     if !task.shares_files() {
-        // Who shared the table a moment ago has left its claim.
-        let Some(claim) = claim(run.number(task.files().address), fd) else {
-            return false;
+        let open = Brief {
+            files: run.number(task.files().address),
+            fd,
+            file: file.0,
+            ino: file.number(),
+            name,
+            asked: flags,
         };
-        // SAFETY: a live map value; aligned reads.
-        let (found, closed) = unsafe {
-            (
-                addr_of_mut!((*claim).word).read_volatile(),
-                addr_of_mut!((*claim).closed).read_volatile(),
-            )
-        };
-        return found != closed && disputed(found, word(file, task.tid()));
+        return is_anothers(open, task.tid());
     }
     let what = Opening::new(filter, fd, OPENED);
     sumun_claim(run.level, what.0, file.0, name, u64::from(flags)) != 0
+}
+
+/// An open that is to be left out, as the short way knows it.
+#[derive(Clone, Copy)]
+pub(crate) struct Brief {
+    /// Address of the table.
+    pub(crate) files: u64,
+    /// Descriptor.
+    pub(crate) fd: i32,
+    /// Address of the file.
+    pub(crate) file: u64,
+    /// Number of its inode.
+    pub(crate) ino: u64,
+    /// Its name, in the caller's memory.
+    pub(crate) name: u64,
+    /// `ACCESS_*` and the like, as asked for.
+    pub(crate) asked: u32,
+}
+
+/// Of an open in a table that nobody shares any more: true if who shared it a moment ago has left a claim of the file.
+#[inline(always)]
+pub(crate) fn is_anothers(open: Brief, tid: u32) -> bool {
+    let Some(claim) = claim(open.files, open.fd) else {
+        return false;
+    };
+    // SAFETY: a live map value; aligned reads.
+    let (found, closed) = unsafe {
+        (
+            addr_of_mut!((*claim).word).read_volatile(),
+            addr_of_mut!((*claim).closed).read_volatile(),
+        )
+    };
+    found != closed && disputed(found, word_of(open.file, open.ino, tid))
+}
+
+/// Claims the file for an open in a table that is shared, where nobody disputes it. False, and nothing
+/// is changed, where somebody may: that is for `opened` to judge.
+#[inline(always)]
+pub(crate) fn claimed(task: Task, open: Brief) -> bool {
+    let Some(claim) = claim(open.files, open.fd) else {
+        return false;
+    };
+    if !enters(claim) {
+        return false;
+    }
+    let mine = word_of(open.file, open.ino, task.tid());
+    // SAFETY: a live map value that this run has entered.
+    unsafe {
+        let found = addr_of_mut!((*claim).word).read_volatile();
+        let closed = addr_of_mut!((*claim).closed).read_volatile() == found;
+        // Looked at inside, as `sumun_claim` does.
+        let quiet = (closed || !disputed(found, mine)) && File::of(task, open.fd).0 == open.file;
+        if quiet {
+            addr_of_mut!((*claim).word).write_volatile(mine);
+            addr_of_mut!((*claim).closed).write_volatile(0);
+            addr_of_mut!((*claim).task).write_volatile(task.0.address);
+            addr_of_mut!((*claim).name).write_volatile(open.name);
+            addr_of_mut!((*claim).flags).write_volatile(u64::from(open.asked));
+            addr_of_mut!((*claim).unsent).write_volatile(mine);
+        }
+        add(addr_of_mut!((*claim).busy), u64::MAX);
+        quiet
+    }
 }
 
 /// An open that is sent: with `file`, or with none, because nothing was behind its descriptor. The
@@ -251,21 +316,30 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
 /// Enters a claim; false if another processor does not leave it.
 #[inline(always)]
 fn enter(claim: *mut Claim) -> bool {
+    let mut tries = 0;
+    while tries < PATIENCE {
+        if enters(claim) {
+            return true;
+        }
+        tries += 1;
+    }
+    false
+}
+
+/// Enters a claim if nobody is in it.
+#[inline(always)]
+fn enters(claim: *mut Claim) -> bool {
     // SAFETY: callers pass a live map value; who reads 1 after adding 1 has entered, as in
     // `Run::begin`.
     unsafe {
         let busy = addr_of_mut!((*claim).busy);
-        let mut tries = 0;
-        while tries < PATIENCE {
-            add(busy, 1);
-            if ptr::read_volatile(busy) == 1 {
-                return true;
-            }
+        add(busy, 1);
+        let entered = ptr::read_volatile(busy) == 1;
+        if !entered {
             add(busy, u64::MAX);
-            tries += 1;
         }
+        entered
     }
-    false
 }
 
 /// An open that was left out because of another's file.

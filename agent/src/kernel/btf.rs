@@ -1,6 +1,6 @@
 //! A reader of the kernel's BTF (BPF Type Format), for what the loader asks:
 //! where a field lies, what an enumerator is worth, how many arguments a
-//! tracepoint has.
+//! tracepoint has, which number a structure or a function has.
 //!
 //! Format: <https://github.com/torvalds/linux/blob/v6.12/Documentation/bpf/btf.rst>.
 //! aya-obj parses it too, but keeps the types to itself.
@@ -16,6 +16,7 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
@@ -36,7 +37,7 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Offset of each type in `types`; id 0 is void.
     offsets: Vec<usize>,
-    /// Ids of the structures, enumerations and typedefs that were asked for.
+    /// Ids of the structures, enumerations, typedefs and functions that were asked for.
     by_name: HashMap<&'a str, Vec<u32>>,
 }
 
@@ -105,7 +106,7 @@ impl<'a> Btf<'a> {
             let found = btf.at(at)?;
             if matches!(
                 found.kind(),
-                KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_TYPEDEF
+                KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_TYPEDEF | KIND_FUNC
             ) && let Some(name) = btf.string(found.name)
                 && wanted.contains(name)
             {
@@ -154,6 +155,24 @@ impl<'a> Btf<'a> {
             }
         }
         None
+    }
+
+    /// Id of a structure.
+    #[must_use]
+    pub fn structure(&self, name: &str) -> Option<u32> {
+        self.id(name, KIND_STRUCT)
+    }
+
+    /// Id of a function.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.id(name, KIND_FUNC)
+    }
+
+    fn id(&self, name: &str, kind: u32) -> Option<u32> {
+        let ids = self.by_name.get(name)?;
+        let is = |id: &u32| self.get(*id).is_some_and(|found| found.kind() == kind);
+        ids.iter().copied().find(is)
     }
 
     fn named(&self, name: &str) -> impl Iterator<Item = Type> {
@@ -284,9 +303,9 @@ fn trailing(found: Type) -> Option<usize> {
         // DATASEC has the shape of a structure.
         KIND_STRUCT | KIND_UNION | 15 | KIND_ENUM64 => found.len() * 12,
         KIND_ENUM | KIND_FUNC_PROTO => found.len() * 8,
-        // FWD, FUNC and FLOAT
-        KIND_PTR | 7 | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | 12 | 16
-        | KIND_TYPE_TAG => 0,
+        // FWD and FLOAT among them
+        KIND_PTR | 7 | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_FUNC
+        | 16 | KIND_TYPE_TAG => 0,
         _ => return None,
     })
 }

@@ -4,6 +4,7 @@
 //! here blocks and knows no runtime.
 
 mod btf;
+mod cast;
 mod error;
 mod filter;
 pub mod heap;
@@ -153,7 +154,7 @@ impl Kernel {
             source,
         })?;
         let kallsyms = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-        let slots = Slots::resolve(&btf_bytes, &kallsyms)?;
+        let mut slots = Slots::resolve(&btf_bytes, &kallsyms)?;
         drop((btf_bytes, kallsyms));
 
         let missing = probe::missing_capabilities();
@@ -169,6 +170,7 @@ impl Kernel {
         let (cgroup, cgroup_controller) = cgroup_index(&slots);
         let compat_mask = COMPAT_MASK;
         let syscalls = syscalls::table();
+        let object = cast::Completed::new(&OBJECT.bytes, &mut slots);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .default_map_pin_directory(pins.root())
@@ -179,7 +181,7 @@ impl Kernel {
             .override_global("SYSCALLS", &syscalls[..], true)
             .override_global("COMPAT_MASK", &compat_mask, true)
             .override_global("CGROUP_INDEX", &cgroup, true)
-            .load(&OBJECT.bytes)
+            .load(object.bytes())
             .map_err(|error| Error::Load(Box::new(error)))?;
 
         let life = open_ring(&ebpf, "LIFE", config.life_bytes)?;

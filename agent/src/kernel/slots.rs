@@ -27,7 +27,11 @@ impl Slots {
         for slot in &slot::TABLE {
             for place in slot.places {
                 match place {
-                    Place::Field(name, _) | Place::Bit(name, _) | Place::Value(name, _) => {
+                    Place::Field(name, _)
+                    | Place::Bit(name, _)
+                    | Place::Value(name, _)
+                    | Place::Type(name)
+                    | Place::Function(name) => {
                         wanted.insert(*name);
                     }
                     Place::Arguments(name) => tracepoints.push(format!("btf_trace_{name}")),
@@ -48,6 +52,8 @@ impl Slots {
                     Place::Bit(structure, path) => btf.field_bit(structure, path),
                     Place::Value(enumeration, name) => btf.enumerator(enumeration, name),
                     Place::Arguments(tracepoint) => btf.tracepoint_arguments(tracepoint),
+                    Place::Type(name) => btf.structure(name),
+                    Place::Function(name) => btf.function(name),
                 })
                 .unwrap_or(slot::NONE);
         }

@@ -225,11 +225,12 @@ impl<'a> View<'a> {
     /// Value of a field.
     #[must_use]
     pub fn get(&self, id: FieldId) -> Value<'a> {
-        self.common(id)
-            .or_else(|| self.process(id))
-            .or_else(|| self.exited(id))
+        // No field is in two of these: what rules ask most comes first.
+        self.process(id)
             .or_else(|| self.file(id))
             .or_else(|| self.network(id))
+            .or_else(|| self.common(id))
+            .or_else(|| self.exited(id))
             .or_else(|| self.judged(id))
             .or_else(|| self.alerted(id))
             .unwrap_or(Value::Absent)

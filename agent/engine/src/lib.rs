@@ -86,6 +86,18 @@ pub struct Hit {
 }
 
 impl Hit {
+    /// A rule that is to be judged.
+    fn candidate(rule: usize) -> Self {
+        Self {
+            rule,
+            undecided: false,
+            alert: false,
+            exception: None,
+            kill: None,
+            doubt: None,
+        }
+    }
+
     /// Whether the rule certainly matched and certainly no exception does.
     #[must_use]
     pub fn is_certain(&self) -> bool {
@@ -115,11 +127,11 @@ impl Engine {
         let kinds = KINDS
             .iter()
             .map(|(_, kind)| {
-                let of_kind = all()
-                    .enumerate()
+                let of_kind = (0..)
+                    .zip(all())
                     .filter(|(_, (_, rule))| rule.kinds.contains(kind))
                     .map(|(number, (_, rule))| (number, &rule.predicate));
-                (*kind, Index::new(of_kind))
+                (*kind, Index::new(of_kind, *kind))
             })
             .collect();
         Self { rules, refs, kinds }
@@ -153,28 +165,35 @@ impl Engine {
         hits.clear();
         let kind = view.kind();
         if let Some((_, index)) = self.kinds.iter().find(|(known, _)| *known == kind) {
-            index.candidates(view, |number| {
-                let rule = &self.rules[number];
-                let undecided = match rule.matcher.matches(view) {
-                    Verdict::NoMatch => return,
-                    Verdict::Match => false,
-                    Verdict::Undecided => true,
-                };
-                let (exception, doubt) = rule.excepted(view);
-                let kills = rule.effect == Effect::Kill && exception.is_none();
-                hits.push(Hit {
-                    rule: number,
-                    undecided,
-                    alert: rule.effect != Effect::Record && exception.is_none(),
-                    exception,
-                    kill: kills.then_some(rule.mode),
-                    doubt: doubt.filter(|_| exception.is_none()),
-                });
-            });
+            index.candidates(view, |rule| hits.push(Hit::candidate(rule as usize)));
+            hits.sort_unstable_by_key(|hit| hit.rule);
+            hits.dedup_by_key(|hit| hit.rule);
+            hits.retain_mut(|hit| self.judge(hit, view));
         }
-        // Candidates come from two lists.
-        hits.sort_unstable_by_key(|hit| hit.rule);
         !hits.is_empty() || is_life(kind)
+    }
+
+    /// Judges the rule of a hit in full, and fills in the hit. False if it does not match.
+    fn judge(&self, hit: &mut Hit, view: &View<'_>) -> bool {
+        let rule = &self.rules[hit.rule];
+        hit.undecided = match rule.matcher.matches(view) {
+            Verdict::NoMatch => return false,
+            Verdict::Match => false,
+            Verdict::Undecided => true,
+        };
+        let (exception, doubt) = rule.excepted(view);
+        let kills = rule.effect == Effect::Kill && exception.is_none();
+        hit.alert = rule.effect != Effect::Record && exception.is_none();
+        hit.exception = exception;
+        hit.kill = kills.then_some(rule.mode);
+        hit.doubt = doubt.filter(|_| exception.is_none());
+        true
+    }
+
+    /// Bytes that the index over the rules takes, about; the rules' own conditions are not in it.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        self.kinds.iter().map(|(_, index)| index.bytes()).sum()
     }
 }
 

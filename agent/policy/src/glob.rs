@@ -121,6 +121,14 @@ impl Glob {
             .collect()
     }
 
+    /// Of each alternative the longest text without a wildcard; may be empty.
+    pub(crate) fn longest_parts(&self) -> Vec<String> {
+        self.alternatives
+            .iter()
+            .map(|one| longest_part(one))
+            .collect()
+    }
+
     /// The names that the glob asks for at any depth, as `**/sh` does, if that is all it asks for.
     pub(crate) fn at_any_depth(&self) -> Option<Vec<String>> {
         self.alternatives
@@ -371,6 +379,30 @@ fn shape(components: &[Component]) -> Shape {
     Shape::Whole(text)
 }
 
+/// The longest text that an alternative has without a wildcard.
+fn longest_part(components: &[Component]) -> String {
+    let last = components.len().saturating_sub(1);
+    let mut runs = vec![String::new()];
+    for (index, component) in components.iter().enumerate() {
+        match component {
+            // The slash behind it belongs to it.
+            Component::Deep => runs.push(String::new()),
+            Component::Parts(parts) => {
+                for part in parts {
+                    match (part, runs.last_mut()) {
+                        (Part::Literal(text), Some(run)) => run.push_str(text),
+                        _ => runs.push(String::new()),
+                    }
+                }
+                if let Some(run) = runs.last_mut().filter(|_| index < last) {
+                    run.push('/');
+                }
+            }
+        }
+    }
+    runs.into_iter().max_by_key(String::len).unwrap_or_default()
+}
+
 /// The regular expression of an alternative.
 fn pattern(components: &[Component]) -> String {
     let mut pattern = String::new();
@@ -522,6 +554,16 @@ mod tests {
         assert_eq!(shapes("**"), [below("")]);
         assert_eq!(shapes("/{etc,usr/**}"), [whole("/etc"), below("/usr/")]);
         let glob = |text: &str| Glob::parse(text).expect("a glob");
+        for (written, part) in [
+            ("/home/*/.ssh/**", "/.ssh/"),
+            ("**/.ssh/**", ".ssh/"),
+            ("/a/**/bcd?", "bcd"),
+            ("/a/**/b", "/a/"),
+            ("/etc/[*]x", "/etc/*x"),
+            ("**", ""),
+        ] {
+            assert_eq!(glob(written).longest_parts(), [part], "{written}");
+        }
         assert_eq!(glob("/opt/{한a,한b}/*").start(), "/opt/한");
         assert_eq!(glob("{a,b}").start(), "");
         assert_eq!(

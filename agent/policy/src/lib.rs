@@ -19,6 +19,7 @@ mod literal;
 mod logic;
 mod matcher;
 mod narrow;
+pub mod needs;
 mod outcome;
 mod parse;
 pub mod plan;

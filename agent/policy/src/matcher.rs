@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use ipnet::IpNet;
 use regex_automata::meta::Regex;
 use sumun_proto::v1::Image;
-use sumun_proto::view::ancestor_value;
+use sumun_proto::view::{ancestor_value, is_first};
 use sumun_proto::{FieldId, Value, View, text};
 
 use crate::ir::{Compare, Expr, Operand, Predicate, Quantifier, Set, TextTest};
@@ -28,7 +28,9 @@ enum Node {
     Bool(Operand),
     Has(Operand),
     Compare(Compare, Operand, Operand),
-    InTexts(Operand, HashSet<Box<str>>),
+    /// Of text; true if it is equal.
+    IsText(Operand, Box<str>),
+    InTexts(Operand, Texts),
     InNumbers(Operand, HashSet<i64>),
     Text(TextTest, Operand, Box<str>),
     /// With the last components that a path has to have one of, if there are such.
@@ -36,6 +38,34 @@ enum Node {
     InNet(FieldId, IpNet),
     ListHas(FieldId, Operand),
     Each(Quantifier, FieldId, Box<Node>),
+}
+
+/// A set of texts.
+#[derive(Debug)]
+enum Texts {
+    /// Up to [`FEW`]: comparing is quicker than hashing.
+    Few(Box<[Box<str>]>),
+    Many(HashSet<Box<str>>),
+}
+
+/// See [`Texts::Few`].
+const FEW: usize = 8;
+
+impl Texts {
+    fn new(items: &[String]) -> Self {
+        let items = items.iter().map(|item| item.as_str().into());
+        match items.len() {
+            0..=FEW => Texts::Few(items.collect()),
+            _ => Texts::Many(items.collect()),
+        }
+    }
+
+    fn contains(&self, text: &str) -> bool {
+        match self {
+            Texts::Few(items) => items.iter().any(|item| **item == *text),
+            Texts::Many(items) => items.contains(text),
+        }
+    }
 }
 
 /// The item that `Element` and `Ancestor` read.
@@ -73,14 +103,16 @@ impl Node {
             Expr::Not(inner) => Node::Not(Box::new(Self::compile(inner))),
             Expr::Bool(operand) => Node::Bool(operand.clone()),
             Expr::Has(operand) => Node::Has(operand.clone()),
+            Expr::Compare {
+                op: Compare::Eq,
+                left,
+                right: Operand::Str(text),
+            } => Node::IsText(left.clone(), text.as_str().into()),
             Expr::Compare { op, left, right } => Node::Compare(*op, left.clone(), right.clone()),
             Expr::In {
                 value,
                 set: Set::Str(items),
-            } => Node::InTexts(
-                value.clone(),
-                items.iter().map(|item| item.as_str().into()).collect(),
-            ),
+            } => Node::InTexts(value.clone(), Texts::new(items)),
             Expr::In {
                 value,
                 set: Set::Int(items),
@@ -143,8 +175,12 @@ impl Node {
             Node::Compare(op, left, right) => {
                 compare(*op, &read(left, view, item), &read(right, view, item))
             }
+            Node::IsText(operand, literal) => match read(operand, view, item) {
+                Value::Str(text) => Outcomes::of(*text == **literal),
+                other => missing(&other),
+            },
             Node::InTexts(operand, items) => match read(operand, view, item) {
-                Value::Str(text) => Outcomes::of(items.contains(&*text)),
+                Value::Str(text) => Outcomes::of(items.contains(&text)),
                 other => missing(&other),
             },
             Node::InNumbers(operand, items) => match read(operand, view, item) {
@@ -212,13 +248,15 @@ fn over<'a>(
         Quantifier::All => whole.and(one),
     };
     let complete = if list == FieldId::ProcAncestors {
+        let mut top = view.image();
         for image in view.ancestors() {
             whole = join(whole, judge(&Item::Image(image)));
             if whole == settled {
                 return whole;
             }
+            top = Some(image);
         }
-        view.ancestors_complete()
+        top.is_some_and(is_first)
     } else {
         let items = match view.get(list) {
             Value::List(items) => items,

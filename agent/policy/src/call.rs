@@ -1,6 +1,6 @@
 //! Operators and functions of predicates.
 
-use cel::common::ast::{CallExpr, IdedExpr, operators};
+use cel::common::ast::{CallExpr, Expr as Node, IdedExpr, operators};
 use sumun_proto::FieldId;
 
 use crate::check::{Checker, Term, describe};
@@ -138,6 +138,9 @@ impl Checker<'_> {
     }
 
     fn index(&mut self, list: &IdedExpr, index: &IdedExpr) -> Option<Term> {
+        if matches!(&list.expr, Node::Ident(name) if name == "lists") {
+            return self.list_by_hash(list, index);
+        }
         let field = match self.term(list)? {
             Term::List(FieldId::ProcAncestors) => {
                 return self.fault(list, "proc.ancestors has no fixed places: use proc.parent, or proc.ancestors.exists(a, …)");
@@ -208,6 +211,18 @@ impl Checker<'_> {
                     (Set::Int(items), Type::Str) if items.is_empty() => Set::Str(Vec::new()),
                     (Set::Str(items), Type::Str) => Set::Str(items),
                     (Set::Int(items), Type::Int) => Set::Int(items),
+                    (Set::List(list), ty @ (Type::Str | Type::Int))
+                        if list.ty().is_none_or(|known| known == ty) =>
+                    {
+                        Set::List(list)
+                    }
+                    (Set::List(list), ty) => {
+                        let name = list.name();
+                        return self.fault(
+                            node,
+                            format!("{operand} is {ty}, and lists.{name} holds none"),
+                        );
+                    }
                     (Set::Str(_), ty) => {
                         return self.fault(
                             node,
@@ -219,20 +234,28 @@ impl Checker<'_> {
                             .fault(node, format!("{operand} is {ty}, but the list holds ints"));
                     }
                 };
-                if let Set::Str(items) = &set {
-                    for item in items {
-                        if let Err(message) = literal::fits(&operand, item) {
-                            return self.fault(list, message);
-                        }
-                    }
+                let unfit = match &set {
+                    Set::Str(items) => items
+                        .iter()
+                        .find_map(|item| literal::fits(&operand, item).err()),
+                    Set::List(items) => items.unfit(&operand),
+                    Set::Int(_) => None,
+                };
+                if let Some(message) = unfit {
+                    return self.fault(list, message);
                 }
                 let found = match (&operand, &set) {
                     (Operand::Str(text), Set::Str(items)) => Some(items.contains(text)),
                     (Operand::Int(number), Set::Int(items)) => Some(items.contains(number)),
+                    (Operand::Str(text), Set::List(items)) => items.has_text(text),
+                    (Operand::Int(number), Set::List(items)) => items.has_number(*number),
                     _ => None,
                 };
                 Some(Term::Truth(match found {
                     Some(found) => Expr::Const(found),
+                    None if operand.is_literal() => {
+                        return self.fault(node, "of this list, no item is known here");
+                    }
                     None => Expr::In {
                         value: operand,
                         set,

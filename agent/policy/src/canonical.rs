@@ -143,8 +143,12 @@ impl fmt::Display for Operand {
 
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Set::List(list) = self {
+            return list.fmt(f);
+        }
         f.write_str("[")?;
         match self {
+            Set::List(_) => {}
             Set::Str(items) => {
                 for (index, item) in items.iter().enumerate() {
                     if index > 0 {

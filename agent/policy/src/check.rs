@@ -5,28 +5,31 @@
 //! shows every fault.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cel::common::ast::{CallExpr, Expr as Node, IdedExpr, LiteralValue, SelectExpr};
 use sumun_proto::{FIELDS, FieldId, FieldType};
 
 use crate::ir::{ANCESTOR_FIELDS, Expr, Operand, Set, Type};
+use crate::list::List;
 use crate::literal;
 use crate::parse::Parsed;
 use crate::problem::{Problem, did_you_mean};
 
-/// Named lists of literals: `lists.NAME` in predicates.
+/// Named lists of literals: `lists.NAME` in predicates. All are sorted and without repeats.
 pub type Lists = BTreeMap<String, Set>;
 
 /// Most bodies that `exists` and `all` over literals may unfold to in one predicate.
 pub const UNFOLD_MAX: usize = 1024;
 
-/// Checks a parsed predicate; with it comes what is taken but probably not meant.
+/// Checks a parsed predicate; with it comes what is taken but probably not meant. Without
+/// lists it is a canonical text, which names large ones by their hash.
 ///
 /// # Errors
 /// Every fault, in the order of the text.
 pub(crate) fn check(
     parsed: &Parsed<'_>,
-    lists: &Lists,
+    lists: Option<&Lists>,
 ) -> Result<(Expr, Vec<Problem>), Vec<Problem>> {
     let mut checker = Checker {
         parsed,
@@ -80,7 +83,7 @@ pub(crate) enum Item {
 
 pub(crate) struct Checker<'a> {
     pub(crate) parsed: &'a Parsed<'a>,
-    lists: &'a Lists,
+    lists: Option<&'a Lists>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) warnings: Vec<Problem>,
     /// Names of items, the innermost last.
@@ -311,14 +314,28 @@ impl Checker<'_> {
         )
     }
 
+    /// `lists["NAME#HASH"]`, which only canonical texts have.
+    pub(crate) fn list_by_hash(&mut self, node: &IdedExpr, index: &IdedExpr) -> Option<Term> {
+        if self.lists.is_some() {
+            return self.fault(node, "lists has no items by number: write lists.NAME");
+        }
+        let reference = self.text_literal(index, "lists[…]")?;
+        match List::referred(&reference) {
+            Some(list) => Some(Term::Set(Set::List(Arc::new(list)))),
+            None => self.fault(index, format!("{reference:?} is no list and its hash")),
+        }
+    }
+
     fn list(&mut self, node: &IdedExpr, name: &str) -> Option<Term> {
-        if let Some(set) = self.lists.get(name) {
+        let none = Lists::new();
+        let lists = self.lists.unwrap_or(&none);
+        if let Some(set) = lists.get(name) {
             let mut set = set.clone();
             set.tidy();
             return Some(Term::Set(set));
         }
-        let near = did_you_mean(name, self.lists.keys().map(String::as_str));
-        let none = if self.lists.is_empty() {
+        let near = did_you_mean(name, lists.keys().map(String::as_str));
+        let none = if lists.is_empty() {
             ": there are no lists here"
         } else {
             ""

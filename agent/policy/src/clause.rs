@@ -198,7 +198,7 @@ fn met_paths(one: &Both<'_>, other: &Both<'_>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     for (paths, side) in [(one.second, other), (other.second, one)] {
         for path in paths {
             let within = side.first.iter().any(|prefix| path.starts_with(prefix));
-            if within || side.second.contains(path) {
+            if within || side.second.binary_search(path).is_ok() {
                 exact.push(path.clone());
             }
         }
@@ -211,14 +211,17 @@ fn met_exes(one: &Both<'_>, other: &Both<'_>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let names = one
         .first
         .iter()
-        .filter(|name| other.first.contains(name))
+        .filter(|name| other.first.binary_search(name).is_ok())
         .cloned()
         .collect();
     let mut paths = Vec::new();
     for (list, side) in [(one.second, other), (other.second, one)] {
         for path in list {
             let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-            if side.second.contains(path) || side.first.iter().any(|known| known == name) {
+            let named = side
+                .first
+                .binary_search_by(|known| known.as_slice().cmp(name));
+            if side.second.binary_search(path).is_ok() || named.is_ok() {
                 paths.push(path.clone());
             }
         }
@@ -241,14 +244,14 @@ fn met_ports(one: &[Ports], other: &[Ports]) -> Vec<Ports> {
 
 fn met_nets(one: &[(IpAddr, u8)], other: &[(IpAddr, u8)]) -> Vec<(IpAddr, u8)> {
     let mut both = Vec::new();
-    for left in one {
-        for right in other {
-            if within(left, right) {
-                both.push(*left);
-            } else if within(right, left) {
-                both.push(*right);
-            }
-        }
+    for (nets, side) in [(one, other), (other, one)] {
+        both.extend(nets.iter().filter(|net| {
+            // None lies within another one of its side, so only the last one before it can be around it.
+            let after = side.partition_point(|around| around <= *net);
+            after
+                .checked_sub(1)
+                .is_some_and(|last| within(net, &side[last]))
+        }));
     }
     both.sort_unstable();
     both.dedup();
@@ -286,7 +289,13 @@ pub(crate) fn without_longer(prefixes: Bytes, exact: Bytes) -> (Bytes, Bytes) {
         }
     }
     let exact = exact.and_then(|mut paths| {
-        paths.retain(|path| !kept.iter().any(|prefix| path.starts_with(prefix)));
+        paths.retain(|path| {
+            // None of the prefixes begins another one, so only the last one before it can begin the path.
+            let after = kept.partition_point(|prefix| prefix <= path);
+            !after
+                .checked_sub(1)
+                .is_some_and(|last| path.starts_with(&kept[last]))
+        });
         filled(paths)
     });
     (Some(kept), exact)
@@ -303,12 +312,13 @@ fn nets_of_either(
 ) -> Option<Vec<(IpAddr, u8)>> {
     let (one, other) = (one.as_ref()?, other.as_ref()?);
     let mut nets = [one.as_slice(), other].concat();
+    // What is around others stands before them.
     nets.sort_unstable();
-    nets.dedup();
-    let kept = nets
-        .iter()
-        .filter(|net| !nets.iter().any(|other| other != *net && within(net, other)))
-        .copied()
-        .collect();
+    let mut kept: Vec<(IpAddr, u8)> = Vec::with_capacity(nets.len());
+    for net in nets {
+        if !kept.last().is_some_and(|last| within(&net, last)) {
+            kept.push(net);
+        }
+    }
     Some(kept)
 }

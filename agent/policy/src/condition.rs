@@ -11,11 +11,13 @@ use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
 use crate::clause::{filled, without_longer};
+use crate::coarse::{EXACT_MAX, listed};
 use crate::glob::{Glob, Shape};
 use crate::ir::{Compare, Expr, Operand, Pattern, Set, TextTest};
 use crate::plan::{Clause, Ports};
 
 /// What the kernel can judge of a condition.
+#[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub(crate) clause: Clause,
     /// It is the whole condition.
@@ -24,7 +26,7 @@ pub(crate) struct Part {
 
 impl Part {
     /// The clause asks for less than the condition.
-    fn looser(clause: Clause) -> Self {
+    pub(crate) fn looser(clause: Clause) -> Self {
         Self {
             clause,
             exact: false,
@@ -47,8 +49,8 @@ pub(crate) fn condition(atom: &Expr, positive: bool, kind: Kind) -> Option<Part>
             exact: true,
         });
     }
-    if let Some(clause) = port_condition(atom, positive) {
-        return Some(Part::exact(clause));
+    if let Some(part) = port_condition(atom, positive) {
+        return Some(part);
     }
     if !positive {
         return Some(Part::looser(everything));
@@ -67,6 +69,10 @@ pub(crate) fn condition(atom: &Expr, positive: bool, kind: Kind) -> Option<Part>
             value: Operand::Field(field),
             set: Set::Str(items),
         } => exact_texts(*field, items),
+        Expr::In {
+            value: Operand::Field(field),
+            set: Set::List(list),
+        } => listed(*field, list).0,
         Expr::Text {
             test: TextTest::Prefix,
             value: Operand::Field(FieldId::FilePath),
@@ -166,6 +172,15 @@ pub(crate) fn beyond_the_kernel(atom: &Expr) -> Option<String> {
     let value = match atom {
         // One alternative that it cannot judge is enough.
         Expr::Or(parts) => return parts.iter().find_map(beyond_the_kernel),
+        Expr::In {
+            value: Operand::Field(FieldId::FilePath | FieldId::ProcExePath | FieldId::ProcExeName),
+            set: Set::List(list),
+        } if list.len() > EXACT_MAX => {
+            let (name, count) = (list.name(), list.len());
+            return Some(format!(
+                "lists.{name} has {count} items, and it takes a list of at most {EXACT_MAX}"
+            ));
+        }
         Expr::Matches {
             value: Operand::Field(field @ (FieldId::FilePath | FieldId::ProcExePath)),
             pattern: Pattern::Glob(glob),
@@ -206,8 +221,11 @@ pub(crate) fn kind_condition(atom: &Expr, kind: Kind) -> Option<bool> {
     }
 }
 
-/// The clause of a condition on a port.
-fn port_condition(atom: &Expr, positive: bool) -> Option<Clause> {
+/// Most ranges of ports of one condition: it has two filters of twice two kinds to hold.
+const RANGES_MAX: usize = 4096;
+
+/// What the kernel judges of a condition on a port.
+fn port_condition(atom: &Expr, positive: bool) -> Option<Part> {
     let (field, wanted) = match atom {
         Expr::Compare {
             op,
@@ -216,8 +234,13 @@ fn port_condition(atom: &Expr, positive: bool) -> Option<Clause> {
         } => (*field, compared_ports(*op, *number)),
         Expr::In {
             value: Operand::Field(field @ (FieldId::NetSrcPort | FieldId::NetDstPort)),
-            set: Set::Int(items),
+            set,
         } => {
+            let items = match set {
+                Set::Int(items) => items.as_slice(),
+                Set::List(list) => list.numbers(),
+                Set::Str(_) => &[],
+            };
             let ports = items
                 .iter()
                 .filter_map(|item| u16::try_from(*item).ok())
@@ -230,19 +253,23 @@ fn port_condition(atom: &Expr, positive: bool) -> Option<Clause> {
         }
         _ => return None,
     };
-    let ports = if positive {
+    let mut ports = if positive {
         wanted
     } else {
         outside_ports(&wanted)
     };
-    if ports == [EVERY_PORT] {
-        return Some(Clause::default());
+    // If no port satisfies it, the port may still be unknown: ask for nothing.
+    if ports == [EVERY_PORT] || ports.is_empty() {
+        return Some(Part::looser(Clause::default()));
     }
-    if ports.is_empty() {
-        // No port satisfies it, but the port may be unknown: ask for nothing.
-        return Some(Clause::default());
+    let exact = ports.len() <= RANGES_MAX;
+    if let (false, Some(first), Some(last)) = (exact, ports.first(), ports.last()) {
+        ports = vec![Ports {
+            first: first.first,
+            last: last.last,
+        }];
     }
-    Some(match field {
+    let clause = match field {
         FieldId::NetSrcPort => Clause {
             src_ports: Some(ports),
             ..Clause::default()
@@ -251,7 +278,8 @@ fn port_condition(atom: &Expr, positive: bool) -> Option<Clause> {
             dst_ports: Some(ports),
             ..Clause::default()
         },
-    })
+    };
+    Some(Part { clause, exact })
 }
 
 const EVERY_PORT: Ports = Ports {
@@ -326,7 +354,7 @@ fn access_bit(field: FieldId) -> Option<u32> {
 }
 
 /// The same, and whether it is the whole condition.
-fn exact_texts(field: FieldId, literals: &[String]) -> Part {
+pub(crate) fn exact_texts(field: FieldId, literals: &[String]) -> Part {
     let clause = texts(field, literals);
     let one_text = |literal: &String| {
         text::to_bytes(literal).is_some_and(|bytes| text::from_bytes(&bytes) == *literal)
@@ -400,7 +428,7 @@ fn nets(field: FieldId, nets: Vec<(IpAddr, u8)>) -> Clause {
 
 /// The bytes of a text prefix, without the beginning of an escape at its
 /// end; `None` when nothing is left to ask for, or what every path starts with.
-fn whole_prefix(prefix: &str) -> Option<Vec<u8>> {
+pub(crate) fn whole_prefix(prefix: &str) -> Option<Vec<u8>> {
     let mut end = prefix.len();
     loop {
         if matches!(&prefix[..end], "" | "/") {

@@ -62,6 +62,9 @@ fn narrows(given: &Expr, wanted: &Expr) -> bool {
         Expr::In { value, set } => values(given, value, |known| match (known, set) {
             (Known::Text(text), Set::Str(items)) => items.iter().any(|item| item == text),
             (Known::Number(number), Set::Int(items)) => items.contains(&number),
+            // Of a list that only its hash is known of, nothing is seen.
+            (Known::Text(text), Set::List(items)) => items.has_text(text) == Some(true),
+            (Known::Number(number), Set::List(items)) => items.has_number(number) == Some(true),
             _ => false,
         }),
         Expr::Compare { op, left, right } => values(given, left, |known| match (known, right) {
@@ -137,6 +140,18 @@ fn known_of(given: &Expr, value: &Operand, test: &dyn Fn(Known<'_>) -> bool) -> 
             value: given,
             set: Set::Int(items),
         } => given == value && items.iter().all(|item| test(Known::Number(*item))),
+        Expr::In {
+            value: given,
+            set: Set::List(items),
+        } => {
+            given == value
+                && items.ty().is_some()
+                && items.texts().all(|item| test(Known::Text(item)))
+                && items
+                    .numbers()
+                    .iter()
+                    .all(|item| test(Known::Number(*item)))
+        }
         Expr::Text {
             test: part,
             value: given,

@@ -83,6 +83,18 @@ impl Checker<'_> {
         let literals: Vec<Operand> = match set {
             Set::Str(items) => items.into_iter().map(Operand::Str).collect(),
             Set::Int(items) => items.into_iter().map(Operand::Int).collect(),
+            Set::List(list) if list.len() <= UNFOLD_MAX && list.ty().is_some() => {
+                let numbers = list.numbers().iter().copied().map(Operand::Int);
+                let texts = list.texts().map(|text| Operand::Str(text.to_owned()));
+                numbers.chain(texts).collect()
+            }
+            Set::List(list) => {
+                let (name, count) = (list.name(), list.len());
+                return self.fault(
+                    node,
+                    format!("lists.{name} has {count} items, too many to unfold: exists and all take {UNFOLD_MAX}, a longer list can only stand behind in"),
+                );
+            }
         };
         let mut whole = Expr::Const(quantifier == Quantifier::All);
         for literal in literals {

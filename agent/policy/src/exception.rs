@@ -10,6 +10,7 @@ use crate::check::Lists;
 use crate::file::{Effect, Exception};
 use crate::ir::Predicate;
 use crate::narrow::narrow;
+use crate::problem::Place;
 use crate::read::{Reader, Value};
 
 const KEYS: &[&str] = &["name", "when", "owner", "expires"];
@@ -101,9 +102,12 @@ impl Reader<'_> {
             owner: owner?,
             predicate: predicate?,
             expires_ns,
-            place: table
-                .get("expires")
-                .map_or(start, |value| value.span().start),
+            place: Place::of(
+                self.source.text,
+                table
+                    .get("expires")
+                    .map_or(start, |value| value.span().start),
+            ),
         })
     }
 

@@ -6,10 +6,13 @@
 
 use sumun_proto::v1::Kind;
 
+use crate::coarse::{Taken, listed};
+use crate::condition::condition;
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
-use crate::ir::{Expr, Predicate};
+use crate::ir::{Expr, Operand, Predicate, Set, Type};
+use crate::list::List;
 use crate::narrow::narrow;
-use crate::plan::{Clause, KindFilter, KindPlan, Plan, is_life};
+use crate::plan::{Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life};
 use crate::verdict::{Late, VerdictPlan};
 
 /// A rule on one of its kinds.
@@ -37,6 +40,23 @@ pub struct Explained {
     pub filter: Option<Filter>,
     /// The conditions that the rule joins by `&&`, in its order; none if it has no `when`.
     pub conditions: Vec<Condition>,
+    /// The lists too long to be written out that it names, in its order.
+    pub lists: Vec<ListUse>,
+}
+
+/// What a long list is to a rule on a kind. The agent looks a value up in it by its hash, whatever its length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListUse {
+    /// What it is called in the policy.
+    pub name: String,
+    /// Number of items.
+    pub items: usize,
+    /// Bytes in the agent, shared by all rules that name it.
+    pub matcher_bytes: usize,
+    /// What the kernel takes of it.
+    pub kernel: Taken,
+    /// Bytes for that in the kernel, at most; rules with the same condition share them.
+    pub kernel_bytes: usize,
 }
 
 /// A condition of a rule.
@@ -250,6 +270,83 @@ fn one(
                 },
             })
             .collect(),
+        lists: lists(rule, kind, &alone.plan, effective),
+    }
+}
+
+/// The long lists of a rule, and what the kernel takes of each.
+fn lists(rule: &Rule, kind: Kind, filter: &KindPlan, effective: Effective) -> Vec<ListUse> {
+    let mut uses: Vec<ListUse> = Vec::new();
+    let filtered = matches!(filter, KindPlan::Clauses(_));
+    each_list(rule.predicate.expr(), true, &mut |list, atom, positive| {
+        let kernel = match effective {
+            Effective::KillBeforeStart => Taken::Items(list.len()),
+            _ if filtered => taken(atom, list, positive, kind),
+            _ => Taken::Nothing,
+        };
+        let used = ListUse {
+            name: list.name().to_owned(),
+            items: list.len(),
+            matcher_bytes: list.bytes(),
+            kernel,
+            kernel_bytes: kernel.entries() * ENTRY_BYTES,
+        };
+        if !uses.contains(&used) {
+            uses.push(used);
+        }
+    });
+    uses
+}
+
+/// The long lists of which the filter takes something coarser: name, items and what.
+pub(crate) fn loosened(predicate: &Predicate, kind: Kind) -> Vec<(String, usize, Taken)> {
+    let mut found = Vec::new();
+    let plan = KindFilter::of([predicate], kind).plan;
+    if matches!(plan, KindPlan::Clauses(_)) {
+        each_list(predicate.expr(), true, &mut |list, atom, positive| {
+            let taken = taken(atom, list, positive, kind);
+            let coarse = !matches!(taken, Taken::Items(_) | Taken::Ports(_) | Taken::Nothing);
+            let one = (list.name().to_owned(), list.len(), taken);
+            if coarse && !found.contains(&one) {
+                found.push(one);
+            }
+        });
+    }
+    found
+}
+
+/// What the filter takes of a condition on a list.
+fn taken(atom: &Expr, list: &List, positive: bool, kind: Kind) -> Taken {
+    let Expr::In {
+        value: Operand::Field(field),
+        ..
+    } = atom
+    else {
+        return Taken::Nothing;
+    };
+    match condition(atom, positive, kind) {
+        Some(part) if part.clause.is_everything() => Taken::Nothing,
+        Some(_) if list.ty() == Some(Type::Str) => listed(*field, list).1,
+        Some(part) => Taken::Ports(part.clause.entries()),
+        None => Taken::Nothing,
+    }
+}
+
+/// Calls `seen` with each long list, the condition that names it, and whether that has to be true.
+fn each_list(expr: &Expr, positive: bool, seen: &mut impl FnMut(&List, &Expr, bool)) {
+    match expr {
+        Expr::And(parts) | Expr::Or(parts) => {
+            for part in parts {
+                each_list(part, positive, seen);
+            }
+        }
+        Expr::Not(inner) => each_list(inner, !positive, seen),
+        Expr::Each { body, .. } => each_list(body, positive, seen),
+        Expr::In {
+            set: Set::List(list),
+            ..
+        } => seen(list, expr, positive),
+        _ => {}
     }
 }
 

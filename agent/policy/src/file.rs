@@ -10,16 +10,16 @@ use std::time::Duration;
 use sumun_proto::v1::{Kind, RuleRef, Severity};
 
 use crate::check::Lists;
-use crate::ir::Predicate;
-use crate::problem::Problem;
+use crate::ir::{Predicate, Set};
+use crate::list::{List, TOTAL_MAX};
+use crate::parts::{self, PARTS_MAX};
+use crate::problem::{Place, Problem};
 use crate::read;
 
 /// Largest policy file, in bytes.
-pub const FILE_MAX: usize = 1024 * 1024;
+pub const FILE_MAX: usize = 16 * 1024 * 1024;
 /// Most rules in a file.
 pub const RULES_MAX: usize = 1000;
-/// Most items in a list.
-pub const LIST_MAX: usize = 10_000;
 
 /// An exception that expires within this time is warned of.
 pub const EXPIRY_NEAR: Duration = Duration::from_secs(14 * 24 * 60 * 60);
@@ -50,8 +50,8 @@ pub enum Mode {
 pub struct CheckedPolicy {
     /// File it came from, as given to [`check_file`].
     pub path: String,
-    /// The text of that file, for the hash of what is loaded.
-    pub source: String,
+    /// SHA-256 of that file's text.
+    pub sha256: [u8; 32],
     /// Its name; unique among the loaded ones.
     pub name: String,
     /// Its version, from 1.
@@ -133,8 +133,8 @@ pub struct Exception {
     pub predicate: Predicate,
     /// It applies to events before this time, ns since the Unix epoch; `None` = for ever.
     pub expires_ns: Option<i64>,
-    /// Byte offset of `expires`, or of the exception, in the file.
-    pub place: usize,
+    /// Where `expires` stands in the file, or without one the exception.
+    pub place: Place,
 }
 
 /// What came of one file.
@@ -151,6 +151,14 @@ pub struct FileCheck {
 }
 
 impl CheckedPolicy {
+    /// Its lists that are too long to be written out, by name.
+    pub fn large_lists(&self) -> impl Iterator<Item = &List> {
+        self.lists.values().filter_map(|set| match set {
+            Set::List(list) => Some(&**list),
+            Set::Str(_) | Set::Int(_) => None,
+        })
+    }
+
     /// What events and alerts say of a rule.
     #[must_use]
     pub fn rule_ref(&self, rule: &Rule) -> RuleRef {
@@ -194,7 +202,7 @@ impl CheckedPolicy {
                     rule.id,
                     crate::time::written(expires),
                 );
-                warnings.push(Problem::at(&self.source, exception.place, message));
+                warnings.push(Problem::in_place(exception.place, message));
             }
         }
         warnings
@@ -240,11 +248,18 @@ pub fn check_file(path: &str, text: &str) -> FileCheck {
         errors: Vec::new(),
         warnings: Vec::new(),
     };
-    if text.len() > FILE_MAX {
-        let message = format!(
-            "the file has {} bytes, at most {FILE_MAX} are taken",
-            text.len()
-        );
+    let too_much = if text.len() > FILE_MAX {
+        Some(format!(
+            "the file has more than {FILE_MAX} bytes: make it several policies"
+        ))
+    } else if parts::count(text) > PARTS_MAX {
+        Some(format!(
+            "the file has more than {PARTS_MAX} values and keys: make it several policies"
+        ))
+    } else {
+        None
+    };
+    if let Some(message) = too_much {
         check.errors.push(Problem::at(text, 0, message));
         return check;
     }
@@ -259,10 +274,12 @@ pub fn check_file(path: &str, text: &str) -> FileCheck {
 }
 
 /// Checks files that are loaded together: (path, text). Besides what
-/// [`check_file`] finds, the second policy of a name is an error.
+/// [`check_file`] finds, the second policy of a name is an error, and the one whose
+/// lists take more than [`TOTAL_MAX`] together with those before.
 #[must_use]
 pub fn check_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<FileCheck> {
     let mut checks: Vec<FileCheck> = Vec::new();
+    let mut of_lists = 0;
     for (path, text) in files {
         let mut check = check_file(path, text);
         if let Some(policy) = &check.policy
@@ -280,6 +297,20 @@ pub fn check_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> V
             let offset = text.find("name").unwrap_or(0);
             check.errors.push(Problem::at(text, offset, message));
             check.policy = None;
+        }
+        if let Some(policy) = &check.policy {
+            let bytes: usize = policy.large_lists().map(List::bytes).sum();
+            if of_lists + bytes > TOTAL_MAX {
+                let message = format!(
+                    "the lists take {bytes} bytes, with those of the files before {}: at most {TOTAL_MAX} are taken on a host",
+                    of_lists + bytes
+                );
+                let offset = text.find("[lists]").unwrap_or(0);
+                check.errors.push(Problem::at(text, offset, message));
+                check.policy = None;
+            } else {
+                of_lists += bytes;
+            }
         }
         checks.push(check);
     }

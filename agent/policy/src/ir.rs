@@ -28,6 +28,9 @@
 //! after it are then unknown, its size too. An index at or past the end of a
 //! complete list is an error.
 
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use regex_automata::meta::Regex;
 use sumun_proto::{FieldId, FieldType};
@@ -35,6 +38,7 @@ use sumun_proto::{FieldId, FieldType};
 use crate::check::{Lists, check};
 use crate::glob::Glob;
 use crate::limits;
+use crate::list::{INLINE_BYTES, List};
 use crate::literal;
 use crate::parse::with_parsed;
 use crate::problem::Problem;
@@ -166,6 +170,8 @@ pub enum Set {
     Str(Vec<String>),
     /// Integers.
     Int(Vec<i64>),
+    /// A list too long to be written out.
+    List(Arc<List>),
 }
 
 /// A comparison.
@@ -215,7 +221,8 @@ pub enum Quantifier {
 }
 
 /// A checked predicate. Its `Display` is the canonical text: it parses to
-/// an equal predicate, needs no lists, and is what scope records hold.
+/// an equal predicate, needs no lists, and is what scope records hold. Of a [`List`] it has
+/// name and hash only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Predicate {
     expr: Expr,
@@ -254,21 +261,22 @@ impl Predicate {
         text: &str,
         lists: &Lists,
     ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
-        Self::within(text, lists, limits::TEXT_MAX)
+        Self::within(text, Some(lists), limits::TEXT_MAX)
     }
 
     /// Parses a canonical text, as scope records hold it, at most
-    /// [`limits::CANONICAL_MAX`] bytes.
+    /// [`limits::CANONICAL_MAX`] bytes. Items of a [`List`] are not known then: whether one is in it
+    /// cannot be decided.
     ///
     /// # Errors
     /// As [`Predicate::parse`].
     pub fn parse_canonical(text: &str) -> Result<Self, Vec<Problem>> {
-        Self::within(text, &Lists::new(), limits::CANONICAL_MAX).map(|(predicate, _)| predicate)
+        Self::within(text, None, limits::CANONICAL_MAX).map(|(predicate, _)| predicate)
     }
 
     fn within(
         text: &str,
-        lists: &Lists,
+        lists: Option<&Lists>,
         length_max: usize,
     ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
         let (expr, warnings) = with_parsed(text, length_max, |parsed| check(parsed, lists))?;
@@ -436,6 +444,16 @@ impl Pattern {
     }
 }
 
+/// Takes so many bytes, and forgets them.
+struct Room(usize);
+
+impl fmt::Write for Room {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = self.0.checked_sub(text.len()).ok_or(fmt::Error)?;
+        Ok(())
+    }
+}
+
 impl Set {
     /// Sorts it and drops repeats.
     pub(crate) fn tidy(&mut self) {
@@ -448,6 +466,18 @@ impl Set {
                 items.sort_unstable();
                 items.dedup();
             }
+            Set::List(_) => {}
+        }
+    }
+
+    /// The same, packed if its text is too long to be written out.
+    pub(crate) fn named(self, name: &str) -> Self {
+        if write!(Room(INLINE_BYTES), "{self}").is_ok() {
+            return self;
+        }
+        match List::pack(name, &self) {
+            Some(list) => Set::List(Arc::new(list)),
+            None => self,
         }
     }
 }

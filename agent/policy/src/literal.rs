@@ -144,8 +144,8 @@ pub(crate) fn capital(text: &str) -> Option<char> {
 
 /// Refuses a literal that the operand can never equal.
 pub(crate) fn fits(operand: &Operand, literal: &str) -> Result<(), String> {
-    lowered(operand, capital(literal), &format!("{literal:?}"))?;
     match operand {
+        Operand::Lower(_) => lowered(operand, capital(literal), &format!("{literal:?}")),
         Operand::Field(field @ (FieldId::NetSrcIp | FieldId::NetDstIp)) => {
             let name = field.info().name;
             let address: IpAddr = literal.parse().map_err(|_| {

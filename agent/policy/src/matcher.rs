@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use regex_automata::meta::Regex;
@@ -10,6 +11,7 @@ use sumun_proto::view::{ancestor_value, is_first};
 use sumun_proto::{FieldId, Value, View, text};
 
 use crate::ir::{Compare, Expr, Operand, Predicate, Quantifier, Set, TextTest};
+use crate::list::List;
 use crate::outcome::{Outcomes, Verdict};
 
 /// A compiled predicate. It is immutable and can be shared by threads.
@@ -32,6 +34,7 @@ enum Node {
     IsText(Operand, Box<str>),
     InTexts(Operand, Texts),
     InNumbers(Operand, HashSet<i64>),
+    InList(Operand, Arc<List>),
     Text(TextTest, Operand, Box<str>),
     /// With the last components that a path has to have one of, if there are such.
     Matches(Operand, Box<Regex>, Option<Box<[String]>>),
@@ -117,6 +120,10 @@ impl Node {
                 value,
                 set: Set::Int(items),
             } => Node::InNumbers(value.clone(), items.iter().copied().collect()),
+            Expr::In {
+                value,
+                set: Set::List(list),
+            } => Node::InList(value.clone(), Arc::clone(list)),
             Expr::Text { test, value, text } => {
                 Node::Text(*test, value.clone(), text.as_str().into())
             }
@@ -187,6 +194,14 @@ impl Node {
                 Value::Int(number) => Outcomes::of(items.contains(&number)),
                 other => missing(&other),
             },
+            Node::InList(operand, list) => {
+                let found = match read(operand, view, item) {
+                    Value::Str(text) => list.has_text(&text),
+                    Value::Int(number) => list.has_number(number),
+                    other => return missing(&other),
+                };
+                found.map_or(Outcomes::UNKNOWN, Outcomes::of)
+            }
             Node::Text(test, operand, literal) => match read(operand, view, item) {
                 Value::Str(text) => Outcomes::of(match test {
                     TextTest::Prefix => text.starts_with(&**literal),

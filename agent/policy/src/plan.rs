@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use sumun_proto::catalogue::{KINDS, kind_name};
 use sumun_proto::v1::{Kind, Scope, ScopeRule, scope::Mode};
 
-use crate::file::CheckedPolicy;
+use crate::file::{CheckedPolicy, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, reduce};
 
@@ -19,6 +19,15 @@ use crate::narrow::{narrow, reduce};
 /// kernel side has 64 for the two kinds of files that are filtered, and 64 for
 /// the two of connections.
 pub const CLAUSES_MAX: usize = 32;
+
+/// Most entries of the kernel's map for one filter, with those of the rules that kill: two are in it during a swap.
+pub const ENTRIES_MAX: usize = sumun_abi::policy::MATCH_ENTRIES as usize / 2;
+
+/// Bytes of kernel memory for an entry of that map, at most: its node of the trie, and one where two part.
+pub const ENTRY_BYTES: usize = 2 * 512;
+
+/// Most bytes of one kind's scope: predicates first, then only the rules' names.
+pub const SCOPE_BYTES: usize = 256 * 1024;
 
 /// The plan of all kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +83,22 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// The fewest aligned blocks that make up the range.
+    fn blocks(&self) -> usize {
+        let (mut first, end) = (u32::from(self.first), u32::from(self.last) + 1);
+        let mut blocks = 0;
+        while first < end {
+            let aligned = if first == 0 {
+                16
+            } else {
+                first.trailing_zeros()
+            };
+            first += 1 << aligned.min((end - first).ilog2());
+            blocks += 1;
+        }
+        blocks
+    }
+
     /// The same as a range.
     #[must_use]
     pub fn range(self) -> RangeInclusive<u16> {
@@ -97,7 +122,8 @@ pub fn is_unfiltered(kind: Kind) -> bool {
 
 impl Plan {
     /// The plan for all rules of all policies, and a sentence for each kind
-    /// that had to be widened because it needs more than [`CLAUSES_MAX`] clauses.
+    /// that had to be widened because it needs more than [`CLAUSES_MAX`] clauses, and one if the
+    /// kernel may lack the room for all kinds.
     #[must_use]
     pub fn build(policies: &[CheckedPolicy]) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
@@ -121,7 +147,21 @@ impl Plan {
                 (*kind, plan)
             })
             .collect();
-        (Self { kinds }, warnings)
+        let plan = Self { kinds };
+        let entries: usize = plan.clauses().map(Clause::entries).sum();
+        if entries > ENTRIES_MAX {
+            warnings.push(format!(
+                "the rules need up to {entries} entries of the kernel's map, which has room for {ENTRIES_MAX}: of kinds that do not fit in every event is sent to user space; use shorter lists"
+            ));
+        }
+        (plan, warnings)
+    }
+
+    fn clauses(&self) -> impl Iterator<Item = &Clause> {
+        self.kinds.iter().flat_map(|(_, plan)| match plan {
+            KindPlan::Clauses(clauses) => clauses.as_slice(),
+            KindPlan::None | KindPlan::All => &[],
+        })
     }
 
     /// The plan of a kind.
@@ -195,25 +235,21 @@ pub fn scopes(policies: &[CheckedPolicy]) -> Vec<Scope> {
     KINDS
         .iter()
         .map(|(_, kind)| {
-            let rules: Vec<ScopeRule> = policies
+            let asked: Vec<_> = policies
                 .iter()
                 .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)))
                 .filter(|(_, rule)| rule.kinds.contains(kind))
-                .map(|(policy, rule)| ScopeRule {
-                    policy: policy.name.clone(),
-                    rule: rule.id.clone(),
-                    predicate: rule.predicate.to_string(),
-                })
                 .collect();
-            let everything = rules.iter().any(|rule| rule.predicate == "true")
-                || is_unfiltered(*kind) && !rules.is_empty();
-            let (mode, reason, rules) = if is_life(*kind) || everything {
-                (Mode::All, String::new(), Vec::new())
-            } else if rules.is_empty() {
+            let everything = Predicate::everything();
+            let everything = asked.iter().any(|(_, rule)| rule.predicate == everything)
+                || is_unfiltered(*kind) && !asked.is_empty();
+            let (mode, (rules, reason)) = if is_life(*kind) || everything {
+                (Mode::All, (Vec::new(), String::new()))
+            } else if asked.is_empty() {
                 let reason = format!("no rule asks for {}", kind_name(*kind));
-                (Mode::None, reason, rules)
+                (Mode::None, (Vec::new(), reason))
             } else {
-                (Mode::Filtered, String::new(), rules)
+                (Mode::Filtered, recorded(&asked))
             };
             Scope {
                 kind: (*kind).into(),
@@ -226,7 +262,54 @@ pub fn scopes(policies: &[CheckedPolicy]) -> Vec<Scope> {
         .collect()
 }
 
+/// What a scope says of the rules on a kind, and what it leaves out. What is left out is not said to be
+/// collected, so less is claimed than is true.
+fn recorded(asked: &[(&CheckedPolicy, &Rule)]) -> (Vec<ScopeRule>, String) {
+    let mut rules = Vec::with_capacity(asked.len());
+    let (mut bytes, mut unsaid, mut unnamed) = (0, 0, 0);
+    for (policy, rule) in asked {
+        let mut predicate = rule.predicate.to_string();
+        let names = 16 + policy.name.len() + rule.id.len();
+        if bytes + names + predicate.len() > SCOPE_BYTES {
+            predicate.clear();
+            unsaid += 1;
+        }
+        if bytes + names > 2 * SCOPE_BYTES {
+            unnamed += 1;
+            continue;
+        }
+        bytes += names + predicate.len();
+        rules.push(ScopeRule {
+            policy: policy.name.clone(),
+            rule: rule.id.clone(),
+            predicate,
+        });
+    }
+    let reason = match (unsaid, unnamed) {
+        (0, _) => String::new(),
+        (_, 0) => format!("the predicates of {unsaid} rules are too long for the record"),
+        _ => format!(
+            "the predicates of {unsaid} rules are too long for the record, and {unnamed} are not named in it"
+        ),
+    };
+    (rules, reason)
+}
+
 impl Clause {
+    /// Entries of the kernel's map that it takes, at most.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        fn count<T>(items: &Option<Vec<T>>) -> usize {
+            items.as_ref().map_or(0, Vec::len)
+        }
+        // A path has its folder's entry, too.
+        let files = 2 * (count(&self.path_prefixes) + count(&self.path_exact));
+        let programs = count(&self.exe_names) + count(&self.exe_paths);
+        let nets = count(&self.src_nets) + count(&self.dst_nets);
+        let ports = [&self.src_ports, &self.dst_ports].into_iter().flatten();
+        files + programs + nets + ports.flatten().map(Ports::blocks).sum::<usize>()
+    }
+
     /// True when nothing is asked for.
     #[must_use]
     pub fn is_everything(&self) -> bool {

@@ -2,6 +2,17 @@
 
 use std::fmt;
 
+/// A place in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Byte offset; the end of the text if something is missing there.
+    pub offset: usize,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+}
+
 /// One fault at one place of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -15,11 +26,11 @@ pub struct Problem {
     pub message: String,
 }
 
-impl Problem {
-    /// A fault at a byte offset of a text. An offset inside a character
+impl Place {
+    /// A byte offset of a text. An offset inside a character
     /// means that character, one past the end means the end.
     #[must_use]
-    pub fn at(text: &str, offset: usize, message: impl Into<String>) -> Self {
+    pub fn of(text: &str, offset: usize) -> Self {
         let mut offset = offset.min(text.len());
         while !text.is_char_boundary(offset) {
             offset -= 1;
@@ -30,6 +41,29 @@ impl Problem {
             offset,
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+impl Problem {
+    /// A fault at a byte offset of a text; see [`Place::of`].
+    #[must_use]
+    pub fn at(text: &str, offset: usize, message: impl Into<String>) -> Self {
+        Self::in_place(Place::of(text, offset), message)
+    }
+
+    /// A fault at a place that is known.
+    #[must_use]
+    pub fn in_place(place: Place, message: impl Into<String>) -> Self {
+        let Place {
+            offset,
+            line,
+            column,
+        } = place;
+        Self {
+            offset,
+            line,
+            column,
             message: message.into(),
         }
     }

@@ -1,11 +1,13 @@
 //! Reading a policy file key by key.
 
+use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::check::Lists;
-use crate::file::{CheckedPolicy, LIST_MAX, Mode};
+use crate::file::{CheckedPolicy, Mode};
 use crate::ir::{Operand, Set};
+use crate::list::{BYTES_MAX, ITEMS_MAX};
 use crate::literal;
 use crate::problem::{Problem, did_you_mean};
 use crate::source::Source;
@@ -21,8 +23,10 @@ const TOP_KEYS: &[&str] = &["policy", "lists", "rule"];
 const TOP_LATER: &[&str] = &["selector", "sequence", "threshold", "profile"];
 const POLICY_KEYS: &[&str] = &["name", "version", "mode"];
 const MODES: &[&str] = &["observe", "enforce"];
+/// Most faults of a file's syntax that are told at once.
+const FAULTS_MAX: usize = 100;
 /// Longest name of a policy, rule or list, in bytes.
-const NAME_MAX: usize = 64;
+pub(crate) const NAME_MAX: usize = 64;
 
 /// Reads a file.
 pub(crate) fn policy(path: &str, text: &str) -> Read {
@@ -31,9 +35,11 @@ pub(crate) fn policy(path: &str, text: &str) -> Read {
         source: Source { text },
         errors: Vec::new(),
         warnings: Vec::new(),
+        without_list: false,
     };
     if !faults.is_empty() {
-        for fault in faults {
+        // Each place is counted from the start of a file that may be long.
+        for fault in faults.into_iter().take(FAULTS_MAX) {
             let offset = fault.span().map_or(0, |span| span.start);
             reader.error(offset, fault.message().replace('\n', ": "));
         }
@@ -55,6 +61,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) source: Source<'a>,
     pub(crate) errors: Vec<Problem>,
     pub(crate) warnings: Vec<Problem>,
+    /// A list was refused: what its rules cost is not known.
+    pub(crate) without_list: bool,
 }
 
 pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
@@ -102,7 +110,7 @@ impl Reader<'_> {
         self.keys("at the top of a policy", table, TOP_KEYS, TOP_LATER);
         let mut policy = CheckedPolicy {
             path: path.to_owned(),
-            source: self.source.text.to_owned(),
+            sha256: Sha256::digest(self.source.text).into(),
             name: String::new(),
             version: 1,
             mode: Mode::Observe,
@@ -127,7 +135,11 @@ impl Reader<'_> {
                 let name = key.get_ref().as_ref();
                 if !is_identifier(name) {
                     self.error(key.span().start, format!("{name:?} is no list name: it has to be a word of letters, digits and _, to be written lists.NAME"));
-                } else if let Some(set) = self.list(value, name) {
+                } else {
+                    // Of one that is refused, what names it is not at fault.
+                    let set = self.list(value, name);
+                    self.without_list |= set.is_none();
+                    let set = set.unwrap_or(Set::Str(Vec::new()));
                     policy.lists.insert(name.to_owned(), set);
                 }
             }
@@ -167,19 +179,28 @@ impl Reader<'_> {
 
     fn list(&mut self, value: &Value<'_>, name: &str) -> Option<Set> {
         let items = self.array(value, name)?;
-        if items.len() > LIST_MAX {
+        if items.len() > ITEMS_MAX {
             self.error(
                 value.span().start,
                 format!(
-                    "{name} has {} items, at most {LIST_MAX} are taken",
+                    "the list {name} has {} items, at most {ITEMS_MAX} are taken: make it two lists, and write x in lists.A || x in lists.B",
                     items.len()
                 ),
             );
             return None;
         }
         let mut operands = Vec::with_capacity(items.len());
+        let mut bytes = 0;
         for item in items {
             if let Some(text) = item.get_ref().as_str() {
+                bytes += text.len();
+                if bytes > BYTES_MAX {
+                    self.error(
+                        value.span().start,
+                        format!("the items of the list {name} have more than {BYTES_MAX} bytes together: make it two lists, and write x in lists.A || x in lists.B"),
+                    );
+                    return None;
+                }
                 operands.push(Operand::Str(text.to_owned()));
             } else if let Some(number) = integer(item) {
                 operands.push(Operand::Int(number));
@@ -193,7 +214,7 @@ impl Reader<'_> {
             }
         }
         match literal::set(operands) {
-            Ok(set) => Some(set),
+            Ok(set) => Some(set.named(name)),
             Err(message) => {
                 self.error(value.span().start, format!("{name}: {message}"));
                 None

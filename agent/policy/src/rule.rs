@@ -6,7 +6,9 @@ use sumun_proto::v1::{Kind, Severity};
 use toml::de::DeTable;
 
 use crate::check::Lists;
+use crate::coarse::EXACT_MAX;
 use crate::condition::beyond_the_kernel;
+use crate::explain::loosened;
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, on_kind};
@@ -351,6 +353,9 @@ impl Reader<'_> {
 
     /// Warns of kinds of which everything goes to user space.
     fn cost(&mut self, offset: usize, predicate: &Predicate, kinds: &[Kind]) {
+        if self.without_list {
+            return;
+        }
         for kind in kinds {
             let name = kind_name(*kind);
             let narrowed = narrow(predicate, *kind);
@@ -371,6 +376,13 @@ impl Reader<'_> {
                     format!("every {name} is sent and stored: its path is the caller's word, which may not filter"),
                 ));
                 continue;
+            }
+            for (list, items, taken) in loosened(predicate, *kind) {
+                self.warnings.push(Problem::at(
+                    self.source.text,
+                    offset,
+                    format!("lists.{list} has {items} items, and the kernel's filter takes a list of at most {EXACT_MAX}: on {name} it lets through {taken}, and the agent looks for the items"),
+                ));
             }
             if narrowed.clauses.iter().any(Clause::is_everything) {
                 let judged = match kind {

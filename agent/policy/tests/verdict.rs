@@ -324,7 +324,7 @@ fn the_kernel_kills_what_the_matcher_matches() {
                     (rule.matches(&view), strongest.unwrap_or(Verdict::NoMatch))
                 })
                 .collect();
-            let said = format!("{:?}\non {case:?}\n{plan:?}\n{verdicts:?}", policy.source);
+            let said = format!("{:?}\non {case:?}\n{plan:?}\n{verdicts:?}", policy.rules);
             let by_agent = (0..RULES)
                 .filter(|rule| !late.contains(rule))
                 .find(|rule| verdicts[*rule] == (Verdict::Match, Verdict::NoMatch));

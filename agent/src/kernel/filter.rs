@@ -9,13 +9,13 @@ use aya::maps::{Array, LpmTrie, MapData, MapError, lpm_trie};
 use sumun_abi::{
     event::file,
     policy::{
-        ACCESS_BITS, Filter, MATCH_DATA, MATCH_ENTRIES, MODE_ALL, MODE_FILTERED, MODE_NONE, Match,
-        action, filtered, tag,
+        ACCESS_BITS, Filter, MATCH_DATA, MODE_ALL, MODE_FILTERED, MODE_NONE, Match, action,
+        filtered, tag,
     },
     record::LEVELS,
     verdict::Verdicts,
 };
-use sumun_policy::plan::{CLAUSES_MAX, Clause, KindPlan, Plan};
+use sumun_policy::plan::{CLAUSES_MAX, Clause, ENTRIES_MAX, KindPlan, Plan};
 use sumun_policy::verdict::VerdictPlan;
 use sumun_proto::v1::Kind;
 
@@ -28,9 +28,6 @@ use super::{
 
 /// Longest time that a program can be under way, many times over.
 const QUIET_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Entries of one filter: two are in the map during a swap.
-const ENTRIES_MAX: usize = MATCH_ENTRIES as usize / 2;
 
 /// Kinds by their place in `Filter`.
 const KINDS: [(Kind, usize); filtered::COUNT] = [

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
+use sumun_policy::file::FILE_MAX;
 use sumun_policy::verdict::{self, Late, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
@@ -77,7 +79,11 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
     paths.sort();
     let (mut texts, mut not_utf8) = (Vec::new(), Vec::new());
     for path in paths {
-        let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
+        let mut bytes = Vec::new();
+        // One byte more than is taken: the check says that it is too long.
+        fs::File::open(&path)
+            .and_then(|file| file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|error| failed(&path, error))?;
         let (text, fault) = match String::from_utf8(bytes) {
             Ok(text) => (text, None),
             Err(error) => {
@@ -272,8 +278,7 @@ impl Loaded {
         let (verdicts, late) = VerdictPlan::build(&policies, loaded_ns);
         let mut hash = Sha256::new();
         for policy in &policies {
-            hash.update(policy.source.len().to_le_bytes());
-            hash.update(policy.source.as_bytes());
+            hash.update(policy.sha256);
         }
         Self {
             engine: Arc::new(Engine::new(&policies)),
@@ -290,7 +295,7 @@ impl Loaded {
 
 /// Of the bytes of the file it was loaded from, hex.
 fn sha256(policy: &CheckedPolicy) -> String {
-    hex::encode(Sha256::digest(policy.source.as_bytes()))
+    hex::encode(policy.sha256)
 }
 
 /// The wall clock now, ns since the Unix epoch.
@@ -364,7 +369,7 @@ fn common(old: &Scope, new: &Scope) -> Scope {
         }
         (Mode::Filtered, Mode::Filtered) => {
             both.rules
-                .retain(|rule| old.rules.iter().any(|old| old.predicate == rule.predicate));
+                .retain(|rule| old.rules.iter().any(|old| said(old) == said(rule)));
             if both.rules.is_empty() {
                 both.set_mode(Mode::None);
             }
@@ -378,13 +383,19 @@ fn common(old: &Scope, new: &Scope) -> Scope {
 }
 
 fn same_rules(one: &[ScopeRule], two: &[ScopeRule]) -> bool {
-    let predicates = |rules: &[ScopeRule]| {
-        let mut texts: Vec<_> = rules.iter().map(|rule| rule.predicate.clone()).collect();
-        texts.sort();
-        texts.dedup();
-        texts
-    };
-    predicates(one) == predicates(two)
+    let (one, two): (BTreeSet<_>, BTreeSet<_>) = (
+        one.iter().map(said).collect(),
+        two.iter().map(said).collect(),
+    );
+    one == two
+}
+
+/// What a record says of a rule: its predicate, or if that was too long its name.
+fn said(rule: &ScopeRule) -> (String, &str) {
+    match rule.predicate.as_str() {
+        "" => (format!("{}/{}", rule.policy, rule.rule), ""),
+        predicate => (String::new(), predicate),
+    }
 }
 
 #[cfg(test)]
@@ -439,6 +450,31 @@ mod tests {
         assert!(changes(&old, &[scope(Mode::Filtered, &["b", "a"], 9)], 7).is_empty());
         let all = changes(&old, &[scope(Mode::All, &[], 9)], 7);
         assert_eq!(shape(&all), [(9, Mode::All, vec![])]);
+    }
+
+    /// A predicate that is too long for the record is known by its rule's name.
+    #[test]
+    fn rules_without_a_predicate_are_told_apart_by_their_names() {
+        let named = |names: &[&str], from| {
+            let mut one = scope(Mode::Filtered, &vec![""; names.len()], from);
+            for (rule, name) in one.rules.iter_mut().zip(names) {
+                rule.rule = (*name).into();
+            }
+            [one]
+        };
+        let names = |scope: &Scope| {
+            let rules = scope.rules.iter();
+            rules.map(|rule| rule.rule.clone()).collect::<Vec<_>>()
+        };
+        let found = changes(&named(&["x", "y"], 1), &named(&["y", "z"], 9), 7);
+        assert_eq!(
+            found
+                .iter()
+                .map(|scope| (scope.from_boot_ns, names(scope)))
+                .collect::<Vec<_>>(),
+            [(7, vec!["y".into()]), (9, vec!["y".into(), "z".into()])]
+        );
+        assert!(changes(&named(&["x", "y"], 1), &named(&["y", "x"], 9), 7).is_empty());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use sumun_proto::catalogue::kind_name;
 
 use crate::args::{Output, PolicyFiles};
 use crate::failure::Failure;
-use crate::output::{Cells, Printer, Shown, Tone};
+use crate::output::{Cells, Printer, Shown, Tone, quantity};
 use crate::policy;
 
 const TITLES: &[&str] = &[
@@ -95,11 +95,18 @@ fn row(said: &Explained) -> Value {
             "judged": condition.judged.name(),
             "text": condition.text,
         })).collect::<Vec<_>>(),
+        "lists": said.lists.iter().map(|list| json!({
+            "name": list.name,
+            "items": list.items,
+            "matcher_bytes": list.matcher_bytes,
+            "kernel": list.kernel.to_string(),
+            "kernel_bytes": list.kernel_bytes,
+        })).collect::<Vec<_>>(),
     })
 }
 
-/// The lines of a table for one row: the rule with its first condition, one for each other, and why
-/// the mode is less than what was asked for.
+/// The lines of a table for one row: the rule with its first condition, one for each other, one for each
+/// long list, and why the mode is less than what was asked for.
 fn lines(row: &Value) -> Vec<Value> {
     let conditions = row["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     let mut first = row.clone();
@@ -111,9 +118,31 @@ fn lines(row: &Value) -> Vec<Value> {
         .iter()
         .skip(1)
         .map(|condition| json!({ "condition": condition }));
+    let lists = row["lists"].as_array().map_or(&[][..], Vec::as_slice);
+    let lists = lists.iter().map(|list| json!({ "list": list }));
     let reason = text(&row["reason"]);
     let reason = (!reason.is_empty()).then(|| json!({ "reason": reason }));
-    std::iter::once(first).chain(rest).chain(reason).collect()
+    let first = std::iter::once(first);
+    first.chain(rest).chain(lists).chain(reason).collect()
+}
+
+/// What a long list takes where.
+fn list_cost(list: &Value) -> String {
+    let bytes = |key: &str| quantity(list[key].as_u64().unwrap_or(0));
+    let in_kernel = match list["kernel_bytes"].as_u64() {
+        Some(0) | None => "nothing of it in the kernel".to_owned(),
+        Some(_) => format!(
+            "in the kernel {}, up to {}",
+            text(&list["kernel"]),
+            bytes("kernel_bytes")
+        ),
+    };
+    format!(
+        "lists.{}: {} items, {} in the agent, looked up by hash; {in_kernel}",
+        text(&list["name"]),
+        list["items"],
+        bytes("matcher_bytes")
+    )
 }
 
 fn text(value: &Value) -> String {
@@ -138,8 +167,9 @@ fn cells(line: &Value) -> Cells {
         None => String::new(),
     };
     let (judged, condition) = match (line["policy"].as_str(), line["reason"].as_str()) {
-        // A line of its own.
+        // Lines of their own.
         (None, Some(reason)) => ("(why)".to_owned(), reason.to_owned()),
+        (None, None) if line["list"].is_object() => ("(list)".to_owned(), list_cost(&line["list"])),
         _ => {
             let condition = &line["condition"];
             (
@@ -266,7 +296,7 @@ effect = "record"
         let rows = rows(&policies(check_files([("web.toml", POLICY)])));
         assert_eq!(
             rows[0].to_string(),
-            r#"{"policy":"web","rule":"etc","kind":"open","cost":"narrow","cost_of_kind":"narrow","filter":"looser","effect":"alert","requested":"observe","effective":"alert","reason":"","conditions":[{"judged":"kernel","text":"proc.exe.name == \"vi\""},{"judged":"kernel, then agent","text":"proc.exe.path.glob(\"/usr/*/vi\")"}]}"#
+            r#"{"policy":"web","rule":"etc","kind":"open","cost":"narrow","cost_of_kind":"narrow","filter":"looser","effect":"alert","requested":"observe","effective":"alert","reason":"","conditions":[{"judged":"kernel","text":"proc.exe.name == \"vi\""},{"judged":"kernel, then agent","text":"proc.exe.path.glob(\"/usr/*/vi\")"}],"lists":[]}"#
         );
         assert_eq!(rows[1]["cost"], "free");
         assert_eq!(rows[1]["filter"], Value::Null);

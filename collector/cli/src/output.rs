@@ -16,6 +16,18 @@ use crate::rows::safe;
 /// Longest cell on a terminal; a pipe gets everything.
 const CELL_MAX: usize = 240;
 
+/// Bytes in a unit that people read.
+pub(crate) fn quantity(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..1_048_576 => format!("{} KiB", bytes.div_ceil(1024)),
+        _ => {
+            let tenths = (bytes * 10).div_ceil(1_048_576);
+            format!("{}.{} MiB", tenths / 10, tenths % 10)
+        }
+    }
+}
+
 /// Lines about completeness under a table.
 const REMARKS_MAX: usize = 10;
 

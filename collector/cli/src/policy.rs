@@ -9,6 +9,7 @@ use sumun_policy::{FileCheck, check_files};
 use crate::args::{Output, PolicyFiles};
 use crate::failure::Failure;
 use crate::moment;
+use crate::output::quantity;
 
 /// Checks the files as if they were loaded together; fails when one is refused.
 pub(crate) fn check(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
@@ -70,6 +71,15 @@ fn page(check: &FileCheck) -> String {
             policy.version,
             policy.rules.len()
         ));
+        for list in policy.large_lists() {
+            page.push_str(&format!(
+                "{}: lists.{} has {} items, {} in the agent however many rules name it; policy explain says what the kernel takes of it\n",
+                check.path,
+                list.name(),
+                list.len(),
+                quantity(list.bytes() as u64)
+            ));
+        }
     }
     page
 }
@@ -95,6 +105,12 @@ fn row(check: &FileCheck) -> Value {
             "name": policy.name,
             "version": policy.version,
             "rules": policy.rules.iter().map(|rule| &rule.id).collect::<Vec<_>>(),
+            "lists": policy.large_lists().map(|list| json!({
+                "name": list.name(),
+                "items": list.len(),
+                "matcher_bytes": list.bytes(),
+                "hash": list.sha256(),
+            })).collect::<Vec<_>>(),
         })),
         "errors": problems(&check.errors),
         "warnings": problems(&check.warnings),
@@ -109,6 +125,20 @@ mod tests {
     fn a_good_and_a_bad_file() {
         let good = "[policy]\nname = \"web\"\nversion = 1\n[[rule]]\nid = \"a\"\n\
             title = \"t\"\non = [\"exec\"]\nwhen = 'proc.exe.name == \"sh\"'\n";
+        let items: Vec<String> = (0..2000).map(|n| format!("'/usr/{n}'")).collect();
+        let long = format!("{good}[lists]\nbad = [{}]\n", items.join(","));
+        let checks = check_files([("long.toml", long.as_str())]);
+        let said = page(&checks[0]);
+        assert!(
+            said.contains("long.toml: lists.bad has 2000 items, 41 KiB in the agent"),
+            "{said}"
+        );
+        let list = &row(&checks[0])["policy"]["lists"][0];
+        assert_eq!(
+            (&list["name"], &list["items"]),
+            (&json!("bad"), &json!(2000))
+        );
+        assert_eq!(list["hash"].as_str().map(str::len), Some(64));
         let bad = good.replace("when", "wehn");
         let checks = check_files([("good.toml", good), ("bad.toml", bad.as_str())]);
         assert_eq!(

@@ -399,6 +399,8 @@ impl<'a> Row<'a> {
                         .is_ok(),
                 ),
                 (Val::Int(number), Set::Int(set)) => Some(set.binary_search(&number).is_ok()),
+                (Val::Str(text), Set::List(list)) => list.has_text(&text),
+                (Val::Int(number), Set::List(list)) => list.has_number(number),
                 _ => None,
             },
             Expr::Text { test, value, text } => {

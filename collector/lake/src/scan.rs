@@ -166,6 +166,7 @@ fn plain(expr: &Expr, column: &dyn Fn(FieldId) -> Scan) -> Option<Scan> {
             let list: Vec<_> = match set {
                 Set::Str(set) => set.iter().map(|text| lit(text.as_str())).collect(),
                 Set::Int(set) => set.iter().map(|number| lit(*number)).collect(),
+                Set::List(_) => return None,
             };
             if list.is_empty() {
                 // An absent value is not outside of nothing either.

@@ -5,14 +5,17 @@ use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
 use super::formula::{Formula, Whose};
-use super::{Id, TEXT_MAX, Texts};
+use super::{Id, TEXT_MAX, TEXTS_MAX, Texts};
 use crate::condition::{is_plain, kind_condition};
 use crate::glob::{Glob, Shape};
-use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Quantifier, Set, TextTest};
+use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Quantifier, Set, TextTest, Type};
 use crate::narrow::{can_be_read, on_kind};
 
 /// Longest condition in a reason, in characters.
 const SHOWN_MAX: usize = 160;
+
+const TOO_LONG: &str = "the list is longer than the 8,192 items that the kernel has room for";
+const _: () = assert!(TEXTS_MAX == 8192);
 
 /// A condition that only the agent can judge.
 #[derive(Debug)]
@@ -108,6 +111,13 @@ fn condition(atom: &Expr) -> Result<Formula, &'static str> {
             // A number that no id can be is in no range.
             let ids = items.iter().filter_map(|item| u32::try_from(*item).ok());
             Ok(Formula::number(id, ids.map(|id| (id, id)).collect()))
+        }
+        Expr::In {
+            value: Operand::Field(field),
+            set: Set::List(list),
+        } if list.ty() == Some(Type::Int) => {
+            id_of(*field).ok_or("")?;
+            Err("of ids, it knows a list of some dozens at most")
         }
         Expr::Text {
             test: TextTest::Suffix,
@@ -257,6 +267,20 @@ fn texts(
             },
             true,
         ) => one_of(known(value)?, items),
+        (
+            Expr::In {
+                value,
+                set: Set::List(list),
+            },
+            true,
+        ) => {
+            let field = known(value)?;
+            if list.len() > TEXTS_MAX {
+                return Err(TOO_LONG);
+            }
+            let items: Vec<String> = list.texts().map(str::to_owned).collect();
+            one_of(field, &items)
+        }
         (
             Expr::Text {
                 test: TextTest::Prefix,

@@ -27,6 +27,8 @@ pub const ATOMS_MAX: usize = 64;
 pub const CLAUSES_MAX: usize = 64;
 /// Most atoms about numbers.
 pub const NUMBERS_MAX: usize = 32;
+/// Most texts of all atoms: the kernel's map holds two plans, each with its filter, which has the other half.
+pub const TEXTS_MAX: usize = sumun_abi::policy::MATCH_ENTRIES as usize / 4;
 /// Longest text in an atom, in bytes: one byte less than a key of the kernel's map holds.
 pub const TEXT_MAX: usize = 254;
 
@@ -67,6 +69,18 @@ pub struct Texts {
     pub paths: Vec<Vec<u8>>,
     /// The path begins with one of these.
     pub prefixes: Vec<Vec<u8>>,
+}
+
+impl Atom {
+    /// Number of its texts.
+    fn texts(&self) -> usize {
+        match self {
+            Atom::Exe(texts) | Atom::Ancestor(texts) => {
+                texts.names.len() + texts.paths.len() + texts.prefixes.len()
+            }
+            Atom::Number { .. } => 0,
+        }
+    }
 }
 
 /// An id that every process has.
@@ -244,6 +258,11 @@ impl Building {
         let numbers = about_numbers.filter(|atom| matches!(atom, Atom::Number { .. }));
         if numbers.count() > NUMBERS_MAX {
             return Err(full(NUMBERS_MAX, "ranges of ids"));
+        }
+        let asked = self.plan.atoms.iter();
+        let asked = asked.chain(added.iter().map(|number| &atoms.all[*number]));
+        if asked.map(Atom::texts).sum::<usize>() > TEXTS_MAX {
+            return Err(full(TEXTS_MAX, "names and paths"));
         }
         for number in added {
             let atom = atoms.all[number].clone();

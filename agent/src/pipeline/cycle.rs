@@ -58,6 +58,9 @@ const SPOOL: &str = "spool";
 const POLICIES: &str = "policies";
 const EXPIRED: &str = "exceptions";
 
+/// The policies as they are read again beside the cycle.
+type Reload = std::thread::JoinHandle<Result<Loaded, policies::Error>>;
+
 /// How others steer the pipeline.
 #[derive(Debug, Default)]
 pub struct Control {
@@ -267,9 +270,13 @@ impl Pipeline {
 
     /// Reads until told to stop; then once more, and says how far it came.
     pub fn run(mut self, control: &Control) {
+        let mut reload = None;
         while !control.stop.load(Ordering::Acquire) {
-            if control.reload.swap(false, Ordering::AcqRel) {
-                self.reload();
+            if reload.is_none() && control.reload.swap(false, Ordering::AcqRel) {
+                reload = Some(self.begin_reload());
+            }
+            if let Some(read) = reload.take_if(|read| read.is_finished()) {
+                self.reload(read);
                 crate::status::ready();
             }
             let pause = self.cycle();
@@ -506,13 +513,27 @@ impl Pipeline {
         }
     }
 
-    /// Reads the policies again; a bad file leaves the rules that were loaded from it.
-    fn reload(&mut self) {
-        let applied = match policies::load(&self.policies, &self.loaded) {
-            Ok(loaded) => self
+    /// Begins to read the policies again. Long lists take a good part of a second: the rings go on being read.
+    fn begin_reload(&self) -> Reload {
+        let (directory, before) = (self.policies.clone(), self.loaded.clone());
+        std::thread::spawn(move || {
+            let read = policies::load(&directory, &before);
+            // What reading has taken is several times what is kept.
+            heap::give_back();
+            read
+        })
+    }
+
+    /// Takes the policies that were read; a bad file leaves the rules that were loaded from it.
+    fn reload(&mut self, read: Reload) {
+        let applied = match read.join() {
+            Ok(Ok(loaded)) => self
                 .apply(loaded, false)
                 .map_err(|error| error.context("the kernel does not take the new filter")),
-            Err(error) => Err(error.into()),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(anyhow::anyhow!(
+                "the thread that reads them panicked; see the log"
+            )),
         };
         match applied {
             Ok(()) => {

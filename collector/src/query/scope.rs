@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sumun_lake::engine::Range;
+use sumun_policy::ir::{Expr, Operand};
 use sumun_policy::{Predicate, covers};
+use sumun_proto::FieldId;
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
-use sumun_proto::v1::{Kind, Scope, ScopeSummary};
+use sumun_proto::v1::{Kind, Scope, ScopeRule, ScopeSummary};
 
 use crate::query::completeness::brief;
 use crate::store::HostScope;
@@ -148,8 +150,19 @@ impl<'a> Coverage<'a> {
         }
     }
 
+    /// True when the query asks only for events that this rule has matched: all of those are stored.
+    fn names(&self, rule: &ScopeRule) -> bool {
+        self.query.conjuncts().iter().any(|part| {
+            matches!(part, Expr::ListHas { list: FieldId::Rules, value: Operand::Str(name) }
+                if name.split_once('/') == Some((&rule.policy, &rule.rule)))
+        })
+    }
+
     fn covered(&mut self, scope: &Scope) -> bool {
         scope.rules.iter().any(|rule| {
+            if self.names(rule) {
+                return true;
+            }
             if let Some(known) = self.known.get(&rule.predicate) {
                 return *known;
             }
@@ -165,7 +178,6 @@ impl<'a> Coverage<'a> {
 #[cfg(test)]
 mod tests {
     use sumun_policy::Lists;
-    use sumun_proto::v1::ScopeRule;
 
     use super::*;
 
@@ -218,6 +230,52 @@ mod tests {
         assert_eq!(
             missing(&scopes, "file.path.startsWith(\"/\")", 250),
             [("filtered".into(), 250, 1000)]
+        );
+    }
+
+    /// Of a list that the record has only the hash of, no item is known; what its rule matched is stored.
+    #[test]
+    fn a_long_list_is_covered_by_the_name_of_its_rule_only() {
+        let hash = "0123456789abcdef".repeat(4);
+        let rule = |name: &str, predicate: &str| ScopeRule {
+            policy: "ioc".into(),
+            rule: name.into(),
+            predicate: predicate.into(),
+        };
+        let mut known = scope(100, Kind::Open, Mode::Filtered, "true");
+        let scope = Arc::get_mut(&mut known).expect("nobody else has it");
+        scope.scope.rules = vec![
+            rule(
+                "paths",
+                &format!("file.path in lists[\"bad#{hash}\"] || proc.uid == 7"),
+            ),
+            rule("long", ""),
+        ];
+        let scopes = [known];
+        let no = [("filtered".to_owned(), 200, 1000)];
+        for query in [
+            "file.path == \"/bad\"",
+            "file.path in [\"/bad\"]",
+            "\"ioc/other\" in rules",
+            "\"ioc/paths\" in rules || \"ioc/long\" in rules",
+            "!(\"ioc/paths\" in rules)",
+            "\"ioc/paths\" in proc.args",
+            "\"ioc/paths/x\" in rules",
+            "true",
+        ] {
+            assert_eq!(missing(&scopes, query, 200), no, "{query}");
+        }
+        for query in [
+            "\"ioc/paths\" in rules",
+            "kind == \"open\" && \"ioc/long\" in rules && proc.uid == 0",
+            "file.path == \"/x\" && proc.uid == 7",
+        ] {
+            assert_eq!(missing(&scopes, query, 200), [], "{query}");
+        }
+        // Not where the rule was not loaded.
+        assert_eq!(
+            missing(&scopes, "\"ioc/long\" in rules", 50),
+            [("none".to_owned(), 50, 100)]
         );
     }
 

@@ -73,8 +73,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         tree: Limits { bytes: TREE_BYTES },
         hold: config.hold,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread: what is sent is a few megabytes a second at most, and with more of them most of the time
+    // would go into waking each other.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         // Each thread costs memory; the spool's file operations are short.
         .max_blocking_threads(4)
         .enable_all()

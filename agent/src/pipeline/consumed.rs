@@ -73,6 +73,8 @@ pub struct Consumed {
     pin_generation: u64,
     boot_id: [u8; 16],
     streams: Vec<u64>,
+    /// The wall time that the newest slot holds, until a stream moves on.
+    current: Option<i64>,
     buffer: Vec<u8>,
 }
 
@@ -107,6 +109,7 @@ impl Consumed {
             pin_generation,
             boot_id,
             streams: vec![0; count],
+            current: None,
             buffer: Vec::new(),
         };
         let before = consumed.load();
@@ -121,16 +124,23 @@ impl Consumed {
 
     /// Moves a stream on; it never moves back.
     pub fn set(&mut self, stream: StreamId, seq: u64) {
-        if let Some(index) = self.index(stream) {
-            self.streams[index] = self.streams[index].max(seq);
+        if let Some(index) = self.index(stream)
+            && self.streams[index] < seq
+        {
+            self.streams[index] = seq;
+            self.current = None;
         }
     }
 
-    /// Writes the next slot.
+    /// Writes the next slot, unless the newest holds all this already.
     ///
     /// # Errors
     /// When the write fails; the slot before still holds.
     pub fn write(&mut self, through_wall_ns: i64) -> Result<(), Error> {
+        if self.current == Some(through_wall_ns) {
+            return Ok(());
+        }
+        self.current = None;
         self.turn += 1;
         let buffer = &mut self.buffer;
         buffer.clear();
@@ -156,7 +166,9 @@ impl Consumed {
             .map_err(|source| Error::Write {
                 path: self.path.clone(),
                 source,
-            })
+            })?;
+        self.current = Some(through_wall_ns);
+        Ok(())
     }
 
     fn index(&self, stream: StreamId) -> Option<usize> {
@@ -243,6 +255,22 @@ mod tests {
         let (torn, before) = Consumed::open(dir.path(), 2, 7, [1; 16]).expect("open");
         assert_eq!(torn.get(stream(1, 1, 3)), 41);
         assert_eq!(before.expect("before").through_wall_ns, 100);
+    }
+
+    #[test]
+    fn what_the_file_holds_is_not_written_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut consumed, _) = Consumed::open(dir.path(), 1, 7, [1; 16]).expect("open");
+        let mut turn_after = |seq, wall| {
+            consumed.set(stream(0, 0, 0), seq);
+            consumed.write(wall).expect("write");
+            consumed.turn
+        };
+        assert_eq!(turn_after(5, 100), 1);
+        assert_eq!(turn_after(5, 100), 1);
+        assert_eq!(turn_after(4, 100), 1, "a stream never moves back");
+        assert_eq!(turn_after(6, 100), 2);
+        assert_eq!(turn_after(6, 200), 3);
     }
 
     #[test]

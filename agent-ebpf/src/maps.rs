@@ -14,7 +14,7 @@ use sumun_abi::{
         MATCH_ENTRIES, Match, MatchKey, SWAP_SLOTS,
     },
     record::{LEVELS, RECORD_MAX},
-    verdict::{Guard, LINEAGE_ENTRIES, Lineage, LineageKey, Verdicts},
+    verdict::{Guard, LINEAGE_ENTRIES, Lineage, LineageKey, SHARERS_ENTRIES, Verdicts, id},
 };
 
 use crate::kernel::BLOCK;
@@ -59,23 +59,25 @@ pub(crate) struct Scratch {
     pub(crate) number: u64,
     /// A connect that begins.
     pub(crate) flight: Flight,
-    /// What the executable of the exec under way satisfies.
+    /// What the event under way satisfies.
     pub(crate) answers: Answers,
+    /// What is known of the process under way; at a fork, also of the parent of its child.
+    pub(crate) words: [Lineage; 2],
+    /// Numbers that rules that kill ask for, by `verdict::id`.
+    pub(crate) values: [u32; id::COUNT],
 }
 
-/// Atoms of the rules that kill, as one executable answers them.
+/// Atoms of the rules that kill, as an event answers them.
 #[repr(C)]
 pub(crate) struct Answers {
-    /// Of those about the executable itself: yes …
+    /// Of those about the event itself, on exec about the executable: yes …
     pub(crate) yes: u64,
     /// … and unknown.
     pub(crate) unknown: u64,
-    /// Of those about ancestors: yes …
+    /// On exec, of those about ancestors: yes …
     pub(crate) own_yes: u64,
     /// … and unknown.
     pub(crate) own_unknown: u64,
-    /// 1: it is called as one that no rule may kill.
-    pub(crate) guarded_name: u64,
 }
 // Per-CPU values are limited to 32 KiB (PCPU_MIN_UNIT_SIZE).
 const _: () = assert!(core::mem::size_of::<Scratch>() <= 32 * 1024);
@@ -135,14 +137,19 @@ pub(crate) static FLUSH: Array<u64> = Array::pinned(1, 0);
 #[map]
 pub(crate) static VERDICTS: Array<Verdicts> = Array::pinned(FILTER_COUNT, 0);
 
-/// What each process inherited for them. Full: what is asked about ancestors is unknown to the
-/// kernel for the process, which its fork record says, and user space decides.
+/// What each process inherited for them. Full: what is asked about it and its ancestors is unknown to the
+/// kernel, which its fork record says, and user space decides.
 #[map]
 pub(crate) static LINEAGE: HashMap<LineageKey, Lineage> = HashMap::pinned(LINEAGE_ENTRIES, 0);
 
 /// The same of processes that `LINEAGE` knows nothing of, filled by user space only. Full: as `LINEAGE`.
 #[map]
 pub(crate) static SEEDS: HashMap<LineageKey, Lineage> = HashMap::pinned(LINEAGE_ENTRIES, 0);
+
+/// Processes that were made to share their open files with another, by (pid, start), and the table's address
+/// then. Full: the oldest makes room, and is not found when one that shares its files is killed.
+#[map]
+pub(crate) static SHARERS: LruHashMap<[u64; 2], u64> = LruHashMap::pinned(SHARERS_ENTRIES, 0);
 
 /// Whom no policy may kill.
 #[map]

@@ -30,8 +30,9 @@ use sumun_agent::{
 };
 use sumun_policy::{
     plan::Plan,
-    verdict::{Atom, Id, Texts, VerdictClause, VerdictPlan},
+    verdict::{Atom, Id, Texts, VerdictClause, VerdictPlan, kind_bit},
 };
+use sumun_proto::v1::Kind;
 
 use kernel::{Bench, Seen};
 
@@ -75,6 +76,7 @@ fn plan(need: Vec<Atom>, forbid: Vec<Atom>) -> VerdictPlan {
         atoms: need.into_iter().chain(forbid).collect(),
         clauses: vec![VerdictClause {
             rule: 7,
+            kinds: kind_bit(Kind::Exec),
             need: bits(needed),
             forbid: bits(all) & !bits(needed),
         }],
@@ -444,6 +446,7 @@ fn no_exec_is_judged_by_half_a_plan() {
             clauses: [1, 2]
                 .map(|need| VerdictClause {
                     rule: number as usize,
+                    kinds: kind_bit(Kind::Exec),
                     need,
                     forbid: 0,
                 })

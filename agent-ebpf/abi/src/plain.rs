@@ -2,6 +2,7 @@
 
 use crate::event::{file, network, process};
 use crate::record::Header;
+use crate::verdict::Sharer;
 
 /// A type for which every pattern of bytes is a value and that has no hidden padding.
 ///
@@ -24,6 +25,8 @@ unsafe impl Plain for file::Open {}
 unsafe impl Plain for file::Names {}
 // SAFETY: as above.
 unsafe impl Plain for network::Connection {}
+// SAFETY: as above.
+unsafe impl Plain for Sharer {}
 
 /// The value at the start of the bytes; `None` when there are too few. Any alignment will do.
 #[must_use]

@@ -166,6 +166,18 @@ pub mod tag {
     pub const VERDICT_PATH: u8 = 12;
     /// As `EXE_NAME`, likewise.
     pub const VERDICT_NAME: u8 = 13;
+    /// Path of a file, for verdicts, in `Match::file`.
+    pub const VERDICT_FILE_PATH: u8 = 14;
+    /// Last component of that path, likewise.
+    pub const VERDICT_FILE_NAME: u8 = 15;
+    /// Source address, IPv4, for verdicts.
+    pub const VERDICT_SRC_NET4: u8 = 16;
+    /// Source address, IPv6, likewise.
+    pub const VERDICT_SRC_NET6: u8 = 17;
+    /// Destination address, IPv4, likewise.
+    pub const VERDICT_DST_NET4: u8 = 18;
+    /// Destination address, IPv6, likewise.
+    pub const VERDICT_DST_NET6: u8 = 19;
     /// Bit of the first byte that selects the filter.
     pub const FILTER: u8 = 0x80;
 }

@@ -95,6 +95,7 @@ slots! {
     TASK_COMPAT = Field("task_struct", "thread_info.status") | Field("task_struct", "thread_info.flags");
 
     SIGNAL_LIVE = Field("signal_struct", "live");
+    SIGNAL_NR_THREADS = Field("signal_struct", "nr_threads");
     SIGNAL_FLAGS = Field("signal_struct", "flags");
     SIGNAL_EXIT_CODE = Field("signal_struct", "group_exit_code");
     SIGNAL_PIDS = Field("signal_struct", "pids");

@@ -1,21 +1,37 @@
-//! What the kernel decides alone: the rules that kill, judged at each exec.
+//! What the kernel decides alone: the rules that kill, judged at each exec, and at each open, close after write, connect
+//! and accept that is about to be recorded.
 //!
-//! A rule is a set of clauses over up to 64 atoms, each a question about the exec whose answer is
+//! A rule is a set of clauses over up to 64 atoms, each a question about the event whose answer is
 //! yes, no or unknown: a word of bits for the yes, one for the unknown. A clause holds if what it needs is yes and
 //! what it forbids is no. As with filters there are two plans, and `CONTROL` says which one is active.
 //!
 //! What is asked about ancestors is inherited: each process has the words of what its ancestors satisfy
 //! (`LINEAGE`), and of what it will satisfy itself as an ancestor. Where they are missing, because the process is older
-//! than the plan or the map was full, user space tells them (`SEEDS`); until then they are unknown.
+//! than the plan or the map was full, user space tells them (`SEEDS`); until then they are unknown. What other events
+//! than its exec ask about a process's own executable is kept there, too.
 
 use crate::assert_size;
+use crate::policy::{ACCESS_BITS, filtered};
 
 /// Most clauses of a plan.
 pub const CLAUSES: usize = 64;
 /// Most atoms about numbers.
 pub const NUMBERS: usize = 32;
 
-/// An id of a process.
+/// Kinds of events, as bits of `Verdicts::kinds` and `Clause::kinds`.
+pub mod on {
+    /// An exec.
+    pub const EXEC: u32 = 1;
+
+    /// A kind by its place in `policy::filtered`.
+    #[must_use]
+    pub const fn filtered(place: usize) -> u32 {
+        2 << place
+    }
+}
+const _: () = assert!(filtered::COUNT < 31);
+
+/// What a number is of.
 pub mod id {
     /// Real user.
     pub const UID: u32 = 0;
@@ -25,9 +41,19 @@ pub mod id {
     pub const EUID: u32 = 2;
     /// Effective group.
     pub const EGID: u32 = 3;
+    /// Source port.
+    pub const SRC_PORT: u32 = 4;
+    /// Destination port.
+    pub const DST_PORT: u32 = 5;
+    /// IP protocol.
+    pub const PROTOCOL: u32 = 6;
+    /// Result, with its highest bit turned over: in the order of signed numbers.
+    pub const RESULT: u32 = 7;
+    /// Number of these.
+    pub const COUNT: usize = 8;
 }
 
-/// An atom about an id.
+/// An atom about a number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Number {
@@ -54,8 +80,8 @@ pub struct Clause {
     pub forbid: u64,
     /// Number of the rule.
     pub rule: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Kinds of events that it judges, of module `on`.
+    pub kinds: u32,
 }
 assert_size!(Clause, 24);
 
@@ -69,20 +95,35 @@ pub struct Verdicts {
     pub clauses: u32,
     /// Numbers in use, from the first.
     pub numbers: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Kinds of events that some clause judges, of module `on`.
+    pub kinds: u32,
     /// Atoms about the executable.
     pub exe: u64,
-    /// Atoms about ancestors; 0: `LINEAGE` is not kept.
+    /// Of these, those that other kinds than exec ask for. If there are none, and no atoms about ancestors, `LINEAGE` is not kept.
+    pub kept: u64,
+    /// Atoms about ancestors.
     pub lineage: u64,
-    /// Of both, those that ask for a name.
+    /// Atoms about the path of the file.
+    pub file: u64,
+    /// Of those about paths, those that ask for a name.
     pub named: u64,
-    /// Atoms about ids.
+    /// Atoms about flags, by `ACCESS_BITS`.
+    pub access: [u64; ACCESS_BITS.len()],
+    /// Atoms about the source address.
+    pub src_net: u64,
+    /// Atoms about the destination address.
+    pub dst_net: u64,
+    /// Atoms about numbers, by what they are of: which are unknown if that is.
+    pub numbered: [u64; id::COUNT],
+    /// Atoms about numbers.
     pub number: [Number; NUMBERS],
     /// Clauses, in the order of their rules: the first that holds decides.
     pub clause: [Clause; CLAUSES],
 }
-assert_size!(Verdicts, 16 + 24 + 24 * NUMBERS + 24 * CLAUSES);
+assert_size!(
+    Verdicts,
+    16 + 56 + 8 * ACCESS_BITS.len() + 8 * id::COUNT + 24 * NUMBERS + 24 * CLAUSES
+);
 
 impl Default for Verdicts {
     fn default() -> Self {
@@ -90,10 +131,16 @@ impl Default for Verdicts {
             generation: 0,
             clauses: 0,
             numbers: 0,
-            pad: 0,
+            kinds: 0,
             exe: 0,
+            kept: 0,
             lineage: 0,
+            file: 0,
             named: 0,
+            access: [0; ACCESS_BITS.len()],
+            src_net: 0,
+            dst_net: 0,
+            numbered: [0; id::COUNT],
             number: [Number::default(); NUMBERS],
             clause: [Clause::default(); CLAUSES],
         }
@@ -116,7 +163,7 @@ pub struct LineageKey {
 }
 assert_size!(LineageKey, 16);
 
-/// What is known of the atoms about ancestors for one process.
+/// What is known of a process for the atoms about ancestors, and about its executable.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
@@ -124,7 +171,7 @@ pub struct Lineage {
     pub generation: u32,
     /// Zero.
     pub pad: u32,
-    /// The image that `own` is about.
+    /// The image that `own` and `exe` are about.
     pub image: u64,
     /// Atoms that some ancestor satisfies.
     pub above_yes: u64,
@@ -134,8 +181,46 @@ pub struct Lineage {
     pub own_yes: u64,
     /// Atoms of which that is not known.
     pub own_unknown: u64,
+    /// Atoms of `Verdicts::kept` that its executable satisfies.
+    pub exe_yes: u64,
+    /// Atoms of which that is not known.
+    pub exe_unknown: u64,
 }
-assert_size!(Lineage, 48);
+assert_size!(Lineage, 64);
+
+/// What became of an event other than an exec that the kernel judged: in the record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// One of `event::process::outcome`.
+    pub outcome: u32,
+    /// With an outcome that names a rule: its number in the plan of the header's generation.
+    pub rule: u32,
+    /// With `outcome::FAILED`: the errno, positive.
+    pub error: u32,
+    /// 1: what is asked about the process or its ancestors is not known to the kernel.
+    pub lineage_unknown: u32,
+    /// With `outcome::KILLED`, if other tasks share its open files: address of the table, by which
+    /// they are found.
+    pub table: u64,
+}
+assert_size!(Verdict, 24);
+
+/// Processes in `SHARERS`.
+pub const SHARERS_ENTRIES: u32 = 4096;
+
+/// A process that was made to share its open files with another, as the iterator `sharers` tells.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sharer {
+    /// Start time of the process.
+    pub start_ns: u64,
+    /// Process id.
+    pub pid: u64,
+    /// Address of the table of open files that it has now.
+    pub table: u64,
+}
+assert_size!(Sharer, 24);
 
 /// Whom no policy may kill (array `GUARD`, one entry), besides the first process.
 #[repr(C)]

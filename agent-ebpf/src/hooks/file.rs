@@ -13,6 +13,7 @@ use sumun_abi::{
     policy::{MODE_FILTERED, MODE_NONE, action, filtered},
     record::{FLAW_LOST, FLAW_RACY, LEVELS, RECORD_MAX, RING_BULK},
     slot,
+    verdict::on,
 };
 
 use super::syscall::Call;
@@ -21,21 +22,21 @@ use crate::{
         Block,
         file::{self, File, O_TRUNC},
         get, opaque,
-        path::{Tail, Text},
+        path::{self, Tail, Text, Walked},
         task::Task,
     },
-    policy::{self, swap},
+    policy::{self, swap, verdict},
     run::{self, Run, scratch},
 };
 
 /// `AT_REMOVEDIR`
 const AT_REMOVEDIR: u64 = 0x200;
 
-/// An open that returned `fd`, or the entry of a close of it. `path` is the
+/// An open that returned `fd`, or the entry of a close of it. `name` is the
 /// caller's, `how` its flags or (openat2) where they are.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> u64 {
+pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, name: u64, how: u64) -> u64 {
     let call = Call(call);
     let run = Run {
         level: call.level(),
@@ -80,7 +81,7 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
             filtered::OPEN
         }];
         if policy::file::clauses(run.level, index, filter, wanted, block, flags) == 0 {
-            if closing || !swap::opened(run, index, task, fd, file, path, asked) {
+            if closing || !swap::opened(run, index, task, fd, file, name, asked) {
                 return 0;
             }
             // What is known of the file behind the descriptor is not this open's.
@@ -94,6 +95,7 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
         return 0;
     };
     let mut tail = Tail::after::<Open>(run.level);
+    let mut walked = Walked::LOST;
     let inode = file.inode();
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
@@ -106,16 +108,21 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, path: u64, how: u64) -> 
         let racy = if task.shares_files() { FLAW_RACY } else { 0 };
         let place = addr_of_mut!((*record).path);
         if file.is_lost() {
-            tail.user_string(path).store(place, FLAW_LOST | racy);
+            tail.user_string(name).store(place, FLAW_LOST | racy);
         } else {
-            tail.path(file.dentry(), file.mnt()).store(place, racy);
+            walked = path::walk(run.level, file.dentry(), file.mnt());
+            tail.walked(walked).store(place, racy);
         }
+        verdict::none(addr_of_mut!((*record).verdict));
     }
-    let kind = if closing {
-        kind::CLOSE_WRITE
+    let (kind, asked) = if closing {
+        (kind::CLOSE_WRITE, on::filtered(filtered::CLOSE_WRITE))
     } else {
-        kind::OPEN
+        (kind::OPEN, on::filtered(filtered::OPEN))
     };
+    if verdict::asked(index, asked) {
+        verdict::sumun_judge_file(run.level, index, asked, walked.0, file.0);
+    }
     run.send(RING_BULK, kind, filter.generation, tail.end());
     0
 }

@@ -23,10 +23,12 @@ use sumun_abi::{
             CONN_CALLER, CONN_DEFERRED, CONN_LOST, CONN_RACY, CONN_UNDECIDED, Connection,
             FAMILY_INET, FAMILY_INET6, RESULT_UNKNOWN,
         },
+        process::outcome,
     },
     policy::{Filter, MODE_FILTERED, MODE_NONE, filtered},
     record::{LEVELS, RING_BULK},
     slot,
+    verdict::on,
 };
 
 use super::syscall::Call;
@@ -37,7 +39,7 @@ use crate::{
         task::Task,
     },
     maps::{CALLING, Calling, FAILING, FLIGHTS, REPORTED, Reported},
-    policy,
+    policy::{self, verdict},
     run::{self, Run, scratch},
 };
 
@@ -130,7 +132,7 @@ extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64, again: u32
     let run = Run { level };
     let _ = REPORTED.remove(&owner.0);
     if let Some(left) = FAILING.get_ptr(&tid) {
-        unfinished(run, filter, tid, left, RESULT_UNKNOWN);
+        unfinished(run, (index, filter), tid, left, RESULT_UNKNOWN);
     }
     let exe = if filter.mode[filtered::CONNECT] == MODE_FILTERED {
         policy::network::exe(level, index, filter, filtered::CONNECT)
@@ -150,14 +152,18 @@ extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64, again: u32
         FLIGHTS.insert(&sock, &*flight, 0)
     };
     // A socket of the kernel's own and one that a send connects are in no call of connect.
-    if !owner.is_kernel() && !Sock(sock).sends() {
+    let calls = !owner.is_kernel() && !Sock(sock).sends();
+    if calls {
         let calling = Calling {
             sock: owner.0,
             sure: u64::from(task.0.get::<u64>(slot::TASK_IO_URING) == 0),
         };
         let _ = CALLING.insert(&tid, &calling, 0);
     }
-    if entered.is_err()
+    // What a rule that kills asks for is mostly known by now, and the process is sure to be the one that runs: when
+    // the answer comes in, it may not be.
+    let judged = calls && verdict::asked(index, on::filtered(filtered::CONNECT));
+    if (judged || entered.is_err())
         && let Some(record) = run.record::<Connection>()
     {
         let (family, src, dst) = Sock(sock).ends();
@@ -171,7 +177,14 @@ extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64, again: u32
             addr_of_mut!((*record).result).write(RESULT_UNKNOWN);
             addr_of_mut!((*record).protocol).write(protocol);
         }
-        send(run, filter, kind::CONNECT);
+        let killed = judge(run, index, kind::CONNECT, true) == outcome::KILLED;
+        if killed {
+            // The call returns to nobody.
+            let _ = FLIGHTS.remove(&sock);
+        }
+        if killed || entered.is_err() {
+            sent(run, filter, kind::CONNECT);
+        }
     }
     0
 }
@@ -280,13 +293,19 @@ extern "C" fn sumun_connect_ends(level: u32, index: u32, sock: u64, old: u32, ne
             let _ = REPORTED.insert(&owner, &reported, 0);
         }
     }
-    send(run, filter, kind::CONNECT);
+    send(run, (index, filter), kind::CONNECT, true);
     0
 }
 
 /// Sends the record of a connect that failed inside its call.
 #[inline(always)]
-fn unfinished(run: Run, filter: &Filter, tid: u32, left: *const Connection, result: i32) {
+fn unfinished(
+    run: Run,
+    (index, filter): (u32, &Filter),
+    tid: u32,
+    left: *const Connection,
+    result: i32,
+) {
     let Some(record) = run.record::<Connection>() else {
         return;
     };
@@ -297,11 +316,36 @@ fn unfinished(run: Run, filter: &Filter, tid: u32, left: *const Connection, resu
         addr_of_mut!((*record).result).write(result);
     }
     let _ = FAILING.remove(&tid);
-    send(run, filter, kind::CONNECT);
+    send(run, (index, filter), kind::CONNECT, true);
+}
+
+/// Lets the rules that kill judge, and sends the record. `sure`: the socket is the connection's own.
+#[inline(always)]
+fn send(run: Run, (index, filter): (u32, &Filter), kind: u16, sure: bool) {
+    judge(run, index, kind, sure);
+    sent(run, filter, kind);
+}
+
+/// The outcome, which the record has, too.
+#[inline(always)]
+fn judge(run: Run, index: u32, kind: u16, sure: bool) -> u32 {
+    let asked = on::filtered(if kind == kind::CONNECT {
+        filtered::CONNECT
+    } else {
+        filtered::ACCEPT
+    });
+    if verdict::asked(index, asked) {
+        return verdict::sumun_judge_connection(run.level, index, asked, u32::from(sure)) as u32;
+    }
+    if let Some(record) = run.record::<Connection>() {
+        // SAFETY: the record is this run's.
+        verdict::none(unsafe { addr_of_mut!((*record).verdict) });
+    }
+    outcome::NONE
 }
 
 #[inline(always)]
-fn send(run: Run, filter: &Filter, kind: u16) {
+fn sent(run: Run, filter: &Filter, kind: u16) {
     run.send(
         RING_BULK,
         kind,
@@ -359,7 +403,7 @@ pub(crate) extern "C" fn sumun_connect(
             } else {
                 RESULT_UNKNOWN
             };
-            unfinished(run, filter, tid, left, result);
+            unfinished(run, (index, filter), tid, left, result);
         }
         if ours {
             if failed {
@@ -417,7 +461,7 @@ pub(crate) extern "C" fn sumun_connect(
     {
         return 0;
     }
-    send(run, filter, kind::CONNECT);
+    send(run, (index, filter), kind::CONNECT, true);
     0
 }
 
@@ -516,7 +560,9 @@ pub(crate) extern "C" fn sumun_accept(call: u64, listener: u64, fd: u64) -> u64 
             return 0;
         }
     }
-    send(run, filter, kind::ACCEPT);
+    // As in `sumun_judge_file`.
+    let sure = !shared || File::of(task, fd as i32).0 == file.0;
+    send(run, (index, filter), kind::ACCEPT, sure);
     0
 }
 

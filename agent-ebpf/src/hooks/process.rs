@@ -14,6 +14,7 @@ use sumun_abi::{
     },
     record::{Header, LEVELS, RECORD_MAX, RING_LIFE},
     slot,
+    verdict::{Sharer, on},
 };
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     },
     maps::EXITED,
     policy::{
-        lineage,
+        lineage, sharers as table,
         verdict::{self, Judged},
     },
     run::{self, Run, scratch},
@@ -52,7 +53,8 @@ fn fork(run: Run, index: u32, parent: Task, child: Task) {
         return;
     };
     let real_parent = child.parent();
-    let known = lineage::fork(index, parent, real_parent, child);
+    let known = lineage::fork(run.level, index, parent, real_parent, child);
+    table::fork(parent, child);
     // SAFETY: the record is this run's.
     unsafe {
         parent.actor(addr_of_mut!((*record).actor));
@@ -92,7 +94,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
             flags |= EXE_INTERPRETED;
         }
         if let Some(len) = image(run, task, old_tid, flags, Some(index)) {
-            if verdict::asked(index) {
+            if verdict::asked_at_exec(index) {
                 judge(run, index);
             }
             run.send(RING_LIFE, kind::EXEC, generation(index), len);
@@ -105,7 +107,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 /// Lets the rules that kill judge, and writes what became of it into the record.
 #[inline(always)]
 fn judge(run: Run, index: u32) {
-    let judged = Judged(verdict::sumun_judge(run.level, index));
+    let judged = Judged(verdict::sumun_judge(run.level, index, on::EXEC));
     if let Some(record) = run.record::<Exec>() {
         // SAFETY: the record is this run's.
         unsafe {
@@ -162,7 +164,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
             exe.number(slot::FILE_MNT),
         );
         if let Some(index) = exec
-            && verdict::asked(index)
+            && verdict::asked_at_exec(index)
         {
             verdict::sumun_answers(run.level, index, walked.0);
         }
@@ -272,6 +274,10 @@ extern "C" fn tasks(ctx: *const IterTask) -> i32 {
             if task.pid() == task.tid()
                 && let Some(len) = image(run, task, task.tid(), 0, None)
             {
+                // Who made it was not seen.
+                if task.shares_files_with_others() {
+                    table::shares(task);
+                }
                 write(run, meta, len);
             }
             if !more {
@@ -282,6 +288,31 @@ extern "C" fn tasks(ctx: *const IterTask) -> i32 {
             task = first;
         }
         run.end();
+    }
+    0
+}
+
+/// Writes one `Sharer` into the iterator's file for each process that was made to share its open files.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn sharers(ctx: *const IterTask) -> i32 {
+    // SAFETY: as in `tasks`.
+    let (meta, pointer) = unsafe { ((*ctx).meta, (*ctx).task) };
+    if pointer == 0 {
+        return 0;
+    }
+    let task = Task(Object::argument(pointer));
+    if task.pid() == task.tid()
+        && let Some(sharer) = table::told(task)
+    {
+        // SAFETY: `seq` is the kernel's.
+        unsafe {
+            bpf_seq_write(
+                (*meta).seq.cast(),
+                (&raw const sharer).cast_mut().cast(),
+                size_of::<Sharer>() as u32,
+            );
+        }
     }
     0
 }

@@ -27,6 +27,9 @@ use crate::{maps::Walker, run::scratch};
 pub(crate) struct Walked(pub(crate) u64);
 
 impl Walked {
+    /// There was nothing to walk.
+    pub(crate) const LOST: Walked = Walked(PATH_MAX as u64 | (FLAW_LOST as u64) << 16);
+
     #[inline(always)]
     fn new(start: u64, flaws: u8, name: u64) -> Walked {
         Walked(start | u64::from(flaws) << 16 | name << 24)
@@ -83,7 +86,7 @@ pub(crate) fn walk(level: u32, dentry: u64, mnt: u64) -> Walked {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
-    let lost = Walked::new(PATH_MAX as u64, FLAW_LOST, 0).0;
+    let lost = Walked::LOST.0;
     if level >= LEVELS || dentry == 0 || mnt == 0 {
         return lost;
     }

@@ -176,6 +176,22 @@ impl Task {
         Object::plain(place + u64::from(level & 63) * 16)
     }
 
+    /// Its own pid namespace.
+    #[inline(always)]
+    pub(crate) fn pid_namespace(self) -> u32 {
+        self.innermost().follow(slot::UPID_NS).get(slot::PID_INUM)
+    }
+
+    /// True if other processes share the descriptor table, not only its own threads.
+    #[inline(always)]
+    pub(crate) fn shares_files_with_others(self) -> bool {
+        let threads: u32 = self
+            .0
+            .follow(slot::TASK_SIGNAL)
+            .get(slot::SIGNAL_NR_THREADS);
+        threads != 0 && self.files().get::<u32>(slot::FILES_COUNT) > threads
+    }
+
     /// The first process of its pid namespace.
     #[inline(always)]
     pub(crate) fn reaper(self) -> Task {

@@ -1,118 +1,186 @@
-//! What a process's ancestors satisfy: inherited at fork, kept across exec, dropped at exit.
+//! What is kept of a process for the rules that kill: what its ancestors satisfy, inherited at fork, kept across exec;
+//! and what its executable does, for events other than its exec. Dropped at exit.
 
-use sumun_abi::verdict::{Lineage, LineageKey, Verdicts};
+use core::ptr::{self, addr_of, addr_of_mut};
+
+use sumun_abi::{
+    event::process::Actor,
+    verdict::{Lineage, LineageKey, Verdicts},
+};
 
 use crate::{
     kernel::task::Task,
-    maps::{LINEAGE, SEEDS, VERDICTS},
+    maps::{Answers, LINEAGE, SEEDS, VERDICTS},
+    run::scratch,
 };
 
-/// Words of a process that nothing is known of.
-#[inline(always)]
-fn unknown(plan: &Verdicts) -> Lineage {
-    Lineage {
-        generation: plan.generation,
-        pad: 0,
-        image: 0,
-        above_yes: 0,
-        above_unknown: plan.lineage,
-        own_yes: 0,
-        own_unknown: plan.lineage,
-    }
+/// An image of a process.
+#[derive(Clone, Copy)]
+pub(crate) struct Image {
+    pub(crate) start_ns: u64,
+    pub(crate) pid: u32,
+    image: u64,
 }
 
-#[inline(always)]
-fn key(task: Task, plan: u32) -> LineageKey {
-    LineageKey {
-        start_ns: task.start(),
-        pid: task.pid(),
-        plan,
+impl Image {
+    #[inline(always)]
+    fn of(task: Task) -> Image {
+        Image {
+            start_ns: task.start(),
+            pid: task.pid(),
+            image: task.image(),
+        }
     }
-}
 
-/// The words of a process: its own, or what user space has told.
-#[inline(always)]
-fn words(task: Task, plan: &Verdicts, index: u32) -> Lineage {
-    let mut words = unknown(plan);
-    if let Some(kept) = LINEAGE.get_ptr(&key(task, 0)) {
-        // SAFETY: a live map value, which only the process itself changes, at its exec.
-        let kept = unsafe { *kept };
-        if kept.generation == plan.generation {
-            words = kept;
-            // An exec that the kernel left the hook out of.
-            if kept.image != task.image() {
-                words.own_yes = 0;
-                words.own_unknown = plan.lineage;
+    /// That of a record.
+    #[inline(always)]
+    pub(crate) fn of_actor(actor: *const Actor) -> Image {
+        // SAFETY: callers pass the actor of their record.
+        unsafe {
+            Image {
+                start_ns: addr_of!((*actor).start_ns).read(),
+                pid: addr_of!((*actor).pid).read(),
+                image: addr_of!((*actor).image).read(),
             }
         }
     }
-    if words.above_unknown | words.own_unknown != 0
-        && let Some(seed) = SEEDS.get_ptr(&key(task, index & 1))
-    {
-        // SAFETY: a live map value; user space replaces it as a whole.
-        let seed = unsafe { *seed };
-        if seed.generation == plan.generation {
-            if words.above_unknown != 0 {
-                words.above_yes = seed.above_yes;
-                words.above_unknown = seed.above_unknown;
+
+    #[inline(always)]
+    fn key(self, plan: u32) -> LineageKey {
+        LineageKey {
+            start_ns: self.start_ns,
+            pid: self.pid,
+            plan,
+        }
+    }
+}
+
+/// True if the plan asks for what is kept here.
+#[inline(always)]
+pub(crate) fn is_kept(plan: &Verdicts) -> bool {
+    plan.lineage | plan.kept != 0
+}
+
+/// Writes the words of a process: its own, or what user space has told. (Into the scratch: the stack of all calls
+/// together has 512 bytes.)
+#[inline(always)]
+pub(crate) fn words(out: *mut Lineage, who: Image, plan: &Verdicts, index: u32) {
+    // SAFETY: callers pass words of their scratch; map values are live. Only the process itself changes its own words, at
+    // its exec, and user space replaces what it tells as a whole.
+    unsafe {
+        let mut own = false;
+        if let Some(kept) = LINEAGE.get_ptr(&who.key(0))
+            && (*kept).generation == plan.generation
+        {
+            ptr::copy_nonoverlapping(kept, out, 1);
+            own = true;
+        }
+        if !own {
+            addr_of_mut!((*out).generation).write(plan.generation);
+            addr_of_mut!((*out).pad).write(0);
+            addr_of_mut!((*out).above_yes).write(0);
+            addr_of_mut!((*out).above_unknown).write(plan.lineage);
+        }
+        // An exec that the kernel left the hook out of.
+        if !own || (*out).image != who.image {
+            addr_of_mut!((*out).own_yes).write(0);
+            addr_of_mut!((*out).own_unknown).write(plan.lineage);
+            addr_of_mut!((*out).exe_yes).write(0);
+            addr_of_mut!((*out).exe_unknown).write(plan.kept);
+        }
+        addr_of_mut!((*out).image).write(who.image);
+        if unknown(out) != 0
+            && let Some(seed) = SEEDS.get_ptr(&who.key(index & 1))
+            && (*seed).generation == plan.generation
+        {
+            if (*out).above_unknown != 0 {
+                addr_of_mut!((*out).above_yes).write((*seed).above_yes);
+                addr_of_mut!((*out).above_unknown).write((*seed).above_unknown);
             }
-            if words.own_unknown != 0 && seed.image == task.image() {
-                words.own_yes = seed.own_yes;
-                words.own_unknown = seed.own_unknown;
+            if (*seed).image == who.image {
+                if (*out).own_unknown != 0 {
+                    addr_of_mut!((*out).own_yes).write((*seed).own_yes);
+                    addr_of_mut!((*out).own_unknown).write((*seed).own_unknown);
+                }
+                if (*out).exe_unknown != 0 {
+                    addr_of_mut!((*out).exe_yes).write((*seed).exe_yes);
+                    addr_of_mut!((*out).exe_unknown).write((*seed).exe_unknown);
+                }
             }
         }
     }
-    words
+}
+
+/// All that is unknown.
+#[inline(always)]
+fn unknown(words: *const Lineage) -> u64 {
+    // SAFETY: callers pass written words.
+    unsafe { (*words).above_unknown | (*words).own_unknown | (*words).exe_unknown }
 }
 
 /// A fork: the child inherits. `real_parent` is its parent, `caller` what it is a copy of. True if nothing that
-/// is asked about its ancestors is unknown.
+/// is asked about it is unknown.
 #[inline(always)]
-pub(crate) fn fork(index: u32, caller: Task, real_parent: Task, child: Task) -> bool {
+pub(crate) fn fork(level: u32, index: u32, caller: Task, real_parent: Task, child: Task) -> bool {
     let Some(plan) = VERDICTS.get(index & 1) else {
         return true;
     };
-    if plan.lineage == 0 {
+    if !is_kept(plan) {
         return true;
     }
-    let above = words(real_parent, plan, index);
-    let mut own = above;
-    // CLONE_PARENT
-    if caller.pid() != real_parent.pid() {
-        own = words(caller, plan, index);
-    }
-    let yes = above.above_yes | above.own_yes;
-    let child_words = Lineage {
-        generation: plan.generation,
-        pad: 0,
-        image: child.image(),
-        above_yes: yes,
-        above_unknown: (above.above_unknown | above.own_unknown) & !yes,
-        own_yes: own.own_yes,
-        own_unknown: own.own_unknown,
+    let Some(scratch) = scratch(level) else {
+        return false;
     };
-    let kept = LINEAGE.insert(&key(child, 0), &child_words, 0).is_ok();
-    kept && child_words.above_unknown | child_words.own_unknown == 0
+    // SAFETY: the scratch is this run's.
+    unsafe {
+        let own = addr_of_mut!((*scratch).words[0]);
+        let parent = addr_of_mut!((*scratch).words[1]);
+        words(own, Image::of(caller), plan, index);
+        let mut above = own;
+        // CLONE_PARENT
+        if caller.pid() != real_parent.pid() {
+            words(parent, Image::of(real_parent), plan, index);
+            above = parent;
+        }
+        let yes = (*above).above_yes | (*above).own_yes;
+        let unknown_above = ((*above).above_unknown | (*above).own_unknown) & !yes;
+        // What the child satisfies itself is what its maker does.
+        addr_of_mut!((*own).above_yes).write(yes);
+        addr_of_mut!((*own).above_unknown).write(unknown_above);
+        let child = Image::of(child);
+        addr_of_mut!((*own).image).write(child.image);
+        let kept = LINEAGE.insert(&child.key(0), &*own, 0).is_ok();
+        kept && unknown(own) == 0
+    }
 }
 
-/// An exec of the current process, whose new image answers `own`: what its ancestors satisfy, and what of that is unknown.
+/// An exec, whose new image answers so: leaves what is known of it now in `words`.
 #[inline(always)]
-pub(crate) fn exec(index: u32, plan: &Verdicts, own: (u64, u64)) -> (u64, u64) {
-    let task = Task::current();
-    let mut words = words(task, plan, index);
-    words.image = task.image();
-    (words.own_yes, words.own_unknown) = own;
-    // Full: its children are unknown, as it is.
-    let _ = LINEAGE.insert(&key(task, 0), &words, 0);
-    (words.above_yes, words.above_unknown)
+pub(crate) fn exec(
+    out: *mut Lineage,
+    index: u32,
+    plan: &Verdicts,
+    who: Image,
+    answers: *const Answers,
+) {
+    words(out, who, plan, index);
+    // SAFETY: callers pass words and answers of their scratch, which are written.
+    unsafe {
+        addr_of_mut!((*out).own_yes).write((*answers).own_yes);
+        addr_of_mut!((*out).own_unknown).write((*answers).own_unknown);
+        addr_of_mut!((*out).exe_yes).write((*answers).yes & plan.kept);
+        addr_of_mut!((*out).exe_unknown).write((*answers).unknown & plan.kept);
+        // Full: its children are unknown, as it is.
+        let _ = LINEAGE.insert(&who.key(0), &*out, 0);
+    }
 }
 
 /// The process has ended.
 #[inline(always)]
 pub(crate) fn exit(index: u32, task: Task) {
     if let Some(plan) = VERDICTS.get(index & 1)
-        && plan.lineage != 0
+        && is_kept(plan)
     {
-        let _ = LINEAGE.remove(&key(task, 0));
+        let _ = LINEAGE.remove(&Image::of(task).key(0));
     }
 }

@@ -1,4 +1,4 @@
-//! Which file and network records leave the kernel, and which execs are killed (`verdict`).
+//! Which file and network records leave the kernel, and for which events processes are killed (`verdict`).
 //!
 //! Of the former each function answers with a set of clauses; a record is sent when the
 //! intersection over all conditions is not empty. What cannot be judged satisfies
@@ -9,6 +9,7 @@ pub(crate) mod exe;
 pub(crate) mod file;
 pub(crate) mod lineage;
 pub(crate) mod network;
+pub(crate) mod sharers;
 pub(crate) mod swap;
 pub(crate) mod verdict;
 

@@ -20,6 +20,7 @@ use sumun_abi::{
     slot,
 };
 
+use super::verdict;
 use crate::{
     kernel::{
         Object,
@@ -385,6 +386,8 @@ fn report(run: Run, what: Opening, other: Other) {
             Text::NONE
         };
         path.store(addr_of_mut!((*record).path), FLAW_LOST | FLAW_RACY);
+        // It may be another's than the process that runs, and of what it opened nothing is known.
+        verdict::none(addr_of_mut!((*record).verdict));
     }
     run.send(RING_BULK, kind::OPEN, filter.generation, tail.end());
 }

@@ -1,23 +1,38 @@
-//! Rules that kill, judged at an exec before the new image runs.
+//! Rules that kill, judged at an exec before the new image runs, and at other events when they have happened
+//! and are about to be recorded.
 //!
-//! What is unknown never kills: the record says `UNDECIDED`, and user space judges again.
+//! What is unknown never kills: the record says `UNDECIDED`, and user space judges again. A process is killed only while
+//! it is the one that runs: a packet that ends a connect may come in while another does.
 
-use core::ptr::addr_of_mut;
+use core::{
+    mem::offset_of,
+    ptr::{addr_of, addr_of_mut},
+};
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_send_signal};
 use sumun_abi::{
-    event::process::{Exec, outcome},
-    policy::tag,
+    event::{
+        file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open},
+        network::{
+            CONN_CALLER, CONN_LOST, CONN_UNDECIDED, Connection, FAMILY_INET, RESULT_UNKNOWN,
+        },
+        process::{Exec, outcome},
+    },
+    policy::{ACCESS_BITS, tag},
     record::{
         FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE, LEVELS, PATH_MAX,
     },
     slot,
-    verdict::{CLAUSES, NUMBERS, Verdicts, id},
+    verdict::{CLAUSES, NUMBERS, Verdict, Verdicts, id, on},
 };
 
-use super::{lineage, lookup_walked};
+use super::{
+    copy, find, first,
+    lineage::{self, Image},
+    lookup_walked,
+};
 use crate::{
-    kernel::{Object, get, path::Walked, task::Task},
+    kernel::{Object, file::File, get, path::Walked, task::Task},
     maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
     run::{Run, scratch},
 };
@@ -35,12 +50,45 @@ const WRITABLE_BY_OTHERS: u16 = 0o022;
 /// With one of these a path is not known.
 const UNKNOWN: u8 = FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST | FLAW_RACY;
 
-/// True if any rule of the active plan can kill.
+/// True if any rule of the active plan can kill at events of a kind (of `verdict::on`).
 #[inline(always)]
-pub(crate) fn asked(index: u32) -> bool {
+pub(crate) fn asked(index: u32, kind: u32) -> bool {
     VERDICTS
         .get(index & 1)
-        .is_some_and(|plan| plan.clauses != 0)
+        .is_some_and(|plan| plan.kinds & kind != 0)
+}
+
+/// The same of execs, or something that a later event asks for becomes known at them.
+#[inline(always)]
+pub(crate) fn asked_at_exec(index: u32) -> bool {
+    VERDICTS
+        .get(index & 1)
+        .is_some_and(|plan| plan.kinds & on::EXEC != 0 || lineage::is_kept(plan))
+}
+
+/// What the path that was just walked satisfies, by its whole and by its last component: the yes of both sets, and which of the
+/// atoms about names, or `None` about all, are not known.
+#[inline(always)]
+fn path(
+    scratch: *mut Scratch,
+    index: u32,
+    walked: Walked,
+    (whole, last): (u8, u8),
+    plan: &Verdicts,
+) -> (u64, u64, u64) {
+    if walked.flaws() & UNKNOWN != 0 {
+        return (0, 0, u64::MAX);
+    }
+    let len = (PATH_MAX as u64).wrapping_sub(walked.start());
+    let (yes, own_yes) = lookup_walked(scratch, index, whole, walked.start(), len);
+    if walked.flaws() & FLAW_UNREACHABLE != 0 {
+        // The name of a memfd may have a slash in it; what then is its last component?
+        return (yes, own_yes, plan.named);
+    }
+    let len = walked.name_len();
+    let start = (PATH_MAX as u64).wrapping_sub(len);
+    let (named, own_named) = lookup_walked(scratch, index, last, start, len);
+    (yes | named, own_yes | own_named, 0)
 }
 
 /// Answers what is asked about the executable, whose path was just walked; the answers are left in the scratch.
@@ -56,28 +104,8 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
     let Some(plan) = VERDICTS.get(index & 1) else {
         return 1;
     };
-    let walked = Walked(walked);
-    let (mut yes, mut own_yes, mut open) = (0, 0, plan.exe | plan.lineage);
-    let mut guarded_name = 0;
-    if walked.flaws() & UNKNOWN == 0 {
-        let len = (PATH_MAX as u64).wrapping_sub(walked.start());
-        (yes, own_yes) = lookup_walked(scratch, index, tag::VERDICT_PATH, walked.start(), len);
-        open = 0;
-        if walked.flaws() & FLAW_UNREACHABLE != 0 {
-            // The name of a memfd may have a slash in it; what then is its last component?
-            open = plan.named;
-        } else {
-            let len = walked.name_len();
-            let start = (PATH_MAX as u64).wrapping_sub(len);
-            let (named, own_named) = lookup_walked(scratch, index, tag::VERDICT_NAME, start, len);
-            yes |= named;
-            own_yes |= own_named;
-            guarded_name = u64::from(
-                len == SSHD.len() as u64 && ends_with(scratch, SSHD)
-                    || len == AGENT.len() as u64 && ends_with(scratch, AGENT),
-            );
-        }
-    }
+    let tags = (tag::VERDICT_PATH, tag::VERDICT_NAME);
+    let (yes, own_yes, open) = path(scratch, index, Walked(walked), tags, plan);
     // SAFETY: the scratch is this run's.
     unsafe {
         addr_of_mut!((*scratch).answers).write(Answers {
@@ -85,33 +113,12 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
             unknown: open & plan.exe & !yes,
             own_yes,
             own_unknown: open & plan.lineage & !own_yes,
-            guarded_name,
         });
     }
     0
 }
 
-/// Whether the walked path ends so; the walk's text ends at `PATH_MAX`.
-#[inline(always)]
-fn ends_with<const N: usize>(scratch: *mut Scratch, name: &[u8; N]) -> bool {
-    let mut place = 0;
-    while place < N {
-        // SAFETY: the scratch is this run's; constant places inside the walk.
-        let byte = unsafe {
-            addr_of_mut!((*scratch).walk)
-                .cast::<u8>()
-                .add(PATH_MAX - N + place)
-                .read_volatile()
-        };
-        if byte != name[place] {
-            return false;
-        }
-        place += 1;
-    }
-    true
-}
-
-/// What became of an exec: in one word, because a global function returns a number.
+/// What became of an event: in one word, because a global function returns a number.
 #[derive(Clone, Copy)]
 pub(crate) struct Judged(pub(crate) u64);
 
@@ -141,17 +148,217 @@ impl Judged {
         (self.0 >> 16) as u32 & 0xffff
     }
 
-    /// What is asked about ancestors is not known.
+    /// What is asked about the process or its ancestors is not known.
     #[inline(always)]
     pub(crate) fn lineage_unknown(self) -> u32 {
         (self.0 >> 8) as u32 & 1
     }
+
+    /// Writes it into the record of an event of the current process.
+    #[inline(always)]
+    fn store(self, out: *mut Verdict) {
+        let task = Task::current();
+        let outcome = self.outcome();
+        let table = if outcome == outcome::KILLED && task.shares_files() {
+            task.0.number(slot::TASK_FILES)
+        } else {
+            0
+        };
+        // SAFETY: callers pass a field of their record.
+        unsafe {
+            addr_of_mut!((*out).outcome).write(outcome);
+            addr_of_mut!((*out).rule).write(self.rule());
+            addr_of_mut!((*out).error).write(self.error());
+            addr_of_mut!((*out).lineage_unknown).write(self.lineage_unknown());
+            addr_of_mut!((*out).table).write(table);
+        }
+    }
 }
 
-/// Judges the exec of the current process, whose answers are in the scratch, and kills it if a rule says so.
+/// Nothing was judged.
+#[inline(always)]
+pub(crate) fn none(out: *mut Verdict) {
+    // SAFETY: callers pass a field of their record.
+    unsafe {
+        addr_of_mut!((*out).outcome).write(outcome::NONE);
+        addr_of_mut!((*out).rule).write(0);
+        addr_of_mut!((*out).error).write(0);
+        addr_of_mut!((*out).lineage_unknown).write(0);
+        addr_of_mut!((*out).table).write(0);
+    }
+}
+
+/// Judges the open or close of the record, whose path was just walked, and writes into it what became of it. `file` is 0 if it
+/// was gone. The outcome is returned.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
+pub(crate) extern "C" fn sumun_judge_file(
+    level: u32,
+    index: u32,
+    kind: u32,
+    walked: u64,
+    file: u64,
+) -> u64 {
+    if level >= LEVELS {
+        return 0;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 0;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return 0;
+    };
+    let Some(record) = (Run { level }).record::<Open>() else {
+        return 0;
+    };
+    // SAFETY: the record is this run's.
+    let (flags, fd) = unsafe {
+        (
+            addr_of!((*record).flags).read(),
+            addr_of!((*record).fd).read(),
+        )
+    };
+    let task = Task::current();
+    // Where others can put another file in its place, what was read may have been of one that was gone by then.
+    let there = file != 0 && (!task.shares_files() || File::of(task, fd).0 == file);
+    let mut accesses = 0;
+    let mut yes = 0;
+    let mut bit = 0;
+    while bit < ACCESS_BITS.len() {
+        accesses |= plan.access[bit];
+        if flags & ACCESS_BITS[bit] != 0 {
+            yes |= plan.access[bit];
+        }
+        bit += 1;
+    }
+    let mut unknown = 0;
+    if flags & OPEN_TRUNCATE_UNKNOWN != 0 {
+        unknown = plan.access[TRUNCATE];
+    }
+    if there {
+        let tags = (tag::VERDICT_FILE_PATH, tag::VERDICT_FILE_NAME);
+        let (found, _, open) = path(scratch, index, Walked(walked), tags, plan);
+        yes |= found;
+        unknown |= open & plan.file;
+    } else {
+        yes = 0;
+        unknown = plan.file | accesses;
+    }
+    // SAFETY: the scratch is this run's, and so is the record.
+    unsafe {
+        addr_of_mut!((*scratch).answers).write(Answers {
+            yes,
+            unknown: unknown & !yes,
+            own_yes: 0,
+            own_unknown: 0,
+        });
+        let judged = Judged(sumun_judge(level, index, kind));
+        judged.store(addr_of_mut!((*record).verdict));
+        u64::from(judged.outcome())
+    }
+}
+
+/// Where `OPEN_TRUNCATE` stands in `ACCESS_BITS`.
+const TRUNCATE: usize = ACCESS_BITS.len() - 1;
+const _: () = assert!(ACCESS_BITS[TRUNCATE] == OPEN_TRUNCATE);
+
+/// Judges the connection of the record and writes into it what became of it. `sure` is 0 if others may have put another socket
+/// in the place of the one that was read. The outcome is returned.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_judge_connection(
+    level: u32,
+    index: u32,
+    kind: u32,
+    sure: u32,
+) -> u64 {
+    if level >= LEVELS {
+        return 0;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 0;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return 0;
+    };
+    let Some(record) = (Run { level }).record::<Connection>() else {
+        return 0;
+    };
+    // SAFETY: record and scratch are this run's.
+    unsafe {
+        let flags = addr_of!((*record).flags).read();
+        let result = addr_of!((*record).result).read();
+        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
+        let ports = [
+            (id::SRC_PORT, addr_of!((*record).src_port).read()),
+            (id::DST_PORT, addr_of!((*record).dst_port).read()),
+        ];
+        for (id, port) in ports {
+            values.add(id as usize).write(u32::from(port));
+        }
+        values
+            .add(id::PROTOCOL as usize)
+            .write(addr_of!((*record).protocol).read());
+        values
+            .add(id::RESULT as usize)
+            .write(result as u32 ^ 1 << 31);
+        let mut yes = 0;
+        let mut unknown = 0;
+        if sure == 0 || flags & (CONN_LOST | CONN_CALLER) != 0 {
+            unknown = plan.src_net
+                | plan.dst_net
+                | plan.numbered[id::SRC_PORT as usize]
+                | plan.numbered[id::DST_PORT as usize]
+                | plan.numbered[id::PROTOCOL as usize];
+        } else {
+            let (len, src, dst) = if addr_of!((*record).family).read() == FAMILY_INET {
+                (4, tag::VERDICT_SRC_NET4, tag::VERDICT_DST_NET4)
+            } else {
+                (16, tag::VERDICT_SRC_NET6, tag::VERDICT_DST_NET6)
+            };
+            if plan.dst_net != 0 {
+                yes |= net(scratch, index, dst, addr_of!((*record).dst) as u64, len);
+            }
+            if plan.src_net != 0 {
+                yes |= net(scratch, index, src, addr_of!((*record).src) as u64, len);
+            }
+            // It has just begun: the kernel has not chosen a port yet.
+            if flags & CONN_UNDECIDED != 0 {
+                unknown = plan.numbered[id::SRC_PORT as usize];
+            }
+        }
+        if result == RESULT_UNKNOWN {
+            unknown |= plan.numbered[id::RESULT as usize];
+        }
+        addr_of_mut!((*scratch).answers).write(Answers {
+            yes,
+            unknown,
+            own_yes: 0,
+            own_unknown: 0,
+        });
+        let judged = Judged(sumun_judge(level, index, kind));
+        judged.store(addr_of_mut!((*record).verdict));
+        u64::from(judged.outcome())
+    }
+}
+
+#[inline(always)]
+fn net(scratch: *mut Scratch, index: u32, tag: u8, source: u64, len: u64) -> u64 {
+    let copied = copy(scratch, 0, source, len);
+    find(scratch, first(index, tag), copied).map_or(0, |(found, _)| found.net)
+}
+
+// What is judged begins with a header and who did it.
+const _: () = assert!(
+    offset_of!(Exec, actor) == offset_of!(Open, actor)
+        && offset_of!(Exec, actor) == offset_of!(Connection, actor)
+);
+
+/// Judges the event of the record, of which the scratch has the answers so far, and kills its process if a rule says so
+/// and it is the one that runs.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
     let none = Judged::new(outcome::NONE, 0, 0, false).0;
     if level >= LEVELS {
         return none;
@@ -162,25 +369,43 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
     let Some(plan) = VERDICTS.get(index & 1) else {
         return none;
     };
-    let task = Task::current();
-    // SAFETY: the scratch is this run's; all fields were written by `sumun_answers`.
-    let (mut yes, mut unknown, own, guarded_name) = unsafe {
-        let answers = addr_of_mut!((*scratch).answers);
-        (
-            (*answers).yes,
-            (*answers).unknown,
-            ((*answers).own_yes, (*answers).own_unknown),
-            (*answers).guarded_name,
-        )
+    let Some(record) = (Run { level }).record::<Exec>() else {
+        return none;
     };
+    // SAFETY: record and scratch are this run's; the actor and all answers are written.
+    let (actor, answers) = unsafe { (addr_of!((*record).actor), addr_of_mut!((*scratch).answers)) };
+    let who = Image::of_actor(actor);
+    // SAFETY: as above.
+    let (mut yes, mut unknown) = unsafe { ((*answers).yes, (*answers).unknown) };
     let mut lineage_unknown = false;
-    if plan.lineage != 0 {
-        let (above_yes, above_unknown) = lineage::exec(index, plan, own);
-        yes |= above_yes;
-        unknown |= above_unknown;
-        lineage_unknown = above_unknown != 0;
+    if lineage::is_kept(plan) {
+        // SAFETY: the scratch is this run's.
+        let words = unsafe { addr_of_mut!((*scratch).words[0]) };
+        if kind == on::EXEC {
+            lineage::exec(words, index, plan, who, answers);
+        } else {
+            lineage::words(words, who, plan, index);
+        }
+        // SAFETY: as above; on exec the answers say the same of the executable.
+        unsafe {
+            yes |= (*words).above_yes | (*words).exe_yes;
+            unknown |= (*words).above_unknown | (*words).exe_unknown;
+            lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
+        }
     }
-    yes |= numbers(plan, task);
+    // SAFETY: as above.
+    unsafe {
+        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
+        for (id, value) in [
+            (id::UID, addr_of!((*actor).uid).read()),
+            (id::GID, addr_of!((*actor).gid).read()),
+            (id::EUID, addr_of!((*actor).euid).read()),
+            (id::EGID, addr_of!((*actor).egid).read()),
+        ] {
+            values.add(id as usize).write(value);
+        }
+    }
+    yes |= numbers(plan, scratch) & !unknown;
     let (mut rule, mut open) = (None, false);
     let mut place = 0;
     while place < CLAUSES {
@@ -189,7 +414,10 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
         }
         let clause = &plan.clause[place];
         place += 1;
-        if (yes | unknown) & clause.need == clause.need && yes & clause.forbid == 0 {
+        if clause.kinds & kind != 0
+            && (yes | unknown) & clause.need == clause.need
+            && yes & clause.forbid == 0
+        {
             if unknown & (clause.need | clause.forbid) == 0 {
                 rule = Some(clause.rule);
                 break;
@@ -205,8 +433,20 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
         };
         return Judged::new(outcome, 0, 0, lineage_unknown).0;
     };
-    if guarded(level, task, guarded_name != 0) {
-        return Judged::new(outcome::GUARDED, rule, 0, lineage_unknown).0;
+    let (outcome, error) = kill(who, kind);
+    Judged::new(outcome, rule, error, lineage_unknown).0
+}
+
+/// Kills a process if it runs and may be killed: the outcome and the error.
+#[inline(always)]
+fn kill(who: Image, kind: u32) -> (u32, u64) {
+    let task = Task::current();
+    if task.pid() != who.pid || task.start() != who.start_ns {
+        return (outcome::ELSEWHERE, 0);
+    }
+    let kept = guarded(task, kind);
+    if kept != outcome::NONE {
+        return (kept, 0);
     }
     // SAFETY: a live map value, written by user space as a whole.
     let until = LEASE
@@ -214,32 +454,19 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32) -> u64 {
         .map_or(0, |until| unsafe { until.read_volatile() });
     // SAFETY: no arguments.
     if unsafe { bpf_ktime_get_boot_ns() } > until {
-        return Judged::new(outcome::EXPIRED, rule, 0, lineage_unknown).0;
+        return (outcome::EXPIRED, 0);
     }
     // SAFETY: the current process; the helper refuses what it cannot do.
     let sent = unsafe { bpf_send_signal(SIGKILL) };
     if sent != 0 {
-        return Judged::new(
-            outcome::FAILED,
-            rule,
-            sent.wrapping_neg() as u64,
-            lineage_unknown,
-        )
-        .0;
+        return (outcome::FAILED, sent.wrapping_neg() as u64);
     }
-    Judged::new(outcome::KILLED, rule, 0, lineage_unknown).0
+    (outcome::KILLED, 0)
 }
 
-/// Atoms about ids that are yes.
+/// Atoms about numbers that are yes.
 #[inline(always)]
-fn numbers(plan: &Verdicts, task: Task) -> u64 {
-    let cred = task.cred();
-    let ids: [u32; 4] = [
-        cred.get(slot::CRED_UID),
-        cred.get(slot::CRED_GID),
-        cred.get(slot::CRED_EUID),
-        cred.get(slot::CRED_EGID),
-    ];
+fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
     let mut yes = 0;
     let mut place = 0;
     while place < NUMBERS {
@@ -248,11 +475,12 @@ fn numbers(plan: &Verdicts, task: Task) -> u64 {
         }
         let number = &plan.number[place];
         place += 1;
-        let value = match number.id {
-            id::UID => ids[0],
-            id::GID => ids[1],
-            id::EUID => ids[2],
-            _ => ids[3],
+        // SAFETY: the scratch is this run's; the place is inside.
+        let value = unsafe {
+            addr_of!((*scratch).values)
+                .cast::<u32>()
+                .add(number.id as usize & (id::COUNT - 1))
+                .read()
         };
         if number.first <= value && value <= number.last {
             yes |= number.atom;
@@ -260,39 +488,67 @@ fn numbers(plan: &Verdicts, task: Task) -> u64 {
     }
     yes
 }
+const _: () = assert!(id::COUNT.is_power_of_two());
 
-/// Whether the current process is one that no policy may kill. Kernel threads do not execute anything.
+/// The outcome if the current process is one that no policy may kill, or that only user space can tell from such a one; else `NONE`.
 #[inline(always)]
-fn guarded(level: u32, task: Task, named: bool) -> bool {
+fn guarded(task: Task, kind: u32) -> u32 {
     let pid = task.pid();
-    if pid == 1 {
-        return true;
+    let mm = task.mm();
+    if pid == 1 || mm.address == 0 {
+        return outcome::GUARDED;
     }
-    let inode = task.mm().follow(slot::MM_EXE_FILE).follow(slot::FILE_INODE);
-    if named && is_of_the_host(level, inode) {
-        return true;
+    let exe = mm.follow(slot::MM_EXE_FILE);
+    let inode = exe.follow(slot::FILE_INODE);
+    let dentry = exe.number(slot::FILE_DENTRY);
+    if is_called(dentry, SSHD) && is_of_the_host(task, inode) {
+        // When it starts it does not listen yet, later only one of its processes does.
+        return if kind == on::EXEC {
+            outcome::GUARDED
+        } else {
+            outcome::LISTENER
+        };
+    }
+    if is_called(dentry, AGENT) && is_of_the_host(task, inode) {
+        return outcome::GUARDED;
     }
     let Some(guard) = GUARD.get(0) else {
-        return false;
+        return outcome::NONE;
     };
     if u64::from(pid) == guard.pid && task.start() == guard.start_ns {
-        return true;
+        return outcome::GUARDED;
     }
     let ino: u64 = inode.get(slot::INODE_INO);
     let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
-    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev
+    if guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev {
+        outcome::GUARDED
+    } else {
+        outcome::NONE
+    }
+}
+
+/// Whether the last component of a path is this.
+#[inline(always)]
+fn is_called<const N: usize>(dentry: u64, name: &[u8; N]) -> bool {
+    if get::<u32>(dentry, slot::DENTRY_NAME_LEN) as usize != N {
+        return false;
+    }
+    let found: [u8; 16] = crate::kernel::read(get(dentry, slot::DENTRY_NAME));
+    let mut place = 0;
+    while place < N {
+        if found[place] != name[place] {
+            return false;
+        }
+        place += 1;
+    }
+    true
 }
 
 /// Neither a user nor a container can have put it there: its file is root's, nobody else may write it, and it is
 /// in the first pid namespace.
 #[inline(always)]
-fn is_of_the_host(level: u32, inode: Object) -> bool {
-    let Some(record) = (Run { level }).record::<Exec>() else {
-        return false;
-    };
-    // SAFETY: the record is this run's; the hook has written it.
-    let namespace = unsafe { addr_of_mut!((*record).ns.pid).read() };
-    namespace == FIRST_PID_NAMESPACE
+fn is_of_the_host(task: Task, inode: Object) -> bool {
+    task.pid_namespace() == FIRST_PID_NAMESPACE
         && inode.get::<u32>(slot::INODE_UID) == 0
         && inode.get::<u16>(slot::INODE_MODE) & WRITABLE_BY_OTHERS == 0
 }

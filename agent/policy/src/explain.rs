@@ -13,7 +13,7 @@ use crate::ir::{Expr, Operand, Predicate, Set, Type};
 use crate::list::List;
 use crate::narrow::narrow;
 use crate::plan::{Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life};
-use crate::verdict::{Late, VerdictPlan};
+use crate::verdict::{AFTER, Late, VerdictPlan};
 
 /// A rule on one of its kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct Condition {
 /// Where a condition is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Judged {
-    /// In the kernel: what does not meet it is not sent, or if the rule kills before the start, not killed.
+    /// In the kernel: what does not meet it is not sent, or if the kernel kills for the rule, not killed.
     Kernel,
     /// A looser condition in the kernel, the rest in the agent.
     KernelThenAgent,
@@ -108,6 +108,8 @@ pub enum Cost {
 pub enum Effective {
     /// The process is killed by the kernel, before its first instruction. An alert is raised.
     KillBeforeStart,
+    /// The process is killed by the kernel, when the event has happened. An alert is raised.
+    KillAfter,
     /// The process is killed once the agent has judged the event. An alert is raised.
     KillLate,
     /// The event is stored and an alert raised.
@@ -170,6 +172,7 @@ impl Effective {
     pub fn name(self) -> &'static str {
         match self {
             Effective::KillBeforeStart => "kill-before-start",
+            Effective::KillAfter => "kill-after",
             Effective::KillLate => "kill-late",
             Effective::Alert => "alert",
             Effective::Record => "record",
@@ -190,6 +193,15 @@ pub fn effective(
     late: &[Late],
 ) -> (Effective, String) {
     let less = |effective, reason: &str| (effective, reason.to_owned());
+    let judged_alone = |by_kernel| {
+        let late = late
+            .iter()
+            .find(|late| late.rule == number && late.kind == kind);
+        match late {
+            Some(late) => (Effective::KillLate, late.reason.clone()),
+            None => (by_kernel, String::new()),
+        }
+    };
     if narrow(&rule.predicate, kind).clauses.is_empty() {
         return less(Effective::None, "the rule can never match on this kind");
     }
@@ -202,15 +214,17 @@ pub fn effective(
         (Effect::Kill, Mode::Enforce, Kind::Exit) => {
             less(Effective::Alert, "the process has ended by then")
         }
-        (Effect::Kill, Mode::Enforce, Kind::Exec) => {
-            match late.iter().find(|late| late.rule == number) {
-                Some(late) => (Effective::KillLate, late.reason.clone()),
-                None => less(Effective::KillBeforeStart, ""),
-            }
+        (Effect::Kill, Mode::Enforce, Kind::Exec) => judged_alone(Effective::KillBeforeStart),
+        (Effect::Kill, Mode::Enforce, kind) if AFTER.contains(&kind) => {
+            judged_alone(Effective::KillAfter)
         }
+        (Effect::Kill, Mode::Enforce, Kind::Rename | Kind::Unlink) => less(
+            Effective::KillLate,
+            "what the call names is the caller's word: the process is killed once the agent has judged the event",
+        ),
         (Effect::Kill, Mode::Enforce, _) => less(
             Effective::KillLate,
-            "only an exec is judged before it happens: here the process is killed once the agent has judged the event",
+            "the kernel judges no such event: the process is killed once the agent has judged it",
         ),
     }
 }
@@ -265,7 +279,7 @@ fn one(
             .map(|part| Condition {
                 text: Predicate::new(part.clone()).to_string(),
                 judged: match effective {
-                    Effective::KillBeforeStart => Judged::Kernel,
+                    Effective::KillBeforeStart | Effective::KillAfter => Judged::Kernel,
                     _ => judged(part, kind, &alone),
                 },
             })

@@ -392,7 +392,7 @@ effect = "record"
             told,
             [
                 "kill: kill-before-start: ",
-                "kill: kill-late: connect: only an exec is judged before it happens: here the process is killed once the agent has judged the event",
+                "kill: kill-after: connect",
                 "kill: alert: observe: reports what would be killed",
                 "kill: kill-late: only the agent can judge proc.args[0] == \"nc\"",
                 "kill: kill-before-start: ",

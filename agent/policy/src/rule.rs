@@ -15,7 +15,7 @@ use crate::narrow::{narrow, on_kind};
 use crate::plan::{Clause, is_life, is_unfiltered};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
-use crate::verdict::{holds_always, late_alone};
+use crate::verdict::{AFTER, holds_always, late_alone};
 
 const RULE_KEYS: &[&str] = &[
     "id",
@@ -193,12 +193,19 @@ impl Reader<'_> {
                 );
             }
         }
-        if rule.kinds.contains(&Kind::Exec)
-            && let Some(why) = late_alone(rule)
+        let late = |kind: &Kind| late_alone(rule, *kind).map(|why| (*kind, why));
+        let mut judged = [Kind::Exec].into_iter().chain(AFTER);
+        // The first is enough: mostly it is the same condition on each.
+        if let Some((kind, why)) =
+            judged.find_map(|kind| rule.kinds.iter().find(|on| **on == kind).and_then(late))
         {
+            let (name, instead) = match kind {
+                Kind::Exec => ("exec", "before it starts"),
+                kind => (kind_name(kind), "by the kernel"),
+            };
             self.warning(
                 when,
-                format!("on exec the process is killed late, once the agent has judged the event, and not before it starts: {why}"),
+                format!("on {name} the process is killed late, once the agent has judged the event, and not {instead}: {why}"),
             );
         }
     }

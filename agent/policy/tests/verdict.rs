@@ -1,5 +1,5 @@
 //! What the kernel kills is what the matcher matches: the plan's own model against the
-//! matcher, on random rules with exceptions and random execs.
+//! matcher, on random rules with exceptions and random execs, opens, closes, connects and accepts.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -8,18 +8,21 @@ use std::cell::Cell;
 use std::io::Write as _;
 
 use common::{Case, Dice};
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use sumun_abi::event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN};
 use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
-use sumun_policy::verdict::{Atom, Id, Outcome, Texts, VerdictPlan};
+use sumun_policy::verdict::{AFTER, Atom, End, Id, Outcome, RESULT_ZERO, Texts, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Matcher, Verdict, check_file};
 use sumun_proto::v1::{Image, Kind};
+use sumun_proto::view::{UNKNOWN_TEXT, ip_from};
 use sumun_proto::{View, text};
 
 /// Rules of each set that is loaded together.
 const RULES: usize = 3;
-/// Execs for each set.
-const EVENTS: usize = 32;
+/// Events for each set.
+const EVENTS: usize = 64;
 const SETS: u32 = 2500;
 
 /// Texts of paths, also with bytes that are not UTF-8 and without any folder.
@@ -101,6 +104,87 @@ fn exe(dice: &mut Dice<'_>, of: &str) -> String {
     }
 }
 
+/// A condition on the file.
+fn file(dice: &mut Dice<'_>) -> String {
+    match dice.roll(11) {
+        0 => format!("file.name == {}", quoted(dice.pick(NAMES))),
+        1 => format!("file.name in {}", listed(dice, NAMES)),
+        2 => format!("file.path in {}", listed(dice, PATHS)),
+        3 => format!("file.path != {}", quoted(dice.pick(PATHS))),
+        4 => format!("file.path.startsWith({})", quoted(dice.pick(STARTS))),
+        5 => format!("file.path.glob({})", quoted(dice.pick(GLOBS))),
+        6 => format!(
+            "file.path.endsWith({})",
+            quoted(dice.pick(&["/sh", "/a", "sh", "/글", "/"]))
+        ),
+        7 => format!("file.name != {}", quoted(dice.pick(NAMES))),
+        _ => dice
+            .pick(&[
+                "file.access.read",
+                "file.access.write",
+                "file.access.append == false",
+                "file.create",
+                "file.trunc",
+                "!file.trunc",
+            ])
+            .to_owned(),
+    }
+}
+
+/// A condition on the connection.
+fn net(dice: &mut Dice<'_>) -> String {
+    let end = dice.pick(&["src", "dst"]);
+    let addresses = ["10.0.0.1", "8.8.8.8", "2001:db8::1", "::1"];
+    match dice.roll(9) {
+        0 => format!("net.{end}.ip == '{}'", dice.pick(&addresses)),
+        1 => format!("net.{end}.ip in {}", listed(dice, &addresses)),
+        2 => format!("net.{end}.ip != '{}'", dice.pick(&addresses)),
+        3 => {
+            let nets = [
+                "10.0.0.0/8",
+                "0.0.0.0/0",
+                "::/0",
+                "2001:db8::/33",
+                "8.8.8.8/32",
+            ];
+            format!("cidr('{}').containsIP(net.{end}.ip)", dice.pick(&nets))
+        }
+        4 => format!("net.{end}.private"),
+        5 => {
+            let protocols = ["tcp", "mptcp", "udp"];
+            match dice.roll(3) {
+                0 => format!("net.proto == '{}'", dice.pick(&protocols)),
+                1 => format!("net.proto != '{}'", dice.pick(&protocols)),
+                _ => format!("net.proto in {}", listed(dice, &protocols)),
+            }
+        }
+        6 => {
+            let numbers = ["0", "-1", "-111", "9999999999", "-9999999999"];
+            let op = dice.pick(&["==", "!=", "<", "<=", ">", ">="]);
+            match dice.chance(5) {
+                true => format!(
+                    "result in [{}, {}]",
+                    dice.pick(&numbers),
+                    dice.pick(&numbers)
+                ),
+                false => format!("result {op} {}", dice.pick(&numbers)),
+            }
+        }
+        _ => {
+            let numbers = ["0", "22", "80", "443", "1024", "65535", "65536", "-1"];
+            let op = dice.pick(&["==", "!=", "<", "<=", ">", ">="]);
+            match dice.chance(5) {
+                true => format!(
+                    "net.{end}.port in [{}, {}]",
+                    dice.pick(&numbers),
+                    dice.pick(&numbers)
+                ),
+                false => format!("net.{end}.port {op} {}", dice.pick(&numbers)),
+            }
+        }
+    }
+}
+
 fn ancestors(dice: &mut Dice<'_>) -> String {
     let mut body = exe(dice, "a");
     if dice.chance(6) {
@@ -128,7 +212,9 @@ fn number(dice: &mut Dice<'_>) -> String {
 }
 
 fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
-    match dice.roll(if depth == 0 { 9 } else { 15 }) {
+    match dice.roll(if depth == 0 { 17 } else { 28 }) {
+        9..=12 => file(dice),
+        13..=16 => net(dice),
         0..=2 => exe(dice, "proc"),
         3 | 4 => ancestors(dice),
         5 | 6 => number(dice),
@@ -136,6 +222,7 @@ fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
             .pick(&[
                 "kind == 'exec'",
                 "kind in ['fork', 'open']",
+                "kind != 'accept'",
                 "file.path == '/x'",
                 "has(net.dst.ip)",
             ])
@@ -143,8 +230,8 @@ fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
         // Anything, mostly beyond the kernel.
         8 if dice.chance(4) => common::predicate(dice, 0),
         8 => exe(dice, "proc"),
-        9 | 10 => format!("!({})", predicate(dice, depth - 1)),
-        11 | 12 => format!(
+        17..=19 => format!("!({})", predicate(dice, depth - 1)),
+        20..=23 => format!(
             "({} && {})",
             predicate(dice, depth - 1),
             predicate(dice, depth - 1)
@@ -162,7 +249,7 @@ fn policy(dice: &mut Dice<'_>) -> CheckedPolicy {
     let mut file = "[policy]\nname = \"p\"\nmode = \"enforce\"\n".to_owned();
     for number in 0..RULES {
         file.push_str(&format!(
-            "[[rule]]\nid = \"r{number}\"\non = [\"exec\", \"fork\", \"open\", \"rename\", \"connect\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{}'''\n",
+            "[[rule]]\nid = \"r{number}\"\non = [\"exec\", \"fork\", \"open\", \"close_write\", \"rename\", \"connect\", \"accept\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{}'''\n",
             predicate(dice, 2)
         ));
         for exception in 0..dice.roll(4).saturating_sub(1) {
@@ -182,9 +269,24 @@ fn policy(dice: &mut Dice<'_>) -> CheckedPolicy {
     check.policy.unwrap_or_else(|| policy(dice))
 }
 
-/// An exec whose images have paths of this file's.
-fn exec(dice: &mut Dice<'_>, unknowns: bool) -> Case {
-    let mut case = common::event(dice, Kind::Exec, unknowns);
+/// An event whose images and file have paths of this file's.
+fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
+    let kinds = [
+        Kind::Exec,
+        Kind::Exec,
+        AFTER[0],
+        AFTER[1],
+        AFTER[2],
+        AFTER[3],
+    ];
+    let kind = dice.pick(&kinds);
+    let mut case = common::event(dice, kind, unknowns);
+    if let Some(path) = case.event.file.as_mut().and_then(|file| file.path.as_mut()) {
+        dice.pick(PATHS).clone_into(path);
+    }
+    if let Some(network) = &mut case.event.network {
+        network.result = network.result.map(|_| dice.pick(&[0, 0, -1, -111]));
+    }
     if case.batch.images.is_empty() {
         case.batch.images.push(Image {
             seen: true,
@@ -214,7 +316,31 @@ fn exec(dice: &mut Dice<'_>, unknowns: bool) -> Case {
 /// The kernel's answer, from the bytes.
 fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
     let own = view.image()?;
+    let file = view.event.file.as_ref();
+    let network = view.event.network.as_ref();
     match atom {
+        Atom::File(texts) => {
+            let file = file?;
+            let path = file
+                .path
+                .as_deref()
+                .filter(|_| file.flaws & UNKNOWN_TEXT == 0)?;
+            Some(holds(texts, &text::to_bytes(path).expect("in form")))
+        }
+        Atom::Flag(bit) => {
+            let file = file.filter(|file| file.dev != 0 || file.ino != 0)?;
+            let unknown = *bit == OPEN_TRUNCATE && file.flags & OPEN_TRUNCATE_UNKNOWN != 0;
+            (!unknown).then_some(file.flags & bit != 0)
+        }
+        Atom::Net { end, nets } => {
+            let network = network?;
+            let address = ip_from(match end {
+                End::Src => &network.src_ip,
+                End::Dst => &network.dst_ip,
+            })?;
+            let mut nets = nets.iter().map(|(net, bits)| IpNet::new(*net, *bits));
+            Some(nets.any(|net| net.expect("a network").contains(&address)))
+        }
         Atom::Exe(texts) => one_of(texts, own),
         Atom::Ancestor(texts) => {
             let answers: Vec<_> = view.ancestors().map(|image| one_of(texts, image)).collect();
@@ -230,6 +356,16 @@ fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
                 Id::Gid => own.gid,
                 Id::Euid => own.euid,
                 Id::Egid => own.egid,
+                Id::SrcPort => {
+                    let network = network.filter(|network| !network.src_ip.is_empty())?;
+                    network.src_port
+                }
+                Id::DstPort => {
+                    let network = network.filter(|network| !network.dst_ip.is_empty())?;
+                    network.dst_port
+                }
+                Id::Protocol => network?.protocol,
+                Id::Result => network?.result?.cast_unsigned() ^ RESULT_ZERO,
             };
             Some((range.0..=range.1).contains(&number))
         }
@@ -242,19 +378,41 @@ fn one_of(texts: &Texts, image: &Image) -> Option<bool> {
         return None;
     }
     let path = text::to_bytes(&image.exe_path).expect("events are in form");
-    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(&[]);
-    if texts.names.iter().any(|known| known == name) {
+    if is_named(texts, &path) {
         return Some(true);
     }
     if flaw(FLAW_TRUNCATED) && !(texts.paths.is_empty() && texts.prefixes.is_empty()) {
         return None;
     }
-    let whole = texts.paths.contains(&path);
-    Some(whole || texts.prefixes.iter().any(|prefix| path.starts_with(prefix)))
+    Some(holds(texts, &path))
 }
 
-/// Everything that the kernel asks for is known: the fields of an exec that predicates can read.
+fn is_named(texts: &Texts, path: &[u8]) -> bool {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(&[]);
+    texts.names.iter().any(|known| known == name)
+}
+
+fn holds(texts: &Texts, path: &[u8]) -> bool {
+    is_named(texts, path)
+        || texts.paths.iter().any(|known| known == path)
+        || texts.prefixes.iter().any(|prefix| path.starts_with(prefix))
+}
+
+/// Everything that the kernel asks for is known: the fields that predicates can read.
 fn is_known(view: &View<'_>) -> bool {
+    let file = view.event.file.as_ref();
+    let network = view.event.network.as_ref();
+    let whole = file.is_none_or(|file| {
+        let is_object = file.dev != 0 || file.ino != 0;
+        let unknown = file.flaws & UNKNOWN_TEXT != 0 || file.flags & OPEN_TRUNCATE_UNKNOWN != 0;
+        is_object && file.path.is_some() && !unknown
+    }) && network.is_none_or(|network| {
+        let addressed = !network.src_ip.is_empty() && !network.dst_ip.is_empty();
+        addressed && network.result.is_some()
+    });
+    if !whole {
+        return false;
+    }
     let known = |image: &Image| {
         let flaws = FLAW_TRUNCATED | FLAW_LOST | FLAW_PARTIAL;
         image.seen && image.exe_flaws & u32::from(flaws) == 0
@@ -262,7 +420,7 @@ fn is_known(view: &View<'_>) -> bool {
     view.image().is_some_and(known) && view.ancestors().all(known) && view.ancestors_complete()
 }
 
-/// 80,000 execs with up to three rules each that the kernel judges.
+/// 160,000 events with up to three rules each that the kernel judges.
 #[test]
 fn the_kernel_kills_what_the_matcher_matches() {
     let [
@@ -275,7 +433,9 @@ fn the_kernel_kills_what_the_matcher_matches() {
         undecided,
         excepted,
         shadowed,
-    ]: [Cell<u64>; 9] = Default::default();
+        files,
+        connections,
+    ]: [Cell<u64>; 11] = Default::default();
     let one = |count: &Cell<u64>| count.set(count.get() + 1);
     let shapes = proptest::collection::vec(any::<u8>(), 40..160);
     let bytes = proptest::collection::vec(any::<u8>(), 100);
@@ -289,14 +449,10 @@ fn the_kernel_kills_what_the_matcher_matches() {
     let run = TestRunner::new(config).run(&(shapes, events), |(shape, events)| {
         let policy = policy(&mut Dice::new(&shape));
         let (plan, late) = VerdictPlan::build(std::slice::from_ref(&policy), 0);
-        let late: Vec<usize> = late.iter().map(|late| late.rule).collect();
-        rules.set(rules.get() + RULES as u64);
-        taken.set(taken.get() + (RULES - late.len()) as u64);
-        prop_assert!(
-            plan.clauses
-                .iter()
-                .all(|clause| !late.contains(&clause.rule))
-        );
+        let late: Vec<(usize, Kind)> = late.iter().map(|late| (late.rule, late.kind)).collect();
+        let pairs = RULES * (1 + AFTER.len());
+        rules.set(rules.get() + pairs as u64);
+        taken.set(taken.get() + (pairs - late.len()) as u64);
         prop_assert!(plan.clauses.is_sorted_by_key(|clause| clause.rule));
         let matchers: Vec<(Matcher, Vec<Matcher>)> = policy
             .rules
@@ -308,9 +464,10 @@ fn the_kernel_kills_what_the_matcher_matches() {
             })
             .collect();
         for (number, bytes) in events.iter().enumerate() {
-            let case = exec(&mut Dice::new(bytes), number % 2 == 0);
+            let case = event(&mut Dice::new(bytes), number % 2 == 0);
             let view = case.view();
-            let outcome = plan.judge(|atom| answer(atom, &view));
+            let kind = view.kind();
+            let outcome = plan.judge(kind, |atom| answer(atom, &view));
             one(&execs);
             // Of each rule: it matches, and whether an exception does or could.
             let verdicts: Vec<(Verdict, Verdict)> = matchers
@@ -326,10 +483,16 @@ fn the_kernel_kills_what_the_matcher_matches() {
                 .collect();
             let said = format!("{:?}\non {case:?}\n{plan:?}\n{verdicts:?}", policy.rules);
             let by_agent = (0..RULES)
-                .filter(|rule| !late.contains(rule))
+                .filter(|rule| !late.contains(&(*rule, kind)))
                 .find(|rule| verdicts[*rule] == (Verdict::Match, Verdict::NoMatch));
             if let Outcome::Kills(rule) = outcome {
                 one(&kills);
+                prop_assert!(!late.contains(&(rule, kind)), "{}", said);
+                match kind {
+                    Kind::Open | Kind::CloseWrite => one(&files),
+                    Kind::Connect | Kind::Accept => one(&connections),
+                    _ => {}
+                }
                 prop_assert_eq!(
                     verdicts[rule],
                     (Verdict::Match, Verdict::NoMatch),
@@ -349,7 +512,7 @@ fn the_kernel_kills_what_the_matcher_matches() {
                 };
                 prop_assert_eq!(by_kernel, by_agent, "{}", said);
                 if verdicts.iter().enumerate().any(|(rule, verdict)| {
-                    !late.contains(&rule) && *verdict == (Verdict::Match, Verdict::Match)
+                    !late.contains(&(rule, kind)) && *verdict == (Verdict::Match, Verdict::Match)
                 }) {
                     one(&excepted);
                 }
@@ -375,6 +538,8 @@ fn the_kernel_kills_what_the_matcher_matches() {
         undecided,
         excepted,
         shadowed,
+        files,
+        connections,
     ];
     let [
         rules,
@@ -386,14 +551,26 @@ fn the_kernel_kills_what_the_matcher_matches() {
         undecided,
         excepted,
         shadowed,
+        files,
+        connections,
     ] = counts.map(Cell::into_inner);
     let _ = writeln!(
         std::io::stderr(),
-        "kernel against matcher: {taken} of {rules} rules taken; {execs} execs ({known} wholly known): {kills} killed \
-         ({killed_unknown} with something unknown, {shadowed} not by the first rule), {undecided} undecided, {excepted} excepted"
+        "kernel against matcher: {taken} of {rules} rules on a kind taken; {execs} events ({known} wholly known): {kills} killed \
+         ({files} at files, {connections} at connections, {killed_unknown} with something unknown, {shadowed} not by the first rule), \
+         {undecided} undecided, {excepted} excepted"
     );
-    assert!(execs >= 60_000 && taken > rules / 3, "{taken} of {rules}");
-    for count in [kills, known, killed_unknown, undecided, excepted, shadowed] {
+    assert!(execs >= 120_000 && taken > rules / 3, "{taken} of {rules}");
+    for count in [
+        kills,
+        known,
+        killed_unknown,
+        undecided,
+        excepted,
+        shadowed,
+        files,
+        connections,
+    ] {
         assert!(count > 1000, "{count}");
     }
 }

@@ -1,5 +1,5 @@
-//! What the kernel has to be told about ancestors: the answers of a process that is older than the plan of the rules
-//! that kill, or that the kernel had no room for.
+//! What the kernel has to be told about processes and their ancestors: the answers of those that are older than the plan of the
+//! rules that kill, or that the kernel had no room for.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -94,7 +94,8 @@ fn seed(node: &Rc<Node>, plan: &VerdictPlan) -> Seed {
         start_ns,
         image,
     } = node.key;
-    let own = answers(node, plan);
+    let own = answers(node, ancestors(plan));
+    let exe = answers(node, own_image(plan));
     let mut above = (0, 0);
     let mut top = Rc::clone(node);
     loop {
@@ -104,10 +105,10 @@ fn seed(node: &Rc<Node>, plan: &VerdictPlan) -> Seed {
         // Who only was found running may have had another parent, or its parent another image, at its
         // fork: good enough to tell, not to kill. And the chain may go on unseen.
         let Some(parent) = top.parent().filter(|_| !top.is_found()) else {
-            above.1 = asked(plan);
+            above.1 = bits(ancestors(plan));
             break;
         };
-        let (yes, unknown) = answers(&parent, plan);
+        let (yes, unknown) = answers(&parent, ancestors(plan));
         above.0 |= yes;
         above.1 |= unknown;
         top = parent;
@@ -123,14 +124,29 @@ fn seed(node: &Rc<Node>, plan: &VerdictPlan) -> Seed {
             above_unknown: above.1 & !above.0,
             own_yes: own.0,
             own_unknown: own.1,
+            exe_yes: exe.0,
+            exe_unknown: exe.1,
         },
     }
 }
 
-/// The bits of the atoms about ancestors; 0: the plan does not ask for any.
+/// The bits of the atoms that the kernel has to be told about; 0: the plan does not ask for any.
 #[must_use]
 pub fn asked(plan: &VerdictPlan) -> u64 {
-    ancestors(plan).fold(0, |bits, (bit, _)| bits | bit)
+    bits(ancestors(plan)) | plan.kept()
+}
+
+fn bits<'a>(atoms: impl Iterator<Item = (u64, &'a Texts)>) -> u64 {
+    atoms.fold(0, |bits, (bit, _)| bits | bit)
+}
+
+/// What other events than execs ask about the executable.
+fn own_image(plan: &VerdictPlan) -> impl Iterator<Item = (u64, &Texts)> {
+    let (kept, atoms) = (plan.kept(), plan.atoms.iter().enumerate());
+    atoms.filter_map(move |(place, atom)| match atom {
+        Atom::Exe(texts) if kept & 1 << place != 0 => Some((1 << place, texts)),
+        _ => None,
+    })
 }
 
 fn ancestors(plan: &VerdictPlan) -> impl Iterator<Item = (u64, &Texts)> {
@@ -141,16 +157,16 @@ fn ancestors(plan: &VerdictPlan) -> impl Iterator<Item = (u64, &Texts)> {
     })
 }
 
-/// What an image answers as an ancestor: yes, and unknown.
-fn answers(node: &Node, plan: &VerdictPlan) -> (u64, u64) {
+/// What an image answers to questions about executables: yes, and unknown.
+fn answers<'a>(node: &Node, atoms: impl Iterator<Item = (u64, &'a Texts)>) -> (u64, u64) {
     let Some(program) = node.program() else {
-        return (0, asked(plan));
+        return (0, bits(atoms));
     };
     // A kernel thread has no executable: whether it is one that is asked for has no answer.
     let Some(path) = known_path(&program) else {
-        return (0, asked(plan));
+        return (0, bits(atoms));
     };
-    let yes = ancestors(plan)
+    let yes = atoms
         .filter(|(_, texts)| holds(texts, &path))
         .fold(0, |bits, (bit, _)| bits | bit);
     (yes, 0)

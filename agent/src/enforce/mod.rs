@@ -1,4 +1,4 @@
-//! Rules that kill: what the kernel did before the process started, and what is left to be done here.
+//! Rules that kill: what the kernel did, and what is left to be done here.
 //!
 //! On the reading thread, before the event is written: killing does not wait for the disk. A cycle that
 //! could not be written is read again, so what was decided is kept until it could be.
@@ -17,10 +17,10 @@ use sumun_engine::Hit;
 use sumun_policy::Mode;
 use sumun_proto::v1::{Kind, RuleRef, Verdict};
 
-use self::kill::Target;
+use self::kill::{Done, Target};
 use self::verdict::{MODES, OUTCOMES, Told};
 use crate::detect::{Detector, unloaded};
-use crate::kernel::StreamId;
+use crate::kernel::{SharersSource, StreamId};
 
 /// Lines of log in [`LOG_EVERY`] at most; the alerts tell of all.
 const LOG_LINES: u32 = 20;
@@ -56,9 +56,20 @@ pub struct Enforcer {
     settled: HashMap<(StreamId, u64), Vec<Option<Verdict>>>,
     kills: Kills,
     log: Lines,
+    /// Who shares open files.
+    sharers: SharersSource,
 }
 
 impl Enforcer {
+    /// One that asks the kernel who shares open files.
+    #[must_use]
+    pub fn new(sharers: SharersSource) -> Self {
+        Self {
+            sharers,
+            ..Self::default()
+        }
+    }
+
     /// Kills if a rule asks for it, and says what became of each hit; empty when no rule
     /// that kills has hit. A hit that the kernel knows of is added to those found.
     pub fn judge(
@@ -89,12 +100,15 @@ impl Enforcer {
             found,
             judged.told,
             |rule| rule_name(&detector.describe(generation, rule)),
-            || {
-                if judged.dealt_with {
-                    kill::look(&target)
-                } else {
-                    kill::kill(&target)
+            |table| match table {
+                // Nothing is killed twice; what was done before is told by what is stored.
+                Some(_) if judged.dealt_with => Done::Gone,
+                Some(table) => {
+                    let (with, remark) = sharers::kill(target.pid, table, &self.sharers);
+                    Done::Killed { with, remark }
                 }
+                None if judged.dealt_with => kill::look(&target),
+                None => kill::kill(&target),
             },
         );
         if !judged.dealt_with {
@@ -239,7 +253,7 @@ mod tests {
                 enforcer.written();
             }
             let verdicts = enforcer.judge(&detector, record, &mut vec![verdict::killed_for(0)]);
-            (outcomes(&verdicts).join(" "), enforcer.kills[1][0])
+            (outcomes(&verdicts).join(" "), enforcer.kills[2][0])
         };
         // From before a restart: it may be another's turn, so it is looked at only.
         assert_eq!(judge(&record(1, true), false), ("failed".into(), 0));
@@ -271,7 +285,7 @@ mod tests {
             generation: 9,
             kind: Kind::Exec,
             actor: &actor,
-            told: Told::of(&exec),
+            told: Told::of_exec(&exec),
             dealt_with: false,
         };
         let detector = Detector::new(sumun_proto::Host::default());
@@ -306,7 +320,7 @@ mod tests {
             None,
         ]);
         let kills = enforcer.kills();
-        assert_eq!((kills[2][1], kills[1][0]), (1, 1));
+        assert_eq!((kills[3][1], kills[2][0]), (1, 1));
         assert_eq!(kills.iter().flatten().sum::<u64>(), 2);
     }
 }

@@ -6,6 +6,8 @@ use std::fs;
 use nix::errno::Errno;
 
 use super::guard;
+use super::kill::{self, Done, Target};
+use crate::kernel::SharersSource;
 use crate::kernel::pidfd::{PidFd, share_files};
 use crate::kernel::stat::Stat;
 
@@ -54,6 +56,55 @@ fn anchor(pid: u32, tid: u32) -> Option<u32> {
 /// A thread that is not on its way out has its files still.
 fn holds_files(pid: u32, tid: u32) -> bool {
     Stat::of_thread(pid, tid).is_ok_and(|stat| stat.is_some_and(|stat| !stat.is_exiting()))
+}
+
+/// Those that share the table of a process that the kernel has killed for what it opened. It may be gone by now, so they
+/// are found by the table's address, among those that were made to share one; and killed, by their numbers.
+///
+/// Each look finds what the sharers of the one before have made since.
+pub(super) fn kill(pid: u32, table: u64, source: &SharersSource) -> (Vec<u32>, Option<String>) {
+    let (mut killed, mut remark) = (Vec::new(), None);
+    for _ in 0..LOOKS_MAX {
+        let rows = match source.read() {
+            Ok(rows) => rows,
+            Err(error) => {
+                remark = Some(format!(
+                    "processes that share its files were not found: the kernel's iterator cannot be read: {error}"
+                ));
+                break;
+            }
+        };
+        let before = killed.len();
+        for row in rows.iter().filter(|row| row.table == table) {
+            let Ok(other) = u32::try_from(row.pid) else {
+                continue;
+            };
+            if other == pid || killed.contains(&other) {
+                continue;
+            }
+            let target = Target {
+                pid: other,
+                tid: other,
+                start_ns: row.start_ns,
+                with_sharers: false,
+                starting: false,
+            };
+            match kill::kill(&target) {
+                Done::Killed { .. } => killed.push(other),
+                Done::Gone => {}
+                Done::Guarded(guarded) => {
+                    remark = Some(format!("process {other} shares its files: {guarded}"));
+                }
+                Done::Failed(why) => {
+                    remark = Some(format!("process {other} shares its files: {why}"));
+                }
+            }
+        }
+        if killed.len() == before {
+            break;
+        }
+    }
+    (killed, remark)
 }
 
 fn look((pid, anchor): (u32, u32), sharers: &mut Sharers) -> Result<(), String> {

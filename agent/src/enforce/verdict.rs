@@ -2,6 +2,7 @@
 //! did before the process started, and of one try to kill it now.
 
 use sumun_abi::event::process::{Exec, outcome};
+use sumun_abi::verdict::Verdict as OfRecord;
 use sumun_engine::Hit;
 use sumun_policy::Mode;
 use sumun_proto::v1::{Kind, Verdict};
@@ -9,6 +10,7 @@ use sumun_proto::v1::{Kind, Verdict};
 use super::kill::Done;
 
 const BEFORE_START: &str = "kill-before-start";
+const AFTER: &str = "kill-after";
 const LATE: &str = "kill-late";
 const ALERT: &str = "alert";
 const KILLED: &str = "killed";
@@ -20,7 +22,7 @@ const EXPIRED: &str = "expired";
 const UNDECIDED: &str = "undecided";
 
 /// Effective modes of rules that kill, as [`sumun_policy::report::MODES`] names them.
-pub const MODES: [&str; 3] = [BEFORE_START, LATE, ALERT];
+pub const MODES: [&str; 4] = [BEFORE_START, AFTER, LATE, ALERT];
 /// Outcomes, as the catalogue names them under `verdict.outcome`.
 pub const OUTCOMES: [&str; 7] = [
     KILLED, WOULD_KILL, GUARDED, GONE, FAILED, EXPIRED, UNDECIDED,
@@ -29,26 +31,45 @@ pub const OUTCOMES: [&str; 7] = [
 /// Processes that a reason names at most.
 const NAMED_MAX: usize = 16;
 
-/// What the kernel's programs did about an exec.
+/// What the kernel's programs did about an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     outcome: u32,
     rule: usize,
     error: u32,
+    table: u64,
 }
 
 impl Told {
-    /// Of a record; `None` when the kernel had nothing to do.
+    /// Of the record of an exec; `None` when the kernel had nothing to do.
     #[must_use]
-    pub fn of(exec: &Exec) -> Option<Self> {
-        (exec.outcome != outcome::NONE).then_some(Self {
+    pub fn of_exec(exec: &Exec) -> Option<Self> {
+        Self::of(&OfRecord {
             outcome: exec.outcome,
-            rule: exec.rule as usize,
+            rule: exec.rule,
             error: exec.error,
+            ..OfRecord::default()
         })
     }
 
-    /// The rule for which the process was killed before it started.
+    /// Of the record of another event, likewise.
+    #[must_use]
+    pub fn of(verdict: &OfRecord) -> Option<Self> {
+        (verdict.outcome != outcome::NONE).then_some(Self {
+            outcome: verdict.outcome,
+            rule: verdict.rule as usize,
+            error: verdict.error,
+            table: verdict.table,
+        })
+    }
+
+    /// The table of open files of a process that the kernel has killed, if others share it.
+    #[must_use]
+    pub fn table(&self) -> Option<u64> {
+        (self.outcome == outcome::KILLED && self.table != 0).then_some(self.table)
+    }
+
+    /// The rule for which the process was killed.
     #[must_use]
     pub fn killed_by(&self) -> Option<usize> {
         (self.outcome == outcome::KILLED).then_some(self.rule)
@@ -78,13 +99,14 @@ pub fn confirm(hits: &mut Vec<Hit>, rule: usize) {
 }
 
 /// The verdict of each hit, `None` for a rule that does not kill. `kill` is called once at most, and only if a rule that
-/// enforces certainly matched; `name` names a rule.
+/// enforces certainly matched; with a table, it kills those that share it with a process that the kernel has
+/// killed. `name` names a rule.
 pub fn decide(
     kind: Kind,
     hits: &[Hit],
     told: Option<Told>,
     name: impl Fn(usize) -> String,
-    kill: impl FnOnce() -> Done,
+    kill: impl FnOnce(Option<u64>) -> Done,
 ) -> Vec<Option<Verdict>> {
     let acts = |hit: &Hit| hit.kill == Some(Mode::Enforce) && hit.is_certain();
     let applied = if hits.iter().any(acts) {
@@ -111,7 +133,12 @@ pub fn decide(
             ),
             Some((effective, outcome, reason)) if acts(hit) => match killed_by {
                 Some(rule) if rule != hit.rule => {
-                    (*effective, *outcome, format!("killed for {}", name(rule)))
+                    let killed = format!("killed for {}", name(rule));
+                    let reason = match reason.as_str() {
+                        "" => killed,
+                        more => format!("{killed}; {more}"),
+                    };
+                    (*effective, *outcome, reason)
                 }
                 _ => (*effective, *outcome, reason.clone()),
             },
@@ -146,29 +173,47 @@ pub fn of_event(verdicts: &[Option<Verdict>]) -> Option<&Verdict> {
 fn apply(
     kind: Kind,
     told: Option<Told>,
-    kill: impl FnOnce() -> Done,
+    kill: impl FnOnce(Option<u64>) -> Done,
 ) -> (&'static str, &'static str, String) {
+    let (by_kernel, when) = match kind {
+        Kind::Exec => (BEFORE_START, " before it started"),
+        _ => (AFTER, ""),
+    };
     let before = match told.map(|told| (told.outcome, told.error)) {
-        Some((outcome::KILLED, _)) => return (BEFORE_START, KILLED, String::new()),
+        Some((outcome::KILLED, _)) => {
+            let reason = match told.and_then(|told| told.table()).map(|table| kill(Some(table))) {
+                None | Some(Done::Gone) => String::new(),
+                Some(Done::Killed { with, remark }) => killed(String::new(), &with, remark),
+                Some(Done::Guarded(guarded)) => guarded.to_string(),
+                Some(Done::Failed(why)) => why,
+            };
+            return (by_kernel, KILLED, reason);
+        }
         Some((outcome::GUARDED, _)) => {
             let reason = "no policy may kill this process".into();
-            return (BEFORE_START, GUARDED, reason);
+            return (by_kernel, GUARDED, reason);
         }
         Some((outcome::FAILED, errno)) => {
             let error = std::io::Error::from_raw_os_error(errno.cast_signed());
-            format!("the kernel could not kill it before it started ({error}); judged by the agent")
+            format!("the kernel could not kill it{when} ({error}); judged by the agent")
         }
         Some((outcome::EXPIRED, _)) => {
             "the kernel's verdicts had expired, as no agent was there; judged by the agent".into()
         }
         Some((outcome::UNDECIDED, _)) => {
-            "the kernel could not decide before it started; judged by the agent".into()
+            format!("the kernel could not decide{when}; judged by the agent")
+        }
+        Some((outcome::ELSEWHERE, _)) => {
+            "the answer came in while another process ran, which is the only one that the kernel can kill; judged by the agent".into()
+        }
+        Some((outcome::LISTENER, _)) => {
+            "only the agent can tell whether this sshd is the one that listens; judged by the agent".into()
         }
         _ if kind == Kind::Exec => "judged by the agent, after it had started".into(),
         _ => "judged by the agent, after the event".to_owned(),
     };
     let expired = told.is_some_and(|told| told.outcome == outcome::EXPIRED);
-    match kill() {
+    match kill(None) {
         Done::Killed { with, remark } => (LATE, KILLED, killed(before, &with, remark)),
         Done::Gone if expired => (LATE, EXPIRED, format!("{before}: it had ended")),
         Done::Gone => (LATE, GONE, format!("{before}: it had ended")),
@@ -178,20 +223,20 @@ fn apply(
 }
 
 fn killed(before: String, with: &[u32], remark: Option<String>) -> String {
-    let mut reason = before;
+    let mut parts = vec![before];
     if !with.is_empty() {
         let named: Vec<String> = with.iter().take(NAMED_MAX).map(u32::to_string).collect();
-        reason.push_str("; killed with it, as they share its open files: ");
-        reason.push_str(&named.join(", "));
+        let mut all = named.join(", ");
         if with.len() > NAMED_MAX {
-            reason.push_str(&format!(" and {} more", with.len() - NAMED_MAX));
+            all.push_str(&format!(" and {} more", with.len() - NAMED_MAX));
         }
+        parts.push(format!(
+            "killed with it, as they share its open files: {all}"
+        ));
     }
-    if let Some(remark) = remark {
-        reason.push_str("; ");
-        reason.push_str(&remark);
-    }
-    reason
+    parts.extend(remark);
+    parts.retain(|part| !part.is_empty());
+    parts.join("; ")
 }
 
 #[cfg(test)]
@@ -216,6 +261,7 @@ mod tests {
             outcome,
             rule,
             error,
+            table: 0,
         })
     }
 
@@ -229,7 +275,7 @@ mod tests {
     /// Requested, effective, outcome, reason of each hit, and how often it was tried to kill.
     fn judged(hits: &[Hit], told: Option<Told>, done: Done) -> (Vec<[String; 4]>, u32) {
         let tries = Cell::new(0);
-        let kill = || {
+        let kill = |_| {
             tries.set(tries.get() + 1);
             done
         };
@@ -311,7 +357,7 @@ mod tests {
                 ["enforce", "kill-late", "killed"],
             ]
         );
-        let verdicts = decide(Kind::Open, &hits, None, |_| String::new(), dead);
+        let verdicts = decide(Kind::Open, &hits, None, |_| String::new(), |_| dead());
         let event = of_event(&verdicts).expect("a verdict");
         assert_eq!(event.effective, "kill-late", "what was applied comes first");
         assert_eq!(event.reason, "judged by the agent, after the event");
@@ -333,6 +379,24 @@ mod tests {
             (short(&all)[0], tries),
             (["enforce", "kill-before-start", "guarded"], 0)
         );
+        // Of another event it is another mode; who shares its table is killed now.
+        let of = |table| {
+            let told = told(outcome::KILLED, 4, 0).map(|told| Told { table, ..told });
+            let asked = Cell::new(None);
+            let kill = |table| {
+                asked.set(table);
+                Done::Killed {
+                    with: vec![8, 9],
+                    remark: None,
+                }
+            };
+            let verdicts = decide(Kind::Open, &hits[..1], told, |_| String::new(), kill);
+            let verdict = verdicts[0].clone().expect("a verdict");
+            (verdict.effective, verdict.reason, asked.get())
+        };
+        assert_eq!(of(0), ("kill-after".into(), String::new(), None));
+        let reason = "killed with it, as they share its open files: 8, 9";
+        assert_eq!(of(7), ("kill-after".into(), reason.into(), Some(7)));
         // A rule that the matcher did not hit, or an exception that it saw: killed all the same.
         hits[1].exception = Some(0);
         hits[1].kill = None;
@@ -356,6 +420,9 @@ mod tests {
         assert_eq!(late(told(outcome::EXPIRED, 4, 0), Done::Gone).0, "expired");
         assert_eq!(late(told(outcome::UNDECIDED, 0, 0), Done::Gone).0, "gone");
         assert_eq!(late(None, Done::Gone).0, "gone");
+        for outcome in [outcome::ELSEWHERE, outcome::LISTENER] {
+            assert_eq!(late(told(outcome, 4, 0), dead()).0, "killed");
+        }
         assert_eq!(
             late(None, Done::Guarded(Guarded::Init)),
             (

@@ -30,7 +30,7 @@ use super::{
 const QUIET_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Kinds by their place in `Filter`.
-const KINDS: [(Kind, usize); filtered::COUNT] = [
+pub(super) const KINDS: [(Kind, usize); filtered::COUNT] = [
     (Kind::Open, filtered::OPEN),
     (Kind::CloseWrite, filtered::CLOSE_WRITE),
     (Kind::Rename, filtered::RENAME),
@@ -107,7 +107,7 @@ impl Kernel {
     /// [`Kernel::attach`] it only prepares: a previous agent's programs go on with theirs.
     ///
     /// The rules that kill are swapped with it. `seeds` is asked for the processes that the new plan needs to
-    /// be told of, if it asks about ancestors.
+    /// be told of, if it asks about ancestors, or at other events than execs about executables.
     ///
     /// # Errors
     /// A map cannot be written, or closes are asked for and their hook is refused. The
@@ -139,7 +139,7 @@ impl Kernel {
             .set(index, Of(compiled.verdicts), 0)
             .map_err(Error::map("write", "VERDICTS"))?;
         self.clear_seeds(index)?;
-        let lineage = compiled.verdicts.lineage != 0;
+        let lineage = compiled.verdicts.lineage | compiled.verdicts.kept != 0;
         let mut swapped = Swapped {
             widened: compiled.widened,
             late: compiled.verdicts.clauses == 0 && !verdicts.clauses.is_empty(),

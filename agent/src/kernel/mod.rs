@@ -14,6 +14,7 @@ pub mod pidfd;
 mod pins;
 mod probe;
 mod ring;
+mod sharers;
 mod slots;
 pub mod stat;
 mod streams;
@@ -48,6 +49,7 @@ pub use self::{
     lock::LockPlace,
     probe::{Feature, ProbeReport, probe},
     ring::{Drain, Ring},
+    sharers::SharersSource,
     streams::StreamId,
     verdicts::Seed,
 };
@@ -243,6 +245,12 @@ impl Kernel {
         let prepared: Vec<_> = HOOKS.iter().map(|hook| self.prepare(hook, &btf)).collect();
         // A refusal is told by `bootstrap_tasks`, which tries again.
         let _ = self.load_tasks(&btf);
+        if let Err(reason) = self.pin_sharers(&btf) {
+            tracing::warn!(
+                reason,
+                "processes that share the open files of one that a rule has killed will not be found"
+            );
+        }
         drop(btf);
         self.hooks = HOOKS
             .iter()

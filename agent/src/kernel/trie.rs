@@ -129,7 +129,7 @@ impl Trie {
         } |= clause;
     }
 
-    /// `atom` is satisfied by an executable of this path or name, or if `prefix` by one that
+    /// `atom` is satisfied by a file of this path or name, or if `prefix` by one that
     /// begins so. The text is shorter than a key.
     pub(super) fn verdict(&mut self, tag: u8, text: &[u8], prefix: bool, atom: u64, space: Space) {
         let entry = self.entry(Key::text(tag, text));

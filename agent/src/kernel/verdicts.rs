@@ -3,13 +3,15 @@
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use sumun_abi::{
-    policy::tag,
-    verdict::{CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Verdicts, id},
+    policy::{ACCESS_BITS, tag},
+    verdict::{CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Verdicts, id, on},
 };
-use sumun_policy::verdict::{Atom, Id, TEXT_MAX, Texts, VerdictPlan};
+use sumun_policy::verdict::{Atom, End, Id, RESULT_ZERO, TEXT_MAX, Texts, VerdictPlan, kind_bit};
+use sumun_proto::v1::Kind;
 
 use super::{
     Error, Kernel, Of,
+    filter::KINDS,
     trie::{Space, Trie},
 };
 
@@ -35,7 +37,7 @@ pub(super) struct Maps {
     pub(super) lease: Array<MapData, u64>,
 }
 
-/// A process and what is known of it for the atoms about ancestors.
+/// A process and what is known of it and its ancestors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seed {
     /// Process id.
@@ -66,15 +68,47 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
                 texts(trie, asked, bit, Space::Net)?;
                 verdicts.named |= if asked.names.is_empty() { 0 } else { bit };
             }
+            Atom::File(asked) => {
+                verdicts.file |= bit;
+                let tags = (tag::VERDICT_FILE_NAME, tag::VERDICT_FILE_PATH);
+                texts_under(tags, trie, asked, bit, Space::File)?;
+                verdicts.named |= if asked.names.is_empty() { 0 } else { bit };
+            }
+            Atom::Flag(flag) => {
+                let place = ACCESS_BITS.iter().position(|known| known == flag)?;
+                verdicts.access[place] |= bit;
+            }
+            Atom::Net { end, nets } => {
+                let (asked, tags) = match end {
+                    End::Src => (
+                        &mut verdicts.src_net,
+                        (tag::VERDICT_SRC_NET4, tag::VERDICT_SRC_NET6),
+                    ),
+                    End::Dst => (
+                        &mut verdicts.dst_net,
+                        (tag::VERDICT_DST_NET4, tag::VERDICT_DST_NET6),
+                    ),
+                };
+                *asked |= bit;
+                for (address, bits) in nets {
+                    trie.net(tags, *address, *bits, bit);
+                }
+            }
             Atom::Number { id, range } => {
                 let number = verdicts.number.get_mut(verdicts.numbers as usize)?;
+                let id = match id {
+                    Id::Uid => id::UID,
+                    Id::Gid => id::GID,
+                    Id::Euid => id::EUID,
+                    Id::Egid => id::EGID,
+                    Id::SrcPort => id::SRC_PORT,
+                    Id::DstPort => id::DST_PORT,
+                    Id::Protocol => id::PROTOCOL,
+                    Id::Result => id::RESULT,
+                };
+                verdicts.numbered[id as usize] |= bit;
                 *number = Number {
-                    id: match id {
-                        Id::Uid => id::UID,
-                        Id::Gid => id::GID,
-                        Id::Euid => id::EUID,
-                        Id::Egid => id::EGID,
-                    },
+                    id,
                     first: range.0,
                     last: range.1,
                     pad: 0,
@@ -89,30 +123,54 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
             need: clause.need,
             forbid: clause.forbid,
             rule: u32::try_from(clause.rule).ok()?,
-            pad: 0,
+            kinds: kinds(clause.kinds),
         };
+        verdicts.kinds |= kinds(clause.kinds);
         verdicts.clauses += 1;
     }
+    verdicts.kept = plan.kept();
     Some(verdicts)
+}
+
+/// Kinds of a clause, as the kernel side names them.
+fn kinds(asked: u32) -> u32 {
+    let exec = (Kind::Exec, on::EXEC);
+    let others = KINDS.map(|(kind, place)| (kind, on::filtered(place)));
+    let all = [exec].into_iter().chain(others);
+    all.filter(|(kind, _)| asked & kind_bit(*kind) != 0)
+        .fold(0, |bits, (_, bit)| bits | bit)
 }
 
 const _: () = assert!(
     NUMBERS == sumun_policy::verdict::NUMBERS_MAX && CLAUSES == sumun_policy::verdict::CLAUSES_MAX
 );
 const _: () = assert!(TEXT_MAX < sumun_abi::policy::MATCH_TEXT);
+// What the kernel side turns over.
+const _: () = assert!(RESULT_ZERO == 1 << 31);
 
 fn texts(trie: &mut Trie, asked: &Texts, bit: u64, space: Space) -> Option<()> {
+    let tags = (tag::VERDICT_NAME, tag::VERDICT_PATH);
+    texts_under(tags, trie, asked, bit, space)
+}
+
+fn texts_under(
+    (name, path): (u8, u8),
+    trie: &mut Trie,
+    asked: &Texts,
+    bit: u64,
+    space: Space,
+) -> Option<()> {
     for (tag, texts, prefix) in [
-        (tag::VERDICT_NAME, &asked.names, false),
-        (tag::VERDICT_PATH, &asked.paths, false),
-        (tag::VERDICT_PATH, &asked.prefixes, true),
+        (name, &asked.names, false),
+        (path, &asked.paths, false),
+        (path, &asked.prefixes, true),
     ] {
         for text in texts {
             if text.len() > TEXT_MAX {
                 return None;
             }
             // A last component has no slash: nothing is called so.
-            if tag == tag::VERDICT_PATH || !text.contains(&b'/') {
+            if tag == path || !text.contains(&b'/') {
                 trie.verdict(tag, text, prefix, bit, space);
             }
         }
@@ -143,7 +201,7 @@ impl Kernel {
             .map_err(Error::map("write", "LEASE"))
     }
 
-    /// Tells the kernel of a process's ancestors, for the active plan.
+    /// Tells the kernel of a process and its ancestors, for the active plan.
     ///
     /// # Errors
     /// The map is full or cannot be written: such processes are judged late.
@@ -201,7 +259,8 @@ impl Kernel {
     /// would leave it there.
     pub(super) fn forget_lineage(&mut self) -> Result<(), Error> {
         let plan = self.verdicts.plans.get(&self.active, 0);
-        if plan.map_err(Error::map("read", "VERDICTS"))?.0.lineage != 0 {
+        let plan = plan.map_err(Error::map("read", "VERDICTS"))?.0;
+        if plan.lineage | plan.kept != 0 {
             return Ok(());
         }
         let keys: Result<Vec<_>, MapError> = self.verdicts.lineage.keys().collect();

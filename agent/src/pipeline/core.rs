@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use sumun_abi::event::process::Actor;
+use sumun_abi::event::process::{Actor, outcome};
 use sumun_abi::record::{Header, RING_LIFE};
+use sumun_abi::verdict::Verdict as OfRecord;
 use sumun_engine::Hit;
 use sumun_policy::plan::is_unfiltered;
 use sumun_proto::v1::{self, Event, Gap, Kind, Lane, Verdict};
@@ -92,8 +93,8 @@ impl Core {
         }
         let seen = self.take(&header);
         let told = match &record.body {
-            Body::Exec(exec) => Told::of(exec),
-            _ => None,
+            Body::Exec(exec) => Told::of_exec(exec),
+            _ => of_record(&record.body).and_then(|verdict| Told::of(&verdict)),
         };
         let tree = &mut self.tree;
         let (event, node, actor) = match &record.body {
@@ -149,7 +150,13 @@ impl Core {
                 .untold
                 .ended
                 .push((exit.actor.pid, exit.actor.start_ns)),
-            _ => {}
+            body => {
+                if of_record(body).is_some_and(|verdict| {
+                    verdict.outcome == outcome::UNDECIDED && verdict.lineage_unknown != 0
+                }) {
+                    self.untold.processes.push(Rc::clone(&node));
+                }
+            }
         }
         if seen == Seen::New {
             self.emit(event, &node, &actor, &header, told);
@@ -374,6 +381,15 @@ impl Core {
             (Lane::Bulk, &mut self.bulk),
             (Lane::Alert, &mut self.alert),
         ]
+    }
+}
+
+/// What the kernel's rules that kill made of an event other than an exec.
+fn of_record(body: &Body) -> Option<OfRecord> {
+    match body {
+        Body::Open(open) | Body::CloseWrite(open) => Some(open.verdict),
+        Body::Connect(made) | Body::Accept(made) => Some(made.verdict),
+        _ => None,
     }
 }
 

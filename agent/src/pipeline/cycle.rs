@@ -198,7 +198,7 @@ impl Pipeline {
             consumed,
             clock,
             detector: Detector::new(host),
-            enforcer: Enforcer::default(),
+            enforcer: Enforcer::new(kernel.sharers()),
             life,
             bulk,
             alert,

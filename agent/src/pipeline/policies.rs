@@ -166,11 +166,19 @@ impl Loaded {
     /// The kernel takes none of the rules that kill: all are judged in the agent.
     pub fn without_kernel(&mut self, reason: &str) {
         let plan = std::mem::take(&mut self.verdicts);
-        let rules: BTreeSet<usize> = plan.clauses.iter().map(|clause| clause.rule).collect();
-        self.late.extend(rules.into_iter().map(|rule| Late {
-            rule,
-            reason: reason.to_owned(),
-        }));
+        let judged = plan.clauses.iter().flat_map(|clause| {
+            let kinds = [Kind::Exec].into_iter().chain(verdict::AFTER);
+            kinds
+                .filter(|kind| clause.kinds & verdict::kind_bit(*kind) != 0)
+                .map(|kind| (clause.rule, kind))
+        });
+        let judged: BTreeSet<(usize, Kind)> = judged.collect();
+        self.late
+            .extend(judged.into_iter().map(|(rule, kind)| Late {
+                rule,
+                kind,
+                reason: reason.to_owned(),
+            }));
         self.late.sort_by_key(|late| late.rule);
     }
 

@@ -378,7 +378,7 @@ mod tests {
     async fn a_scrape_shows_what_was_counted() {
         let status = Arc::new(Status::new(Run::default()));
         Counters::add(&status.counters.events, 42);
-        Counters::add(&status.counters.kills[1][0], 3);
+        Counters::add(&status.counters.kills[2][0], 3);
         status.progress.written(Lane::Life, 1, 3, 5);
         status.progress.set_losses(vec![Loss {
             ring: 1,

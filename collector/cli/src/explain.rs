@@ -265,7 +265,7 @@ effect = "record"
             modes(&found),
             [
                 json!(["kill", "kill-before-start"]),
-                json!(["kill", "kill-late"])
+                json!(["kill", "kill-after"])
             ]
         );
         assert_eq!(found[0]["reason"], "");

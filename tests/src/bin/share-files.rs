@@ -1,6 +1,6 @@
 //! A process and its child with one table of open files: what one opens, both have.
 //!
-//! `share-files --path FILE --seconds N`: makes the child, prints its id, waits for a line of input, opens the
+//! `share-files --path FILE --seconds N [--write]`: makes the child, prints its id, waits for a line of input, opens the
 //! file, and then stays for so long, as the child does from the start.
 
 use std::fs::File;
@@ -19,7 +19,10 @@ fn main() -> Result<()> {
     println!("{child}");
     std::io::stdout().flush()?;
     std::io::stdin().read_line(&mut String::new())?;
-    let _file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    let mut options = File::options();
+    options.read(true).write(args.has("write"));
+    let opened = options.open(&path);
+    let _file = opened.with_context(|| format!("open {}", path.display()))?;
     std::thread::sleep(Duration::from_secs(seconds.into()));
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::assert_size;
 use crate::event::process::Actor;
 use crate::record::{Header, Span};
+use crate::verdict::Verdict;
 
 /// Asked for reading.
 pub const ACCESS_READ: u32 = 1 << 0;
@@ -47,8 +48,10 @@ pub struct Open {
     pub ino: u64,
     /// Path of the object.
     pub path: Span,
+    /// What the rules that kill made of it.
+    pub verdict: Verdict,
 }
-assert_size!(Open, 32 + 56 + 32);
+assert_size!(Open, 32 + 56 + 32 + 24);
 
 /// A rename or unlink that succeeded. Directories are the kernel's objects
 /// as they stood when the call returned; names are the caller's word.

@@ -3,6 +3,7 @@
 use crate::assert_size;
 use crate::event::process::Actor;
 use crate::record::Header;
+use crate::verdict::Verdict;
 
 /// `AF_INET`.
 pub const FAMILY_INET: u16 = 2;
@@ -21,8 +22,8 @@ pub const CONN_CALLER: u16 = 1 << 2;
 /// The accepted socket was gone when looked for; no addresses.
 pub const CONN_LOST: u16 = 1 << 3;
 
-/// A table of the kernel side was full: recorded before the result was known
-/// (`RESULT_UNKNOWN`); no second record follows.
+/// A table of the kernel side was full, or the process was killed for it: recorded before the
+/// result was known (`RESULT_UNKNOWN`); no second record follows.
 pub const CONN_UNDECIDED: u16 = 1 << 4;
 
 /// A TCP connect that ended (established or failed), or an accepted connection.
@@ -54,5 +55,7 @@ pub struct Connection {
     pub result: i32,
     /// IP protocol: 6, or 262 for MPTCP.
     pub protocol: u32,
+    /// What the rules that kill made of it.
+    pub verdict: Verdict,
 }
-assert_size!(Connection, 32 + 56 + 8 + 32 + 8 + 8);
+assert_size!(Connection, 32 + 56 + 8 + 32 + 8 + 8 + 24);

@@ -144,11 +144,11 @@ pub struct Exec {
 }
 assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 24 + 8 + 16);
 
-/// What became of an exec that the kernel judged by the rules that it can judge alone.
+/// What became of an event that the kernel judged by the rules that it can judge alone.
 pub mod outcome {
     /// No such rule matched, or there is none.
     pub const NONE: u32 = 0;
-    /// The rule matched, and the process dies before its first instruction.
+    /// The rule matched, and the process dies before its next instruction.
     pub const KILLED: u32 = 1;
     /// The rule matched, but the process is one that no policy may kill.
     pub const GUARDED: u32 = 2;
@@ -158,6 +158,10 @@ pub mod outcome {
     pub const EXPIRED: u32 = 4;
     /// Some rule may match: what it asks for could not be read.
     pub const UNDECIDED: u32 = 5;
+    /// The rule matched, but another process was running, as a packet came in: the kernel can only signal that one.
+    pub const ELSEWHERE: u32 = 6;
+    /// The rule matched, but the process may be the sshd that listens: only user space can tell.
+    pub const LISTENER: u32 = 7;
 }
 
 /// The file was made by a set-user-id or set-group-id exec (`bprm->secureexec`).

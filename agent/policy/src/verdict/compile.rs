@@ -1,11 +1,14 @@
 //! From a predicate to a formula of questions that the kernel can answer, or to the condition
 //! that it cannot judge.
 
+use sumun_abi::event::file::{
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE,
+};
 use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
 use super::formula::{Formula, Whose};
-use super::{Id, TEXT_MAX, TEXTS_MAX, Texts};
+use super::{Id, RESULT_ZERO, TEXT_MAX, TEXTS_MAX, Texts, net};
 use crate::condition::{is_plain, kind_condition};
 use crate::glob::{Glob, Shape};
 use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Quantifier, Set, TextTest, Type};
@@ -99,17 +102,19 @@ fn condition(atom: &Expr) -> Result<Formula, &'static str> {
             op,
             left: Operand::Field(field),
             right: Operand::Int(number),
-        } => Ok(Formula::number(
-            id_of(*field).ok_or("")?,
-            compared(*op, *number),
-        )),
+        } => {
+            let id = id_of(*field).ok_or("")?;
+            let number = number.saturating_add(zero_of(id));
+            Ok(Formula::number(id, compared(*op, number)))
+        }
         Expr::In {
             value: Operand::Field(field),
             set: Set::Int(items),
         } => {
             let id = id_of(*field).ok_or("")?;
+            let items = items.iter().map(|item| item.saturating_add(zero_of(id)));
             // A number that no id can be is in no range.
-            let ids = items.iter().filter_map(|item| u32::try_from(*item).ok());
+            let ids = items.filter_map(|item| u32::try_from(item).ok());
             Ok(Formula::number(id, ids.map(|id| (id, id)).collect()))
         }
         Expr::In {
@@ -117,21 +122,40 @@ fn condition(atom: &Expr) -> Result<Formula, &'static str> {
             set: Set::List(list),
         } if list.ty() == Some(Type::Int) => {
             id_of(*field).ok_or("")?;
-            Err("of ids, it knows a list of some dozens at most")
+            Err("of numbers, it knows a list of some dozens at most")
         }
+        Expr::Bool(Operand::Field(field)) => {
+            net::private(*field).or_else(|| flag(*field)).ok_or("")
+        }
+        Expr::InNet { field, net } => net::within(*field, *net),
+        Expr::Compare {
+            op: op @ (Compare::Eq | Compare::Ne),
+            left: Operand::Field(field),
+            right: Operand::Str(literal),
+        } if net::is_text(*field) => {
+            let one = net::one_of(*field, std::slice::from_ref(literal))?;
+            Ok(match op {
+                Compare::Eq => one,
+                _ => one.not(),
+            })
+        }
+        Expr::In {
+            value: Operand::Field(field),
+            set: Set::Str(items),
+        } if net::is_text(*field) => net::one_of(*field, items),
         Expr::Text {
             test: TextTest::Suffix,
-            value: Operand::Field(FieldId::ProcExePath),
+            value: Operand::Field(field @ (FieldId::ProcExePath | FieldId::FilePath)),
             text: suffix,
-        } => ends_with(suffix),
+        } => ends_with(suffix, whose(*field)),
         Expr::Matches {
-            value: Operand::Field(FieldId::ProcExePath),
+            value: Operand::Field(field @ (FieldId::ProcExePath | FieldId::FilePath)),
             pattern: Pattern::Glob(glob),
         } => {
             if let Some(names) = Glob::parse(glob).ok().and_then(|glob| glob.at_any_depth()) {
-                return named_at_any_depth(&names);
+                return named_at_any_depth(&names, whose(*field));
             }
-            own(atom)
+            one_text(atom, true)
         }
         Expr::Each {
             quantifier,
@@ -149,29 +173,22 @@ fn condition(atom: &Expr) -> Result<Formula, &'static str> {
         }
         Expr::Compare {
             op: Compare::Ne, ..
-        } => match texts(atom, false, &process) {
-            Ok(texts) => Ok(Formula::Texts {
-                whose: Whose::Own,
-                texts,
-                yes: false,
-            }),
-            Err(why) => Err(why),
-        },
-        atom => own(atom),
+        } => one_text(atom, false),
+        atom => one_text(atom, true),
     }
 }
 
-/// A condition on the executable's own path or name.
-fn own(atom: &Expr) -> Result<Formula, &'static str> {
-    texts(atom, true, &process).map(|texts| Formula::Texts {
-        whose: Whose::Own,
-        texts,
-        yes: true,
-    })
+/// A condition on a path or name, or with `yes` false on its negation: the executable's own, or the file's.
+fn one_text(atom: &Expr, yes: bool) -> Result<Formula, &'static str> {
+    let (texts, whose) = match reads_file(atom) {
+        true => (texts(atom, yes, &file)?, Whose::File),
+        false => (texts(atom, yes, &process)?, Whose::Own),
+    };
+    Ok(Formula::Texts { whose, texts, yes })
 }
 
 /// A path that ends in `/name` has that last component, and more before it.
-fn ends_with(suffix: &str) -> Result<Formula, &'static str> {
+fn ends_with(suffix: &str, whose: Whose) -> Result<Formula, &'static str> {
     const WHY: &str = "of how a path ends, it knows a whole last name like \"/sh\"";
     let name = suffix.strip_prefix('/').ok_or(WHY)?;
     if name.contains('/') {
@@ -179,26 +196,29 @@ fn ends_with(suffix: &str) -> Result<Formula, &'static str> {
     }
     let name = vec![bytes(name)?];
     Ok(Formula::and(vec![
-        own_texts(name.clone(), Vec::new()),
-        own_texts(Vec::new(), name).not(),
+        is_one_of(whose, name.clone(), Vec::new()),
+        is_one_of(whose, Vec::new(), name).not(),
     ]))
 }
 
 /// As [`ends_with`] for one of the names, or the path is one of them.
-fn named_at_any_depth(names: &[String]) -> Result<Formula, &'static str> {
+fn named_at_any_depth(names: &[String], whose: Whose) -> Result<Formula, &'static str> {
     let names = names.iter().map(|name| bytes(name));
     let names = sorted(names.collect::<Result<_, _>>()?);
-    let whole = own_texts(Vec::new(), names.clone());
+    let whole = is_one_of(whose, Vec::new(), names.clone());
     // Not simply the name: of a path that has lost its start, the agent knows no more.
     Ok(Formula::or(vec![
-        Formula::and(vec![own_texts(names, Vec::new()), whole.clone().not()]),
+        Formula::and(vec![
+            is_one_of(whose, names, Vec::new()),
+            whole.clone().not(),
+        ]),
         whole,
     ]))
 }
 
-fn own_texts(names: Vec<Vec<u8>>, paths: Vec<Vec<u8>>) -> Formula {
+fn is_one_of(whose: Whose, names: Vec<Vec<u8>>, paths: Vec<Vec<u8>>) -> Formula {
     Formula::Texts {
-        whose: Whose::Own,
+        whose,
         texts: Texts {
             names,
             paths,
@@ -208,17 +228,59 @@ fn own_texts(names: Vec<Vec<u8>>, paths: Vec<Vec<u8>>) -> Formula {
     }
 }
 
-fn process(operand: &Operand) -> Option<FieldId> {
-    match operand {
-        Operand::Field(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => Some(*field),
+fn whose(field: FieldId) -> Whose {
+    match field {
+        FieldId::FilePath | FieldId::FileName => Whose::File,
+        _ => Whose::Own,
+    }
+}
+
+/// A part of a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Its last component.
+    Name,
+    /// All of it.
+    Whole,
+}
+
+fn part(field: FieldId) -> Option<Part> {
+    match field {
+        FieldId::ProcExeName | FieldId::FileName => Some(Part::Name),
+        FieldId::ProcExePath | FieldId::FilePath => Some(Part::Whole),
         _ => None,
     }
 }
 
-fn ancestor(operand: &Operand) -> Option<FieldId> {
+fn process(operand: &Operand) -> Option<Part> {
     match operand {
-        Operand::Ancestor(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => Some(*field),
+        Operand::Field(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => part(*field),
         _ => None,
+    }
+}
+
+fn file(operand: &Operand) -> Option<Part> {
+    match operand {
+        Operand::Field(field @ (FieldId::FileName | FieldId::FilePath)) => part(*field),
+        _ => None,
+    }
+}
+
+fn ancestor(operand: &Operand) -> Option<Part> {
+    match operand {
+        Operand::Ancestor(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => part(*field),
+        _ => None,
+    }
+}
+
+/// Whether a condition is one on the path or name of the file.
+fn reads_file(atom: &Expr) -> bool {
+    match atom {
+        Expr::Compare { left: value, .. }
+        | Expr::In { value, .. }
+        | Expr::Text { value, .. }
+        | Expr::Matches { value, .. } => file(value).is_some(),
+        _ => false,
     }
 }
 
@@ -226,7 +288,7 @@ fn ancestor(operand: &Operand) -> Option<FieldId> {
 fn texts(
     expr: &Expr,
     positive: bool,
-    field: &impl Fn(&Operand) -> Option<FieldId>,
+    field: &impl Fn(&Operand) -> Option<Part>,
 ) -> Result<Texts, &'static str> {
     const JOINED: &str = "of an ancestor, it knows conditions joined by ||";
     const TESTS: &str =
@@ -289,11 +351,11 @@ fn texts(
             },
             true,
         ) => match known(value)? {
-            FieldId::ProcExePath => Ok(Texts {
+            Part::Whole => Ok(Texts {
                 prefixes: vec![prefix(text)?],
                 ..Texts::default()
             }),
-            _ => Err("it knows what a path starts with, not a name"),
+            Part::Name => Err("it knows what a path starts with, not a name"),
         },
         (
             Expr::Matches {
@@ -318,43 +380,43 @@ fn texts(
 }
 
 /// The field equals one of the literals.
-fn one_of(field: FieldId, literals: &[String]) -> Result<Texts, &'static str> {
+fn one_of(part: Part, literals: &[String]) -> Result<Texts, &'static str> {
     if literals.is_empty() {
         return Err("the list is empty");
     }
     let all = literals.iter().map(|literal| bytes(literal));
     let all = sorted(all.collect::<Result<_, _>>()?);
-    Ok(match field {
-        FieldId::ProcExeName => Texts {
+    Ok(match part {
+        Part::Name => Texts {
             names: all,
             ..Texts::default()
         },
-        _ => Texts {
+        Part::Whole => Texts {
             paths: all,
             ..Texts::default()
         },
     })
 }
 
-fn glob_texts(field: FieldId, glob: &str) -> Result<Texts, &'static str> {
+fn glob_texts(part: Part, glob: &str) -> Result<Texts, &'static str> {
     const WHY: &str = "of globs it knows /folder/** and **/name";
     let glob = Glob::parse(glob).map_err(|_| "")?;
     let (mut paths, mut prefixes) = (Vec::new(), Vec::new());
     for shape in glob.shapes() {
         match &shape {
             Shape::Whole(text) => paths.push(bytes(text)?),
-            Shape::Below(text) if field == FieldId::ProcExePath => prefixes.push(prefix(text)?),
+            Shape::Below(text) if part == Part::Whole => prefixes.push(prefix(text)?),
             Shape::Below(_) | Shape::From(_) => return Err(WHY),
         }
     }
     let paths = sorted(paths);
-    Ok(match field {
-        FieldId::ProcExeName => Texts {
+    Ok(match part {
+        Part::Name => Texts {
             names: paths,
             ..Texts::default()
         },
         // In order, and nothing twice.
-        _ => Texts::default().union(Texts {
+        Part::Whole => Texts::default().union(Texts {
             paths,
             prefixes,
             ..Texts::default()
@@ -404,8 +466,32 @@ fn id_of(field: FieldId) -> Option<Id> {
         FieldId::ProcGid => Id::Gid,
         FieldId::ProcEuid => Id::Euid,
         FieldId::ProcEgid => Id::Egid,
+        FieldId::NetSrcPort => Id::SrcPort,
+        FieldId::NetDstPort => Id::DstPort,
+        FieldId::Result => Id::Result,
         _ => return None,
     })
+}
+
+/// What a zero is as such a number.
+fn zero_of(id: Id) -> i64 {
+    match id {
+        Id::Result => RESULT_ZERO.into(),
+        _ => 0,
+    }
+}
+
+/// A bit of the file's flags.
+fn flag(field: FieldId) -> Option<Formula> {
+    let bit = match field {
+        FieldId::FileAccessRead => ACCESS_READ,
+        FieldId::FileAccessWrite => ACCESS_WRITE,
+        FieldId::FileAccessAppend => ACCESS_APPEND,
+        FieldId::FileCreate => OPEN_CREATED,
+        FieldId::FileTrunc => OPEN_TRUNCATE,
+        _ => return None,
+    };
+    Some(Formula::Flag { bit, yes: true })
 }
 
 /// The ids that compare so with a number, in ranges.
@@ -485,6 +571,8 @@ fn always(expr: &Expr, kind: Kind) -> Option<bool> {
             None if !can_be_read(atom, kind) => None,
             None => match condition(atom).ok()? {
                 Formula::Const(value) => Some(value),
+                // Whatever it is.
+                Formula::Number { ranges, .. } if ranges == [(0, u32::MAX)] => Some(true),
                 _ => None,
             },
         },

@@ -4,8 +4,9 @@
 //! a formula is true only if it is whatever the unknown answers are.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
-use super::{Atom, CLAUSES_MAX, Id, Texts};
+use super::{Atom, CLAUSES_MAX, End, Id, NETS_MAX, Texts};
 use crate::clause::{filled, without_longer};
 
 /// Most clauses that are looked at on the way to fewer.
@@ -21,21 +22,35 @@ pub(super) enum Formula {
         texts: Texts,
         yes: bool,
     },
-    /// The id lies in one of the ranges: sorted, apart, neither none nor everything.
+    /// The number lies in one of the ranges: sorted, apart; if there always is one, neither none nor everything.
     Number {
         id: Id,
         ranges: Vec<(u32, u32)>,
+    },
+    /// The bit of the file's flags is, or with `yes` false is not, set.
+    Flag {
+        bit: u32,
+        yes: bool,
+    },
+    /// The end of the connection lies, or with `yes` false does not, in one of the networks, which are sorted.
+    Net {
+        end: End,
+        nets: Vec<(IpAddr, u8)>,
+        yes: bool,
     },
     And(Vec<Formula>),
     Or(Vec<Formula>),
 }
 
-/// Whose executable is asked for.
+/// Whose path is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
+    /// That of the executable.
     Own,
-    /// That of one of the ancestors, at least.
+    /// That of the executable of one of the ancestors, at least.
     Ancestors,
+    /// That of the file.
+    File,
 }
 
 impl Formula {
@@ -51,9 +66,22 @@ impl Formula {
             }
         }
         match apart.as_slice() {
+            // Of what may be absent, "whatever it is" is a condition.
+            _ if id.can_be_absent() => Self::Number { id, ranges: apart },
             [] => Self::Const(false),
             [(0, u32::MAX)] => Self::Const(true),
             _ => Self::Number { id, ranges: apart },
+        }
+    }
+
+    /// The end lies in one of these networks.
+    pub(super) fn net(end: End, mut nets: Vec<(IpAddr, u8)>) -> Self {
+        nets.sort_unstable();
+        nets.dedup();
+        Self::Net {
+            end,
+            nets,
+            yes: true,
         }
     }
 
@@ -77,6 +105,12 @@ impl Formula {
                 yes: !yes,
             },
             Self::Number { id, ranges } => Self::number(id, gaps(&ranges)),
+            Self::Flag { bit, yes } => Self::Flag { bit, yes: !yes },
+            Self::Net { end, nets, yes } => Self::Net {
+                end,
+                nets,
+                yes: !yes,
+            },
             Self::And(parts) => Self::or(parts.into_iter().map(Self::not).collect()),
             Self::Or(parts) => Self::and(parts.into_iter().map(Self::not).collect()),
         }
@@ -128,6 +162,19 @@ impl Formula {
                 },
             ) => whose == other && *yes == or && *other_yes == or,
             (Self::Number { id, .. }, Self::Number { id: other, .. }) => id == other,
+            (
+                Self::Net { end, nets, yes },
+                Self::Net {
+                    end: other,
+                    nets: more,
+                    yes: other_yes,
+                },
+            ) => {
+                end == other
+                    && *yes == or
+                    && *other_yes == or
+                    && nets.len() + more.len() <= NETS_MAX
+            }
             _ => self == other,
         }
     }
@@ -146,8 +193,21 @@ impl Formula {
                     either.not()
                 }
             },
+            (Self::Net { end, nets, yes }, Self::Net { nets: more, .. }) => {
+                match Self::net(end, [nets, more].concat()) {
+                    Self::Net { end, nets, .. } => Self::Net { end, nets, yes },
+                    other => other,
+                }
+            }
             (same, _) => same,
         }
+    }
+}
+
+impl Id {
+    /// False for what every event of a kind with this number has.
+    fn can_be_absent(self) -> bool {
+        matches!(self, Self::SrcPort | Self::DstPort | Self::Result)
     }
 }
 
@@ -209,6 +269,16 @@ pub(super) struct Conjunction {
 }
 
 impl Conjunction {
+    /// This atom is yes, or with `yes` false no.
+    fn one(number: usize, yes: bool) -> Self {
+        let (one, none) = (BTreeSet::from([number]), BTreeSet::new());
+        let (need, forbid) = match yes {
+            true => (one, none),
+            false => (none, one),
+        };
+        Self { need, forbid }
+    }
+
     /// True when this one holds wherever the other does.
     fn is_wider(&self, other: &Self) -> bool {
         self.need.is_subset(&other.need) && self.forbid.is_subset(&other.forbid)
@@ -246,14 +316,27 @@ fn clauses(formula: &Formula, atoms: &mut Atoms) -> Result<Vec<Conjunction>, Too
             let atom = match whose {
                 Whose::Own => Atom::Exe(texts.clone()),
                 Whose::Ancestors => Atom::Ancestor(texts.clone()),
+                Whose::File => Atom::File(texts.clone()),
             };
-            let number = BTreeSet::from([atoms.number(atom)]);
-            let mut clause = Conjunction::default();
-            match yes {
-                true => clause.need = number,
-                false => clause.forbid = number,
-            }
-            vec![clause]
+            vec![Conjunction::one(atoms.number(atom), *yes)]
+        }
+        Formula::Flag { bit, yes } => {
+            vec![Conjunction::one(atoms.number(Atom::Flag(*bit)), *yes)]
+        }
+        Formula::Net { end, nets, yes } => {
+            let atom = Atom::Net {
+                end: *end,
+                nets: nets.clone(),
+            };
+            vec![Conjunction::one(atoms.number(atom), *yes)]
+        }
+        // No number is one of none; but if there is no number, nobody knows here that it is not.
+        Formula::Number { id, ranges } if ranges.is_empty() => {
+            let atom = Atom::Number {
+                id: *id,
+                range: (0, u32::MAX),
+            };
+            vec![Conjunction::one(atoms.number(atom), false)]
         }
         Formula::Number { id, ranges } => {
             let mut number = |range: &(u32, u32)| {
@@ -264,7 +347,9 @@ fn clauses(formula: &Formula, atoms: &mut Atoms) -> Result<Vec<Conjunction>, Too
             };
             let mut clause = Conjunction::default();
             match ranges.as_slice() {
-                [range] if range.1 != u32::MAX => clause.need = BTreeSet::from([number(range)]),
+                [range] if range.1 != u32::MAX || range.0 == 0 => {
+                    clause.need = BTreeSet::from([number(range)])
+                }
                 // One clause, however many ranges.
                 ranges => clause.forbid = gaps(ranges).iter().map(number).collect(),
             }

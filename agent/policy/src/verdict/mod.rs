@@ -1,4 +1,5 @@
-//! What the kernel judges alone: the rules that kill, as the kernel evaluates them at an exec.
+//! What the kernel judges alone: the rules that kill, as the kernel evaluates them at an exec, before
+//! it starts, and at the kinds of [`AFTER`], once the call is through.
 //!
 //! A plan has up to [`ATOMS_MAX`] atoms, each a question with the answers yes, no and unknown, and
 //! up to [`CLAUSES_MAX`] clauses. A clause holds if the atoms it needs are all yes and those it
@@ -9,10 +10,12 @@
 
 mod compile;
 mod formula;
+mod net;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use sumun_proto::v1::Kind;
 
@@ -29,10 +32,16 @@ pub const CLAUSES_MAX: usize = 64;
 pub const NUMBERS_MAX: usize = 32;
 /// Most texts of all atoms: the kernel's map holds two plans, each with its filter, which has the other half.
 pub const TEXTS_MAX: usize = sumun_abi::policy::MATCH_ENTRIES as usize / 4;
+/// Most networks of an atom.
+pub const NETS_MAX: usize = 1024;
 /// Longest text in an atom, in bytes: one byte less than a key of the kernel's map holds.
 pub const TEXT_MAX: usize = 254;
 
-/// The plan of all rules that kill in `enforce` and that the kernel can judge alone on execs.
+/// Kinds besides exec that the kernel judges: when the event has happened. Of the others only the agent
+/// knows enough: what a rename or unlink names is the caller's word.
+pub const AFTER: [Kind; 4] = [Kind::Open, Kind::CloseWrite, Kind::Connect, Kind::Accept];
+
+/// The plan of all rules that kill in `enforce` and that the kernel can judge alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerdictPlan {
     /// Questions; bit n of a clause's words stands for the n-th.
@@ -41,25 +50,46 @@ pub struct VerdictPlan {
     pub clauses: Vec<VerdictClause>,
 }
 
-/// A question about an exec.
+/// A question about an event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Atom {
-    /// About the new image's executable.
+    /// About the executable of the process's image; on exec, of the new one.
     Exe(Texts),
     /// About that of one of its ancestors, at least. If none is known to be one of the texts, the
     /// answer is no only if all of them are known, up to a process without a parent: that of
     /// an ancestor without an executable (a kernel thread), or whose exec was not seen, is unknown.
     Ancestor(Texts),
-    /// About an id of the process.
+    /// About a number.
     Number {
         /// Which.
         id: Id,
         /// From the first to the last, both included.
         range: (u32, u32),
     },
+    /// About the path of the file.
+    File(Texts),
+    /// Whether this bit of the record's flags (one of `sumun_abi::policy::ACCESS_BITS`) is set.
+    Flag(u32),
+    /// About an end of the connection: it lies in one of the networks (address with zero host bits, length
+    /// of the prefix), which are sorted; none of them is of IPv4 addresses mapped to IPv6.
+    Net {
+        /// Which end.
+        end: End,
+        /// One to [`NETS_MAX`] networks.
+        nets: Vec<(IpAddr, u8)>,
+    },
 }
 
-/// Paths of executables, as bytes; all lists are sorted. One of them applies. A text has one to
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// `net.src`
+    Src,
+    /// `net.dst`
+    Dst,
+}
+
+/// Paths, as bytes; all lists are sorted. One of them applies. A text has one to
 /// [`TEXT_MAX`] bytes, none of them zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Texts {
@@ -72,18 +102,19 @@ pub struct Texts {
 }
 
 impl Atom {
-    /// Number of its texts.
+    /// Number of its texts and networks.
     fn texts(&self) -> usize {
         match self {
-            Atom::Exe(texts) | Atom::Ancestor(texts) => {
+            Atom::Exe(texts) | Atom::Ancestor(texts) | Atom::File(texts) => {
                 texts.names.len() + texts.paths.len() + texts.prefixes.len()
             }
-            Atom::Number { .. } => 0,
+            Atom::Net { nets, .. } => nets.len(),
+            Atom::Number { .. } | Atom::Flag(_) => 0,
         }
     }
 }
 
-/// An id that every process has.
+/// A number that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Id {
     /// `proc.uid`
@@ -94,29 +125,44 @@ pub enum Id {
     Euid,
     /// `proc.egid`
     Egid,
+    /// `net.src.port`
+    SrcPort,
+    /// `net.dst.port`
+    DstPort,
+    /// The IP protocol: 262 is `net.proto == "mptcp"`, any other `"tcp"`.
+    Protocol,
+    /// `result`, moved up by [`RESULT_ZERO`].
+    Result,
 }
+
+/// What a result of zero is as an [`Id::Result`].
+pub const RESULT_ZERO: u32 = 1 << 31;
 
 /// Atoms that together make a rule kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerdictClause {
     /// Number of the rule: its place among all rules of the policies, in their order.
     pub rule: usize,
+    /// Kinds that it is about, by [`kind_bit`].
+    pub kinds: u32,
     /// Atoms that have to be yes.
     pub need: u64,
     /// Atoms that have to be no.
     pub forbid: u64,
 }
 
-/// A rule that kills in `enforce` on execs, but that the kernel does not judge.
+/// A rule that kills in `enforce`, but that the kernel does not judge on a kind on which it could.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Late {
     /// Its place among all rules of the policies.
     pub rule: usize,
+    /// One of its kinds: exec or one of [`AFTER`].
+    pub kind: Kind,
     /// Why only the agent can judge it.
     pub reason: String,
 }
 
-/// What a plan says of an exec.
+/// What a plan says of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// This rule kills: that of the first clause that holds.
@@ -131,33 +177,58 @@ impl VerdictPlan {
     /// The plan for all rules of all policies, and what is left to the agent with the reason, in
     /// the order of the rules. Exceptions that have expired at `now_ns`, ns since the Unix epoch, no
     /// longer count; the others do until the plan is built again, at [`next_expiry`].
+    ///
+    /// There is room for execs first: what is killed before it starts is worth more.
     #[must_use]
     pub fn build(policies: &[CheckedPolicy], now_ns: i64) -> (Self, Vec<Late>) {
         let mut building = Building::default();
         let mut late = Vec::new();
-        let rules = policies
-            .iter()
-            .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.mode, rule)));
-        for (number, (mode, rule)) in rules.enumerate() {
-            let asked = rule.effect == Effect::Kill && rule.kinds.contains(&Kind::Exec);
-            if !asked || mode != Mode::Enforce {
-                continue;
-            }
-            let added = clauses(rule, now_ns)
-                .and_then(|(atoms, clauses)| building.add(number, &atoms, &clauses));
-            if let Err(reason) = added {
-                late.push(Late {
-                    rule: number,
-                    reason,
-                });
+        let rules = || {
+            policies
+                .iter()
+                .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.mode, rule)))
+                .enumerate()
+                .filter(|(_, (mode, rule))| rule.effect == Effect::Kill && *mode == Mode::Enforce)
+        };
+        for kinds in [&[Kind::Exec][..], &AFTER] {
+            for (number, (_, rule)) in rules() {
+                for kind in kinds.iter().filter(|kind| rule.kinds.contains(kind)) {
+                    let added = clauses(rule, *kind, now_ns).and_then(|(atoms, clauses)| {
+                        building.add((number, *kind), &atoms, &clauses)
+                    });
+                    if let Err(reason) = added {
+                        late.push(Late {
+                            rule: number,
+                            kind: *kind,
+                            reason,
+                        });
+                    }
+                }
             }
         }
-        (building.plan, late)
+        let mut plan = building.plan;
+        plan.clauses.sort_by_key(|clause| clause.rule);
+        late.sort_by_key(|late| late.rule);
+        (plan, late)
     }
 
-    /// What the kernel does at an exec, given the answer to each question; `None` is unknown.
+    /// The questions about executables that are asked on other kinds than exec, as bits: the answers have to be
+    /// kept with each process.
     #[must_use]
-    pub fn judge(&self, answer: impl Fn(&Atom) -> Option<bool>) -> Outcome {
+    pub fn kept(&self) -> u64 {
+        let after = self.clauses.iter();
+        let after = after.filter(|clause| clause.kinds & !kind_bit(Kind::Exec) != 0);
+        let asked = after.fold(0, |all, clause| all | clause.need | clause.forbid);
+        let atoms = self.atoms.iter().enumerate();
+        atoms
+            .filter(|(_, atom)| matches!(atom, Atom::Exe(_)))
+            .fold(0, |all, (place, _)| all | 1 << place)
+            & asked
+    }
+
+    /// What the kernel does at an event of a kind, given the answer to each question; `None` is unknown.
+    #[must_use]
+    pub fn judge(&self, kind: Kind, answer: impl Fn(&Atom) -> Option<bool>) -> Outcome {
         let (mut yes, mut no) = (0_u64, 0_u64);
         for (number, atom) in self.atoms.iter().enumerate() {
             match answer(atom) {
@@ -167,7 +238,8 @@ impl VerdictPlan {
             }
         }
         let mut possible = false;
-        for clause in &self.clauses {
+        let clauses = self.clauses.iter();
+        for clause in clauses.filter(|clause| clause.kinds & kind_bit(kind) != 0) {
             if clause.need & !yes == 0 && clause.forbid & !no == 0 {
                 return Outcome::Kills(clause.rule);
             }
@@ -194,16 +266,27 @@ pub fn next_expiry(policies: &[CheckedPolicy], now_ns: i64) -> Option<i64> {
         .min()
 }
 
-/// Why the kernel cannot judge a rule on execs, all its exceptions included, if it were the only one.
-pub(crate) fn late_alone(rule: &Rule) -> Option<String> {
-    clauses(rule, i64::MIN)
-        .and_then(|(atoms, clauses)| Building::default().add(0, &atoms, &clauses))
+/// The bit of a kind in [`VerdictClause::kinds`]: the first is exec's, then those of [`AFTER`] follow. The kernel judges no
+/// other: 0.
+#[must_use]
+pub fn kind_bit(kind: Kind) -> u32 {
+    let place = AFTER.iter().position(|after| *after == kind);
+    match kind {
+        Kind::Exec => 1,
+        _ => place.map_or(0, |place| 2 << place),
+    }
+}
+
+/// Why the kernel cannot judge a rule on a kind, all its exceptions included, if it were the only one.
+pub(crate) fn late_alone(rule: &Rule, kind: Kind) -> Option<String> {
+    clauses(rule, kind, i64::MIN)
+        .and_then(|(atoms, clauses)| Building::default().add((0, kind), &atoms, &clauses))
         .err()
 }
 
-/// The clauses of a rule on execs, or why there are none.
-fn clauses(rule: &Rule, now_ns: i64) -> Result<(Atoms, Vec<Conjunction>), String> {
-    let kills = compile::compile(&rule.predicate, Kind::Exec)
+/// The clauses of a rule on a kind, or why there are none.
+fn clauses(rule: &Rule, kind: Kind, now_ns: i64) -> Result<(Atoms, Vec<Conjunction>), String> {
+    let kills = compile::compile(&rule.predicate, kind)
         .map_err(|beyond| format!("only the agent can judge {beyond}"))?;
     let mut parts = vec![kills];
     for exception in &rule.exceptions {
@@ -213,7 +296,7 @@ fn clauses(rule: &Rule, now_ns: i64) -> Result<(Atoms, Vec<Conjunction>), String
         {
             continue;
         }
-        let excepts = compile::compile(&exception.predicate, Kind::Exec).map_err(|beyond| {
+        let excepts = compile::compile(&exception.predicate, kind).map_err(|beyond| {
             let name = &exception.name;
             format!("only the agent can judge the exception {name:?}: {beyond}")
         })?;
@@ -230,12 +313,17 @@ fn clauses(rule: &Rule, now_ns: i64) -> Result<(Atoms, Vec<Conjunction>), String
 #[derive(Default)]
 struct Building {
     plan: VerdictPlan,
-    numbers: HashMap<Atom, usize>,
+    numbers: HashMap<Atom, u32>,
 }
 
 impl Building {
-    /// Adds a rule with all its clauses, or nothing of it.
-    fn add(&mut self, rule: usize, atoms: &Atoms, clauses: &[Conjunction]) -> Result<(), String> {
+    /// Adds a rule on a kind with all its clauses, or nothing of it.
+    fn add(
+        &mut self,
+        (rule, kind): (usize, Kind),
+        atoms: &Atoms,
+        clauses: &[Conjunction],
+    ) -> Result<(), String> {
         let full = |max: usize, what: &str| {
             format!("with the rules before it, there would be more than {max} {what} in the kernel")
         };
@@ -247,7 +335,38 @@ impl Building {
             .collect();
         added.sort_unstable();
         added.dedup();
-        if self.plan.clauses.len() + clauses.len() > CLAUSES_MAX {
+        let mut known = self.numbers.clone();
+        known.extend(
+            (known.len() as u32..)
+                .zip(&added)
+                .map(|(bit, number)| (atoms.all[*number].clone(), bit)),
+        );
+        let word = |set: &std::collections::BTreeSet<usize>| {
+            set.iter()
+                .filter_map(|number| known.get(&atoms.all[*number]))
+                // There may turn out to be too many.
+                .fold(0_u64, |word, bit| word | 1_u64.wrapping_shl(*bit))
+        };
+        let mut all = self.plan.clauses.clone();
+        for clause in clauses {
+            let clause = VerdictClause {
+                rule,
+                kinds: kind_bit(kind),
+                need: word(&clause.need),
+                forbid: word(&clause.forbid),
+            };
+            // The same on another kind.
+            match all.iter_mut().find(|known| {
+                VerdictClause {
+                    kinds: known.kinds,
+                    ..clause
+                } == **known
+            }) {
+                Some(known) => known.kinds |= clause.kinds,
+                None => all.push(clause),
+            }
+        }
+        if all.len() > CLAUSES_MAX {
             return Err(full(CLAUSES_MAX, "clauses"));
         }
         if self.plan.atoms.len() + added.len() > ATOMS_MAX {
@@ -257,30 +376,17 @@ impl Building {
         let about_numbers = about_numbers.chain(added.iter().map(|number| &atoms.all[*number]));
         let numbers = about_numbers.filter(|atom| matches!(atom, Atom::Number { .. }));
         if numbers.count() > NUMBERS_MAX {
-            return Err(full(NUMBERS_MAX, "ranges of ids"));
+            return Err(full(NUMBERS_MAX, "ranges of numbers"));
         }
         let asked = self.plan.atoms.iter();
         let asked = asked.chain(added.iter().map(|number| &atoms.all[*number]));
         if asked.map(Atom::texts).sum::<usize>() > TEXTS_MAX {
-            return Err(full(TEXTS_MAX, "names and paths"));
+            return Err(full(TEXTS_MAX, "names, paths and networks"));
         }
-        for number in added {
-            let atom = atoms.all[number].clone();
-            self.numbers.insert(atom.clone(), self.plan.atoms.len());
-            self.plan.atoms.push(atom);
-        }
-        let word = |set: &std::collections::BTreeSet<usize>| {
-            set.iter()
-                .filter_map(|number| self.numbers.get(&atoms.all[*number]))
-                .fold(0_u64, |word, bit| word | 1 << bit)
-        };
-        self.plan
-            .clauses
-            .extend(clauses.iter().map(|clause| VerdictClause {
-                rule,
-                need: word(&clause.need),
-                forbid: word(&clause.forbid),
-            }));
+        let added = added.iter().map(|number| atoms.all[*number].clone());
+        self.plan.atoms.extend(added);
+        self.plan.clauses = all;
+        self.numbers = known;
         Ok(())
     }
 }

@@ -5,10 +5,14 @@ use crate::file::check_file;
 
 /// A policy of rules that kill on execs, each with exceptions: (predicate, expiry).
 fn policy(mode: &str, rules: &[(&str, &[(&str, &str)])]) -> CheckedPolicy {
+    policy_on("exec", mode, rules)
+}
+
+fn policy_on(on: &str, mode: &str, rules: &[(&str, &[(&str, &str)])]) -> CheckedPolicy {
     let mut file = format!("[policy]\nname = \"p\"\nmode = {mode:?}\n");
     for (number, (when, exceptions)) in rules.iter().enumerate() {
         file.push_str(&format!(
-            "[[rule]]\nid = \"r{number}\"\non = [\"exec\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{when}'''\n"
+            "[[rule]]\nid = \"r{number}\"\non = [{on:?}]\neffect = \"kill\"\nforce = true\nwhen = '''\n{when}'''\n"
         ));
         for (number, (when, expires)) in exceptions.iter().enumerate() {
             file.push_str(&format!(
@@ -23,7 +27,12 @@ fn policy(mode: &str, rules: &[(&str, &[(&str, &str)])]) -> CheckedPolicy {
 
 /// The clauses of one rule in words, or the reason why there are none.
 fn told(when: &str, exceptions: &[(&str, &str)]) -> String {
-    let (plan, late) = VerdictPlan::build(&[policy("enforce", &[(when, exceptions)])], 0);
+    told_on("exec", when, exceptions)
+}
+
+fn told_on(on: &str, when: &str, exceptions: &[(&str, &str)]) -> String {
+    let policy = policy_on(on, "enforce", &[(when, exceptions)]);
+    let (plan, late) = VerdictPlan::build(&[policy], 0);
     if let [late] = &late[..] {
         assert_eq!(plan, VerdictPlan::default());
         return late.reason.clone();
@@ -66,6 +75,12 @@ fn atom(atom: &Atom) -> String {
     match atom {
         Atom::Exe(of) => format!("exe({})", texts(of)),
         Atom::Ancestor(of) => format!("anc({})", texts(of)),
+        Atom::File(of) => format!("file({})", texts(of)),
+        Atom::Flag(bit) => format!("flag({bit})"),
+        Atom::Net { end, nets } => {
+            let nets = nets.iter().map(|(net, bits)| format!("{net}/{bits}"));
+            format!("{end:?}({})", nets.collect::<Vec<_>>().join(","))
+        }
         Atom::Number { id, range } if range.1 == u32::MAX => format!("{id:?}({}..)", range.0),
         Atom::Number { id, range } => format!("{id:?}({}..{})", range.0, range.1),
     }
@@ -157,6 +172,145 @@ fn what_the_kernel_judges() {
         let (plan, late) = VerdictPlan::build(std::slice::from_ref(&both), 0);
         assert_eq!((plan.clauses.len(), late.len()), (clauses, 0), "{when}");
     }
+}
+
+#[test]
+fn what_the_kernel_judges_of_files_and_connections() {
+    for (on, when, expected) in [
+        ("open", "file.path == '/etc/shadow'", "file(=/etc/shadow)"),
+        ("close_write", "file.path in ['/b', '/a']", "file(=/a,/b)"),
+        (
+            "open",
+            "file.path.startsWith('/etc/') && file.access.write",
+            "file(^/etc/) flag(2)",
+        ),
+        (
+            "open",
+            "file.name != 'x' && !file.create && file.trunc == false",
+            "!file(x) !flag(256) !flag(512)",
+        ),
+        (
+            "open",
+            "file.path.glob('**/id_rsa') || file.access.read",
+            "!file(=id_rsa) file(id_rsa) | file(=id_rsa) | flag(1)",
+        ),
+        (
+            "open",
+            "file.path.glob('/{etc,srv/*}')",
+            "only the agent can judge file.path.glob(\"/{etc,srv/*}\") (of globs it knows /folder/** and **/name)",
+        ),
+        (
+            "open",
+            "file.path == '/x' && !(proc.exe.name == 'dpkg') && proc.uid == 0",
+            "!exe(dpkg) Uid(0..0) file(=/x)",
+        ),
+        // The same words of the file and of the executable are two questions.
+        (
+            "open",
+            "file.path == '/x' || proc.exe.path == '/x'",
+            "exe(=/x) | file(=/x)",
+        ),
+        // A close has no such flags.
+        (
+            "close_write",
+            "file.create || file.path == '/x'",
+            "file(=/x)",
+        ),
+        ("connect", "net.dst.port == 22", "DstPort(22..22)"),
+        (
+            "connect",
+            "net.dst.port in [80, 443] && net.proto == 'tcp'",
+            "!DstPort(0..79) !DstPort(444..) !DstPort(81..442) !Protocol(262..262)",
+        ),
+        (
+            "connect",
+            "net.dst.ip == '10.0.0.1' || cidr('10.1.0.0/16').containsIP(net.dst.ip)",
+            "Dst(10.0.0.1/32,10.1.0.0/16)",
+        ),
+        ("accept", "!(net.src.ip in ['::1'])", "!Src(::1/128)"),
+        ("connect", "net.dst.private && net.proto == 'sctp'", ""),
+        (
+            "connect",
+            "!net.dst.private && net.proto != 'sctp'",
+            "!Dst(10.0.0.0/8,100.64.0.0/10,127.0.0.0/8,169.254.0.0/16,172.16.0.0/12,192.168.0.0/16,::1/128,fc00::/7,fe80::/10)",
+        ),
+        ("connect", "result == 0", "Result(2147483648..2147483648)"),
+        ("connect", "result < 0", "Result(0..2147483647)"),
+        (
+            "connect",
+            "result in [-111, 0]",
+            "!Result(0..2147483536) !Result(2147483538..2147483647) !Result(2147483649..)",
+        ),
+        // Whatever it is, it has to be there; and what it cannot be is never, also not under `!`.
+        ("connect", "result < 0 || result >= 0", "Result(0..)"),
+        ("connect", "!(result > 99999999999)", "Result(0..)"),
+        ("connect", "result < 0 && result > 0", "!Result(0..)"),
+        (
+            "connect",
+            "net.dst.ip == 'localhost'",
+            "(a text is no address, or is not written as events have it)",
+        ),
+        (
+            "connect",
+            "cidr('::ffff:10.0.0.0/104').containsIP(net.dst.ip)",
+            "(no address is IPv4 mapped to IPv6: write it as IPv4)",
+        ),
+        (
+            "connect",
+            "net.source == 'object'",
+            "only the agent can judge net.source",
+        ),
+        (
+            "open",
+            "file.deleted",
+            "only the agent can judge file.deleted",
+        ),
+        (
+            "open",
+            "file.mode == 33188",
+            "only the agent can judge file.mode",
+        ),
+    ] {
+        let said = told_on(on, when, &[]);
+        let same = said == expected
+            || expected.contains("agent can judge") && said.starts_with(expected)
+            || expected.starts_with('(') && said.ends_with(expected);
+        assert!(same, "{on}: {when}: {said}");
+    }
+}
+
+#[test]
+fn execs_have_room_first_and_one_clause_stands_for_several_kinds() {
+    let files: Vec<String> = (0..64)
+        .map(|n| format!("file.path == '/{n}' || proc.exe.name == 'n{n}'"))
+        .collect();
+    let files: Vec<(&str, &[(&str, &str)])> =
+        files.iter().map(|when| (when.as_str(), &[][..])).collect();
+    let execs: Vec<(&str, &[(&str, &str)])> = vec![("proc.exe.name == 'a'", &[])];
+    let policies = [
+        policy_on("open", "enforce", &files),
+        policy_on("exec", "enforce", &execs),
+    ];
+    let (plan, late) = VerdictPlan::build(&policies, 0);
+    assert!(
+        late.iter()
+            .all(|late| late.kind == Kind::Open && late.rule < 64)
+    );
+    assert_eq!((plan.atoms.len(), late.len()), (63, 33));
+    assert_eq!(plan.clauses.last().map(|clause| clause.rule), Some(64));
+    // Names that opens ask for are kept with each process, the one that only the exec asks for is not.
+    assert_eq!(plan.kept().count_ones(), 31);
+
+    let mut both = policy("enforce", &execs);
+    both.rules[0].kinds = vec![Kind::Exec, Kind::Fork, Kind::Open, Kind::Connect];
+    let (plan, late) = VerdictPlan::build(&[both], 0);
+    assert_eq!(late, []);
+    let [clause] = plan.clauses[..] else {
+        panic!("one clause, not {plan:?}");
+    };
+    let kinds = [Kind::Exec, Kind::Open, Kind::Connect].map(kind_bit);
+    assert_eq!(clause.kinds, kinds.iter().sum::<u32>());
+    assert_eq!(plan.kept(), 1);
 }
 
 #[test]
@@ -400,7 +554,7 @@ fn what_does_not_fit_is_left_to_the_agent_and_what_comes_later_may_fit_again() {
     let (plan, late) = VerdictPlan::build(&[policy("enforce", &ids)], 0);
     assert_eq!((plan.atoms.len(), late.len()), (33, 2));
     assert!(
-        late[0].reason.contains("more than 32 ranges of ids"),
+        late[0].reason.contains("more than 32 ranges of numbers"),
         "{late:?}"
     );
 
@@ -430,23 +584,29 @@ fn the_first_clause_that_holds_decides_and_an_unknown_answer_never_kills() {
         clauses: vec![
             VerdictClause {
                 rule: 4,
+                kinds: kind_bit(Kind::Exec) | kind_bit(Kind::Open),
                 need: 0b001,
                 forbid: 0b010,
             },
             VerdictClause {
                 rule: 7,
+                kinds: kind_bit(Kind::Exec),
                 need: 0b100,
                 forbid: 0,
             },
         ],
     };
-    let judge = |answers: [Option<bool>; 3]| {
-        plan.judge(|atom| {
+    let judge_on = |kind: Kind, answers: [Option<bool>; 3]| {
+        plan.judge(kind, |atom| {
             let at = plan.atoms.iter().position(|known| known == atom);
             answers[at.expect("one of the plan's")]
         })
     };
+    let judge = |answers| judge_on(Kind::Exec, answers);
     let (yes, no) = (Some(true), Some(false));
+    assert_eq!(judge_on(Kind::Open, [yes, no, yes]), Outcome::Kills(4));
+    assert_eq!(judge_on(Kind::Open, [yes, None, yes]), Outcome::Undecided);
+    assert_eq!(judge_on(Kind::Connect, [yes, no, yes]), Outcome::Nothing);
     assert_eq!(judge([yes, no, yes]), Outcome::Kills(4));
     assert_eq!(judge([yes, None, yes]), Outcome::Kills(7));
     assert_eq!(judge([yes, None, no]), Outcome::Undecided);
@@ -454,5 +614,8 @@ fn the_first_clause_that_holds_decides_and_an_unknown_answer_never_kills() {
     assert_eq!(judge([None, yes, no]), Outcome::Nothing);
     assert_eq!(judge([no, None, None]), Outcome::Undecided);
     assert_eq!(judge([no, None, no]), Outcome::Nothing);
-    assert_eq!(VerdictPlan::default().judge(|_| None), Outcome::Nothing);
+    assert_eq!(
+        VerdictPlan::default().judge(Kind::Exec, |_| None),
+        Outcome::Nothing
+    );
 }

@@ -1,0 +1,211 @@
+//! Rules that the kernel judges alone at opens and connects: who does what they name does not get to use it, whether an agent
+//! lives or not.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use sumun_tests::check::{int, text};
+use sumun_tests::clock::unix_ns;
+use sumun_tests::ctl::Ctl;
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
+use sumun_tests::{programs, raw};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const SIGKILL: i32 = 9;
+/// How often each is tried in each state of the agent.
+const TIMES: usize = 50;
+
+/// Lets bash do something and write a file afterwards. True if it was killed; then it has not.
+fn was_killed(act: &str, file: &Path) -> bool {
+    let output = Command::new("/bin/bash")
+        .arg("-c")
+        .arg(format!("{act} && echo here > '{}'", file.display()))
+        .output()
+        .expect("it can be started");
+    let killed = output.status.signal() == Some(SIGKILL);
+    assert!(!killed || !file.exists(), "killed too late: {output:?}");
+    assert!(
+        killed || output.status.success() && file.exists(),
+        "{output:?}"
+    );
+    let _ = fs::remove_file(file);
+    killed
+}
+
+fn alerts(ctl: &Ctl, since: u64, count: usize) -> Vec<Value> {
+    let begun = Instant::now();
+    loop {
+        let rows = ctl.alerts(since, "").expect("the alerts").rows;
+        if rows.len() >= count {
+            return rows;
+        }
+        assert!(begun.elapsed() < LIMIT, "{} alerts of {count}", rows.len());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn opens_and_connects_kill_with_the_agent_alive_stopped_and_dead() {
+    let Some(turn) = Turn::take("opens_and_connects_kill") else {
+        return;
+    };
+    let scratch = scratch();
+    let dir = scratch.path().to_str().expect("UTF-8").to_owned();
+    let file = scratch.path().join("file");
+    fs::write(scratch.path().join("secret"), "x").expect("a file");
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [asked, other] = listeners
+        .each_ref()
+        .map(|one| one.local_addr().expect("an address").port());
+    let policy = format!(
+        r#"
+[policy]
+name = "gate"
+version = 1
+mode = "enforce"
+
+[[rule]]
+id = "write"
+on = ["open"]
+when = 'file.path == "{dir}/secret" && file.access.write && !proc.ancestors.exists(a, a.exe.name == "nobody")'
+effect = "kill"
+
+[[rule.exception]]
+name = "mender"
+when = 'proc.exe.name == "dash"'
+owner = "ops@example.com"
+
+[[rule]]
+id = "out"
+on = ["connect"]
+when = 'net.dst.port == {asked} && net.dst.private && proc.exe.name != "curl"'
+effect = "kill"
+"#
+    );
+    let collector = Collector::start().expect("a collector");
+    let ctl = collector.ctl();
+    let mut agent = Agent::start(turn, &collector, &[("gate", &policy)]).expect("an agent");
+    let since = unix_ns();
+    let connect = |port: u16| format!("exec 3<>/dev/tcp/127.0.0.1/{port}");
+    // Whoever ran before the agent may have had other parents: below this test, the ancestors are not known to the kernel.
+    let late = was_killed(
+        &format!("exec 3>>'{dir}/secret'; for ((i = 0; i < 9999999; i++)); do :; done"),
+        &file,
+    );
+    assert!(late, "the agent kills");
+    let [row] = &alerts(&ctl, since, 1)[..] else {
+        panic!("one alert");
+    };
+    assert_eq!(text(row, "verdict.effective"), "kill-late", "{row}");
+
+    let simple = policy.replace(
+        r#" && !proc.ancestors.exists(a, a.exe.name == "nobody")"#,
+        "",
+    );
+    let simple = simple.replace("version = 1", "version = 2");
+    agent.policy("gate", &simple).expect("written");
+    agent.reload();
+    let begun = Instant::now();
+    while !was_killed(&format!("exec 3>>'{dir}/secret'"), &file) {
+        assert!(begun.elapsed() < LIMIT, "the other policy is not loaded");
+    }
+    let since = unix_ns();
+    let round = || {
+        let opened = format!("exec 3>>'{dir}/secret'");
+        let opens = (0..TIMES).filter(|_| was_killed(&opened, &file)).count();
+        let connects = (0..TIMES)
+            .filter(|_| was_killed(&connect(asked), &file))
+            .count();
+        // Reading it, another port, and what is excepted.
+        assert!(!was_killed(&format!("exec 3<'{dir}/secret'"), &file));
+        assert!(!was_killed(&connect(other), &file));
+        assert!(!was_killed(
+            &format!("dash -c \"exec 3>>'{dir}/secret'\""),
+            &file
+        ));
+        (opens, connects)
+    };
+    let mut killed = BTreeMap::new();
+    killed.insert("alive", round());
+    agent.process().signal(Signal::SIGSTOP);
+    killed.insert("stopped", round());
+    agent.process().signal(Signal::SIGCONT);
+    agent.kill();
+    killed.insert("dead", round());
+    agent.run().expect("the agent starts again");
+    agent.online(&collector).expect("it is online");
+    killed.insert("back", round());
+    println!("killed: {killed:?}");
+    let all = (TIMES, TIMES);
+    let expected = ["alive", "stopped", "dead", "back"].map(|state| (state, all));
+    assert_eq!(killed, BTreeMap::from(expected));
+    let rows = alerts(&ctl, since, 8 * TIMES);
+    assert_eq!(rows.len(), 8 * TIMES);
+    for row in &rows {
+        assert_eq!(text(row, "verdict.effective"), "kill-after", "{row}");
+        assert_eq!(text(row, "verdict.outcome"), "killed", "{row}");
+        assert_eq!(int(row, "policy.version"), Some(2), "{row}");
+    }
+    let filter = r#"kind == "open" && "gate/write/mender" in exceptions"#;
+    let excepted = ctl.events(since, None, filter).expect("the events").rows;
+    assert_eq!(excepted.len(), 4, "{excepted:?}");
+
+    // A process that shares the open files dies with the one that opened, also if its agent comes too late for that one.
+    agent.process().signal(Signal::SIGSTOP);
+    let mut command = Command::new(programs::path("share-files"));
+    raw::bind_to_this_thread(&mut command);
+    let path = format!("{dir}/secret");
+    let mut pair = command
+        .args(["--path", &path, "--seconds", "90", "--write"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a pair");
+    let mut line = String::new();
+    let output = pair.stdout.as_mut().expect("its output");
+    BufReader::new(output).read_line(&mut line).expect("a line");
+    let sharer: u32 = line.trim().parse().expect("a process id");
+    let input = pair.stdin.as_mut().expect("its input");
+    input.write_all(b"\n").expect("it reads");
+    assert_eq!(pair.wait().expect("its end").signal(), Some(SIGKILL));
+    assert!(
+        Path::new(&format!("/proc/{sharer}")).exists(),
+        "nobody is there to kill it"
+    );
+    agent.process().signal(Signal::SIGCONT);
+    let begun = Instant::now();
+    let filter = format!("proc.pid == {}", pair.id());
+    let row = loop {
+        let rows = ctl.alerts(since, &filter).expect("the alerts").rows;
+        if let [row] = &rows[..] {
+            break row.clone();
+        }
+        assert!(begun.elapsed() < LIMIT, "one alert, not {rows:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(text(&row, "verdict.effective"), "kill-after", "{row}");
+    let with = format!("killed with it, as they share its open files: {sharer}");
+    assert_eq!(text(&row, "verdict.reason"), with, "{row}");
+    let filter = format!(r#"kind == "exit" && proc.pid == {sharer}"#);
+    let begun = Instant::now();
+    while ctl
+        .events(since, None, &filter)
+        .expect("rows")
+        .rows
+        .is_empty()
+    {
+        assert!(begun.elapsed() < LIMIT, "the sharer lives");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    agent.stop().expect("the agent stops");
+    agent.release().expect("the pins are removed");
+    assert!(!was_killed(&format!("exec 3>>'{dir}/secret'"), &file));
+}

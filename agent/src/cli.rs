@@ -31,6 +31,9 @@ pub enum Command {
     CheckConfig(Config),
     /// Say what this kernel offers and what each kind of event would be seen by
     Probe(Probe),
+    /// Hold calls that rules deny: a part of `run`, which starts it
+    #[command(hide = true)]
+    HoldCalls,
     /// Remove everything that an agent which no longer runs left in the kernel
     Release,
 }

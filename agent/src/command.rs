@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use crate::cli::{Args, Command, Enroll, Output, Probe, Status};
 use crate::config::Config;
+use crate::enforce::fanotify;
 use crate::forward::identity::Identity;
 use crate::kernel::{self, KernelConfig};
 use crate::pipeline::policies;
@@ -22,6 +23,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Status(args) => show_status(args),
         Command::CheckConfig(at) => check(&Config::load(&at.config)?),
         Command::Probe(args) => probe(args),
+        Command::HoldCalls => fanotify::hold_calls(),
         Command::Release => release(),
     }
 }
@@ -64,7 +66,7 @@ fn check(config: &Config) -> anyhow::Result<ExitCode> {
     for refused in loaded.refused() {
         eprintln!("{}", refused.error);
     }
-    for policy in loaded.report(&[]).policies {
+    for policy in loaded.report(&[], &fanotify::Report::default()).policies {
         let named = policy.policy.unwrap_or_default();
         println!(
             "{}: policy {} version {}, {} rules",

@@ -50,6 +50,9 @@ mod tests {
         assert_eq!(install(folder.path()).expect("nothing to do"), 0);
         let loaded = policies::load(folder.path(), &policies::Loaded::default()).expect("policies");
         assert_eq!(loaded.refused().len(), 0);
-        assert_eq!(loaded.report(&[]).policies.len(), POLICIES.len());
+        assert_eq!(
+            loaded.report(&[], &Default::default()).policies.len(),
+            POLICIES.len()
+        );
     }
 }

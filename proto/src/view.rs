@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use sumun_abi::event::file::{
-    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, CALL_COMPAT, OPEN_CREATED, OPEN_TRUNCATE,
-    OPEN_TRUNCATE_UNKNOWN,
+    ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, OPEN_CREATED,
+    OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
 use sumun_abi::event::network::{CONN_CALLER, CONN_LOST, CONN_RACY};
 use sumun_abi::record::{
@@ -35,6 +35,15 @@ pub const OF_OBJECT: [FieldId; 8] = [
     FieldId::FileAccessAppend,
     FieldId::FileCreate,
     FieldId::FileDeleted,
+];
+
+/// Fields that the call tells: what it asked for.
+const OF_CALL: [FieldId; 5] = [
+    FieldId::FileAccessRead,
+    FieldId::FileAccessWrite,
+    FieldId::FileAccessAppend,
+    FieldId::FileCreate,
+    FieldId::FileTrunc,
 ];
 
 /// Flaws that make a text unknown rather than merely doubtful.
@@ -250,6 +259,9 @@ impl<'a> View<'a> {
             FieldId::OriginCpu => Value::Int(origin?.cpu.into()),
             FieldId::OriginLevel => Value::Int(origin?.level.into()),
             FieldId::OriginSeq => int(origin?.seq),
+            FieldId::Result if self.event.network.is_none() => {
+                Value::Int(self.event.result?.into())
+            }
             FieldId::Rules if self.alert.is_none() => {
                 list(Items::Rules(&self.batch.rules, &self.event.rules), true)
             }
@@ -339,6 +351,10 @@ impl<'a> View<'a> {
         let none = file.dev == 0 && file.ino == 0;
         let lost = none && file.flaws & u32::from(FLAW_LOST) != 0 && self.has_descriptor();
         if lost && OF_OBJECT.contains(&id) && (opened || id != FieldId::FileCreate) {
+            return Some(Value::Unknown);
+        }
+        let unasked = file.flags & ACCESS_UNKNOWN != 0;
+        if unasked && OF_CALL.contains(&id) && opened {
             return Some(Value::Unknown);
         }
         let object = || (!none).then_some(());
@@ -433,7 +449,7 @@ impl<'a> View<'a> {
         })
     }
 
-    /// What became of a rule that kills. An older agent's event has none.
+    /// What became of a rule that kills or denies. An older agent's event has none.
     fn judged(&self, id: FieldId) -> Option<Value<'a>> {
         let verdict = self.event.verdict.as_ref()?;
         let said = match id {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use nix::errno::Errno;
 
 pub mod bpf;
+pub mod uring;
 
 /// Bytes of a [`Name`].
 const SIZE: usize = 4096;

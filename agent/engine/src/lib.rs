@@ -80,6 +80,8 @@ pub struct Hit {
     pub exception: Option<usize>,
     /// The rule kills and no exception lets the event pass: what its policy asks for.
     pub kill: Option<Mode>,
+    /// The rule denies and no exception lets the event pass: what its policy asks for.
+    pub deny: Option<Mode>,
     /// An exception that may let the event pass, but could not be decided: the
     /// alert is raised, but nothing is killed on a doubt.
     pub doubt: Option<usize>,
@@ -94,6 +96,7 @@ impl Hit {
             alert: false,
             exception: None,
             kill: None,
+            deny: None,
             doubt: None,
         }
     }
@@ -182,10 +185,11 @@ impl Engine {
             Verdict::Undecided => true,
         };
         let (exception, doubt) = rule.excepted(view);
-        let kills = rule.effect == Effect::Kill && exception.is_none();
+        let stops = |effect| rule.effect == effect && exception.is_none();
         hit.alert = rule.effect != Effect::Record && exception.is_none();
         hit.exception = exception;
-        hit.kill = kills.then_some(rule.mode);
+        hit.kill = stops(Effect::Kill).then_some(rule.mode);
+        hit.deny = stops(Effect::Deny).then_some(rule.mode);
         hit.doubt = doubt.filter(|_| exception.is_none());
         true
     }

@@ -80,6 +80,7 @@ fn hit(rule: usize, undecided: bool, alert: bool) -> Hit {
         alert,
         exception: None,
         kill: None,
+        deny: None,
         doubt: None,
     }
 }

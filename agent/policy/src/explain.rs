@@ -8,6 +8,7 @@ use sumun_proto::v1::Kind;
 
 use crate::coarse::{Taken, listed};
 use crate::condition::condition;
+use crate::deny;
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::ir::{Expr, Operand, Predicate, Set, Type};
 use crate::list::List;
@@ -106,6 +107,8 @@ pub enum Cost {
 /// What is done when a rule matches: the fixed list that hosts report from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effective {
+    /// The call fails, once the agent has judged it. An alert is raised.
+    DenyViaAgent,
     /// The process is killed by the kernel, before its first instruction. An alert is raised.
     KillBeforeStart,
     /// The process is killed by the kernel, when the event has happened. An alert is raised.
@@ -171,6 +174,7 @@ impl Effective {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Effective::DenyViaAgent => "deny-via-agent",
             Effective::KillBeforeStart => "kill-before-start",
             Effective::KillAfter => "kill-after",
             Effective::KillLate => "kill-late",
@@ -208,6 +212,7 @@ pub fn effective(
     match (rule.effect, mode, kind) {
         (Effect::Record, ..) => less(Effective::Record, ""),
         (Effect::Alert, ..) => less(Effective::Alert, ""),
+        (Effect::Deny, ..) => deny::effective(mode, rule, kind),
         (Effect::Kill, Mode::Observe, _) => {
             less(Effective::Alert, "observe: reports what would be killed")
         }
@@ -280,6 +285,7 @@ fn one(
                 text: Predicate::new(part.clone()).to_string(),
                 judged: match effective {
                     Effective::KillBeforeStart | Effective::KillAfter => Judged::Kernel,
+                    Effective::DenyViaAgent => Judged::Agent,
                     _ => judged(part, kind, &alone),
                 },
             })
@@ -347,7 +353,7 @@ fn taken(atom: &Expr, list: &List, positive: bool, kind: Kind) -> Taken {
 }
 
 /// Calls `seen` with each long list, the condition that names it, and whether that has to be true.
-fn each_list(expr: &Expr, positive: bool, seen: &mut impl FnMut(&List, &Expr, bool)) {
+pub(crate) fn each_list(expr: &Expr, positive: bool, seen: &mut impl FnMut(&List, &Expr, bool)) {
     match expr {
         Expr::And(parts) | Expr::Or(parts) => {
             for part in parts {

@@ -33,6 +33,8 @@ pub enum Effect {
     Alert,
     /// As `Alert`, and in `enforce` the process is killed.
     Kill,
+    /// As `Alert`, and in `enforce` the call fails.
+    Deny,
 }
 
 /// Whether effects that stop something are applied. With `record` and `alert`
@@ -77,7 +79,7 @@ pub struct Rule {
     pub predicate: Predicate,
     /// What it does.
     pub effect: Effect,
-    /// With the effect `kill`: it may do without a condition.
+    /// With the effects `kill` and `deny`: it may do without a condition, or close a folder of the system.
     pub force: bool,
     /// How bad it is.
     pub severity: Severity,

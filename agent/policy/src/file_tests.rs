@@ -275,12 +275,12 @@ fn faults_have_their_place_in_the_file() {
         ),
         ("on = [\"chmod\"]", "on \"chmod\" is not yet supported"),
         (
-            "on = [\"exec\"]\neffect = \"deny\"",
-            "p.toml:7:10: error: effect \"deny\" is not yet supported",
+            "on = [\"exec\"]\neffect = \"isolate\"",
+            "p.toml:7:10: error: effect \"isolate\" is not yet supported",
         ),
         (
-            "on = [\"exec\"]\neffect = \"deny\"",
-            "effect \"deny\" is not yet",
+            "on = [\"exec\"]\neffect = \"isolate\"",
+            "effect \"isolate\" is not yet",
         ),
         (
             "on = [\"exec\"]\neffect = \"alrt\"",

@@ -9,6 +9,7 @@ mod clause;
 pub mod coarse;
 mod condition;
 mod covers;
+pub mod deny;
 mod each;
 mod exception;
 pub mod explain;

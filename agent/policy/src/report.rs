@@ -74,6 +74,7 @@ fn rule(rule: &Rule, effective: impl Fn(Kind) -> (Effective, String)) -> LoadedR
         Effect::Record => "record",
         Effect::Alert => "alert",
         Effect::Kill => "kill",
+        Effect::Deny => "deny",
     };
     let kinds = rule.kinds.iter().map(|kind| {
         let (mode, reason) = effective(*kind);

@@ -8,6 +8,7 @@ use toml::de::DeTable;
 use crate::check::Lists;
 use crate::coarse::EXACT_MAX;
 use crate::condition::beyond_the_kernel;
+use crate::deny::{closes, held};
 use crate::explain::loosened;
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
@@ -29,8 +30,8 @@ const RULE_KEYS: &[&str] = &[
     "rate",
     "exception",
 ];
-const EFFECTS: &[&str] = &["record", "alert", "kill"];
-const EFFECTS_LATER: &[&str] = &["deny", "quarantine", "isolate", "capture"];
+const EFFECTS: &[&str] = &["record", "alert", "kill", "deny"];
+const EFFECTS_LATER: &[&str] = &["quarantine", "isolate", "capture"];
 const KINDS_LATER: &[&str] = &[
     "link", "symlink", "chmod", "chown", "truncate", "bind", "listen",
 ];
@@ -130,6 +131,7 @@ impl Reader<'_> {
         let effect = match effect {
             Some("record") => Effect::Record,
             Some("kill") => Effect::Kill,
+            Some("deny") => Effect::Deny,
             _ => Effect::Alert,
         };
         let force = table
@@ -151,9 +153,11 @@ impl Reader<'_> {
             exceptions,
             rate,
         };
-        if effect == Effect::Kill {
-            let place = |key: &str| table.get(key).map_or(start, |value| value.span().start);
-            self.kill(place("on"), place("when"), &rule);
+        let place = |key: &str| table.get(key).map_or(start, |value| value.span().start);
+        match effect {
+            Effect::Kill => self.kill(place("on"), place("when"), &rule),
+            Effect::Deny => self.deny(place("on"), place("when"), &rule),
+            Effect::Record | Effect::Alert => {}
         }
         (self.errors.len() == faults).then_some(rule)
     }
@@ -168,10 +172,10 @@ impl Reader<'_> {
             );
             return false;
         };
-        if force && effect != Effect::Kill {
+        if force && !matches!(effect, Effect::Kill | Effect::Deny) {
             self.warning(
                 offset,
-                "force changes nothing: it lets a rule with the effect kill have no condition",
+                "force changes nothing: it lets a rule with the effect kill or deny have no condition",
             );
         }
         force
@@ -207,6 +211,39 @@ impl Reader<'_> {
                 when,
                 format!("on {name} the process is killed late, once the agent has judged the event, and not {instead}: {why}"),
             );
+        }
+    }
+
+    /// What a rule that denies has to be, and where it will not be carried out.
+    fn deny(&mut self, on: usize, when: usize, rule: &Rule) {
+        for kind in &rule.kinds {
+            let name = kind_name(*kind);
+            if matches!(kind, Kind::Exit | Kind::Fork) {
+                self.error(
+                    on,
+                    format!("there is nothing to deny on {name}: take the kind out, or write effect = \"alert\""),
+                );
+                continue;
+            }
+            if !rule.force && holds_always(&rule.predicate, *kind) {
+                self.error(
+                    when,
+                    format!("the rule would deny every {name}: write a condition that says which, or force = true if every one is meant"),
+                );
+            } else if !rule.force
+                && let Some(folder) = closes(rule, *kind)
+            {
+                self.error(
+                    when,
+                    format!("the rule would close {folder} to every program, so that none starts: name a narrower folder or the programs, or write force = true if that is meant"),
+                );
+            }
+            if let Err(why) = held(rule, *kind) {
+                self.warning(
+                    when,
+                    format!("on {name} nothing is denied, an alert is raised: {why}"),
+                );
+            }
         }
     }
 

@@ -14,8 +14,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sumun_policy::explain::{Cost, Effective, Filter, Judged};
 use sumun_policy::plan::{KindPlan, is_life};
-use sumun_policy::{Matcher, Plan, Verdict, explain};
+use sumun_policy::{Effect, Matcher, Mode, Plan, Verdict, deny, explain};
 use sumun_proto::v1::Kind;
+use sumun_proto::{FieldId, Value, text};
 
 const EXES: &[&str] = &[
     "proc.exe.name == 'sh'",
@@ -290,5 +291,110 @@ fn the_cost_of_a_kind_is_that_of_its_widest_rule() {
             (Kind::Open, Cost::EveryEvent, Cost::EveryEvent),
             (Kind::Connect, Cost::EveryEvent, Cost::EveryEvent),
         ]
+    );
+}
+
+const OPENS: &[&str] = &[
+    "file.path == '/etc/passwd'",
+    "file.path in ['/bin/sh', '/etc/passwd', '/tmp/a', 'x']",
+    "file.path.startsWith('/etc/')",
+    "file.path.startsWith('/e')",
+    r"file.path.startsWith(r'/tmp/\xff')",
+    r"file.path.startsWith(r'/tmp/\x')",
+    "file.path.glob('/{etc,usr}/**')",
+    "file.path.glob('/etc/*/*')",
+    r"file.path.glob(r'/{tmp/\xff\\b,etc/passwd}')",
+    "file.path.endsWith('d')",
+    "file.access.write",
+    "proc.uid == 0",
+    "proc.exe.name == 'sh'",
+];
+const EXECS: &[&str] = &[
+    "proc.exe.path == '/bin/sh'",
+    "proc.exe.path in ['/bin/sh', '/usr/bin/bash']",
+    "proc.exe.path.startsWith('/usr/')",
+    "proc.exe.path.startsWith('/bin/s')",
+    "proc.exe.path.glob('/{usr,bin}/**/sh')",
+    "proc.exe.name == 'sh'",
+    "proc.uid == 0",
+];
+
+/// A condition on files that names some, or not.
+fn naming(dice: &mut Dice<'_>, pool: &[&str], depth: usize) -> String {
+    let mut inner = || match depth {
+        0 => dice.pick(pool).to_owned(),
+        _ => naming(dice, pool, depth - 1),
+    };
+    let (one, other) = (inner(), inner());
+    match dice.roll(6) {
+        0 => format!("!({one})"),
+        1 | 2 => format!("({one} || {other})"),
+        3 | 4 => format!("({one} && {other})"),
+        _ => one,
+    }
+}
+
+/// What a rule that denies matches is one of the files that it names.
+#[test]
+fn every_match_of_a_rule_that_denies_is_named() {
+    let (matched, unnamed) = (Cell::new(0_u64), Cell::new(0_u64));
+    let shapes = proptest::collection::vec(any::<u8>(), 0..80);
+    let bytes = proptest::collection::vec(any::<u8>(), 60);
+    let events = proptest::collection::vec(bytes, 40);
+    let config = ProptestConfig {
+        cases: 3000,
+        max_shrink_iters: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let run =
+        TestRunner::new(config).run(&(0..3_usize, shapes, events), |(depth, shape, events)| {
+            let mut dice = Dice::new(&shape);
+            let (kind, pool, path) = match dice.roll(2) {
+                0 => (Kind::Open, OPENS, FieldId::FilePath),
+                _ => (Kind::Exec, EXECS, FieldId::ProcExePath),
+            };
+            let when = naming(&mut dice, pool, depth);
+            let mut rule = policy(&when, &[kind]);
+            rule.mode = Mode::Enforce;
+            rule.rules[0].effect = Effect::Deny;
+            let matcher = Matcher::compile(&rule.rules[0].predicate);
+            let plan = deny::plan(&[rule]);
+            let Some(planned) = plan.first() else {
+                unnamed.set(unnamed.get() + 1);
+                return Ok(());
+            };
+            prop_assert_eq!((plan.len(), planned.rule, planned.kind), (1, 0, kind));
+            for bytes in &events {
+                let case = common::event(&mut Dice::new(bytes), kind, false);
+                let view = case.view();
+                if matcher.matches(&view) != Verdict::Match {
+                    continue;
+                }
+                let Value::Str(path) = view.get(path) else {
+                    prop_assert!(false, "{} matches without a path: {:?}", when, case);
+                    continue;
+                };
+                matched.set(matched.get() + 1);
+                let path = text::to_bytes(&path).expect("events are in form");
+                prop_assert!(
+                    planned.names.contain(&path),
+                    "{} names not {:?}",
+                    when,
+                    case
+                );
+            }
+            Ok(())
+        });
+    common::passed(run);
+    let _ = writeln!(
+        std::io::stderr(),
+        "{} events matched rules that name files, {} rules named none",
+        matched.get(),
+        unnamed.get()
+    );
+    assert!(
+        matched.get() > 2000 && unnamed.get() > 500,
+        "{matched:?} {unnamed:?}"
     );
 }

@@ -16,8 +16,10 @@ const TABLE_MAX: u64 = 16 * 1024 * 1024;
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTENING: &str = "0A";
 const SSHD: &[u8] = b"sshd";
-/// What the kernel appends to the path of an executable that was replaced by an update.
-const DELETED: &[u8] = b" (deleted)";
+/// What sshd hands a login to, from OpenSSH 9.8 and 10.0 on.
+const SESSIONS: [&[u8]; 2] = [b"sshd-session", b"sshd-auth"];
+/// What the kernel appends to the path of a file that has no name any more, as an executable that was replaced by an update.
+pub(super) const DELETED: &[u8] = b" (deleted)";
 
 /// Why a process is not killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,16 +68,39 @@ pub fn of(pid: u32, stat: Stat, starting: bool) -> Result<Option<Guarded>, Strin
     Ok(listener.then_some(Guarded::SshListener))
 }
 
+/// Whether a call of a process must not be denied, and why: no program that lets people in may be
+/// hindered, nor may the shell that it starts for them.
+///
+/// # Errors
+/// When it cannot be told; then nothing is to be denied either.
+pub fn of_call(pid: u32, stat: Stat) -> Result<Option<String>, String> {
+    if let Some(guarded) = of(pid, stat, true)? {
+        return Ok(Some(
+            guarded.to_string().replace("kill", "deny anything to"),
+        ));
+    }
+    let session = is_of_host(pid, |name| SESSIONS.contains(&name));
+    let session = session.map_err(|(path, error)| {
+        format!("cannot read {path}: {error}; whether it lets people in is not known, so nothing is denied to it")
+    })?;
+    Ok(session.then(|| "no policy may deny anything to what lets people in by ssh".to_owned()))
+}
+
 /// The host's sshd, not any program of that name: its file is root's, and it is in the agent's pid
 /// namespace, which is the host's, so that a container or a user cannot put on its name.
 fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)> {
+    Ok(is_of_host(pid, |name| name == SSHD)? && (starting || listens(pid)?))
+}
+
+/// A program of the host by the name of its file.
+fn is_of_host(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<bool, (String, io::Error)> {
     let exe = format!("/proc/{pid}/exe");
     let Some(path) = there(&exe, fs::read_link(&exe))? else {
         return Ok(false);
     };
     let path = path.as_os_str().as_bytes();
     let path = path.strip_suffix(DELETED).unwrap_or(path);
-    if path.rsplit(|byte| *byte == b'/').next() != Some(SSHD) {
+    if !path.rsplit(|byte| *byte == b'/').next().is_some_and(named) {
         return Ok(false);
     }
     let Some(file) = there(&exe, fs::metadata(&exe))? else {
@@ -92,10 +117,7 @@ fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)
         let space = fs::read_link(&path);
         there(&path, space)
     });
-    if own? != host? {
-        return Ok(false);
-    }
-    Ok(starting || listens(pid)?)
+    Ok(own? == host?)
 }
 
 /// Whether one of the sockets of a process takes TCP connections.

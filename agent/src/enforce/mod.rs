@@ -3,6 +3,8 @@
 //! On the reading thread, before the event is written: killing does not wait for the disk. A cycle that
 //! could not be written is read again, so what was decided is kept until it could be.
 
+pub mod deny;
+pub mod fanotify;
 pub mod guard;
 pub mod kill;
 pub mod lineage;

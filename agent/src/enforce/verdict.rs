@@ -84,6 +84,7 @@ pub(super) fn killed_for(rule: usize) -> Hit {
         alert: true,
         exception: None,
         kill: Some(Mode::Enforce),
+        deny: None,
         doubt: None,
     }
 }
@@ -252,6 +253,7 @@ mod tests {
             alert: true,
             exception: None,
             kill: Some(mode),
+            deny: None,
             doubt: None,
         }
     }

@@ -23,6 +23,11 @@ use sumun_proto::identity::exec_id;
 /// Ancestors kept for one process; a longer chain is cut and marked as going on unseen.
 pub const DEPTH_MAX: u32 = 64;
 
+/// The longest clock tick of `/proc`, ns.
+const TICK_MAX_NS: u64 = 10_000_000;
+/// Half of what an `exec_id` counts.
+const NEVER_BEGAN: u64 = 1 << 19;
+
 /// Flaw of arguments that were dropped to keep within the memory limit.
 pub(crate) const DROPPED: u32 = (FLAW_TRUNCATED | FLAW_PARTIAL) as u32;
 
@@ -395,6 +400,47 @@ impl Tree {
             self.retire(&node);
         }
         node
+    }
+
+    /// The image of a process of which `/proc` tells: its start only to the tick. Of several it is the newest with this
+    /// executable, else the newest.
+    #[must_use]
+    pub fn at_tick(&self, pid: u32, start_ns: u64, exe: Option<&str>) -> Option<Rc<Node>> {
+        let of_process = self.images.values().filter(|node| {
+            node.key.pid == pid && (start_ns..start_ns + TICK_MAX_NS).contains(&node.key.start_ns)
+        });
+        let has_exe = |node: &&Rc<Node>| {
+            let program = node.program.borrow();
+            exe.is_some() && program.as_ref().map(|program| program.exe_path.as_str()) == exe
+        };
+        of_process
+            .max_by_key(|node| (node.key.start_ns, has_exe(node), node.key.image))
+            .cloned()
+    }
+
+    /// An image that its process asked for and did not get: no record names it, and nobody can be its child. Its
+    /// number lies far above those of images that began.
+    #[must_use]
+    pub fn never_began(&self, asked_by: &Node, program: Program, number: u64) -> Rc<Node> {
+        let image = asked_by.key.image + NEVER_BEGAN + number % NEVER_BEGAN;
+        let key = ImageKey {
+            image,
+            ..asked_by.key
+        };
+        Rc::new(Node {
+            key,
+            exec_id: exec_id(key.pid, key.start_ns, key.image),
+            named_parent: Cell::new(asked_by.named_parent.get()),
+            program: RefCell::new(Some(Rc::new(program))),
+            ns: asked_by.ns,
+            ids: asked_by.ids,
+            cgroup: asked_by.cgroup,
+            parent: RefCell::new(asked_by.parent()),
+            depth: Cell::new(asked_by.depth.get()),
+            alive: Cell::new(false),
+            found: Cell::new(false),
+            _charge: Charge::new(&self.bytes, NODE_BYTES),
+        })
     }
 
     /// Ends a cycle of reading. `bulk_emptied`: the bulk ring was read up to where

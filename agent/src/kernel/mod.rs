@@ -4,8 +4,10 @@
 //! here blocks and knows no runtime.
 
 mod btf;
+pub mod canary;
 mod cast;
 mod error;
+pub mod fanotify;
 mod filter;
 pub mod heap;
 mod hooks;

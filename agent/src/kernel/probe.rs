@@ -65,6 +65,8 @@ pub struct ProbeReport {
     pub fentry: Feature,
     /// BPF programs as security module, for the rung `lsm`.
     pub lsm: Feature,
+    /// Permission events, for the rung `fanotify`: an open and an exec of a file of its own were denied.
+    pub fanotify: Feature,
     /// Active security modules; absent if securityfs is not mounted.
     pub security_modules: Option<String>,
     /// Kernel lockdown; `confidentiality` forbids reading kernel memory. Absent as above.
@@ -99,6 +101,7 @@ pub fn probe() -> ProbeReport {
         task_iterator: Feature::because(Some("the object is not loaded".into())),
         fentry: Feature::from(is_program_supported(ProgramType::Tracing)),
         lsm: Feature::from(is_program_supported(ProgramType::Lsm(LsmAttachType::Mac))),
+        fanotify: Feature::because(super::canary::try_out().err()),
         security_modules: read("/sys/kernel/security/lsm"),
         lockdown: read("/sys/kernel/security/lockdown"),
         missing_capabilities: missing_capabilities(),
@@ -193,6 +196,7 @@ impl std::fmt::Display for ProbeReport {
             ("task iterator", &self.task_iterator),
             ("rung fentry", &self.fentry),
             ("rung lsm", &self.lsm),
+            ("rung fanotify", &self.fanotify),
         ] {
             line(
                 name,

@@ -9,6 +9,7 @@ const KTHREAD: u64 = 0x0020_0000;
 /// A process, or one of its threads, at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
+    state: u8,
     flags: u64,
     start_ticks: u64,
 }
@@ -52,15 +53,38 @@ impl Stat {
         let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
         // From the third field on, the state.
         let mut fields = rest.split_ascii_whitespace();
-        let flags = fields.nth(6)?.parse().ok()?;
+        let state = *fields.next()?.as_bytes().first()?;
+        let flags = fields.nth(5)?.parse().ok()?;
         let start_ticks = fields.nth(12)?.parse().ok()?;
-        Some(Self { flags, start_ticks })
+        Some(Self {
+            state,
+            flags,
+            start_ticks,
+        })
     }
 
     /// Whether it began at this time, ns since boot, as far as the clock tick of this file tells.
     #[must_use]
     pub fn began_at(self, start_ns: u64) -> bool {
         tick_ns().is_some_and(|tick_ns| self.start_ticks == start_ns / tick_ns)
+    }
+
+    /// When it began, ns since boot, rounded down to the clock tick of this file.
+    #[must_use]
+    pub fn start_ns(self) -> u64 {
+        self.start_ticks.saturating_mul(tick_ns().unwrap_or(0))
+    }
+
+    /// It does nothing until it is told to go on: stopped, or stopped by a debugger.
+    #[must_use]
+    pub fn is_stopped(self) -> bool {
+        matches!(self.state, b'T' | b't')
+    }
+
+    /// It waits for a device, and for nothing else.
+    #[must_use]
+    pub fn is_stuck(self) -> bool {
+        self.state == b'D'
     }
 
     /// It belongs to the kernel.

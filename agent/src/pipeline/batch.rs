@@ -204,6 +204,15 @@ impl BatchBuilder {
         }
     }
 
+    /// Inode of the file of the last event; 0 = not known.
+    #[must_use]
+    pub fn last_ino(&self) -> u64 {
+        let event = self.batch.events.last();
+        event
+            .and_then(|event| event.file.as_ref())
+            .map_or(0, |file| file.ino)
+    }
+
     /// Marks the last event with a rule that matched it.
     pub fn matched(&mut self, rule: u32) {
         if let Some(event) = self.batch.events.last_mut() {

@@ -16,6 +16,7 @@ use super::folds::{Folds, Sample};
 use super::lanes::LaneWriter;
 use super::streams::{Seen, Streams};
 use crate::detect::Detector;
+use crate::enforce::deny::Denier;
 use crate::enforce::lineage::Untold;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
@@ -61,6 +62,8 @@ pub struct Core {
     pub detector: Detector,
     /// What rules that kill lead to.
     pub enforcer: Enforcer,
+    /// What became of rules that deny.
+    pub denier: Denier,
     /// Lane of process life.
     pub life: LaneWriter,
     /// Lane of file and network events.
@@ -234,7 +237,10 @@ impl Core {
             told,
             dealt_with: held || !self.detector.knows(generation),
         };
-        let verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
+        let mut verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
+        let ino = batch.last_ino();
+        let of = (kind, actor.pid, ino, header.boot_ns);
+        self.denier.judge(&found, &mut verdicts, of);
         if let Some(verdict) = of_event(&verdicts) {
             batch.verdict(verdict.clone());
         }
@@ -271,7 +277,7 @@ impl Core {
         }
     }
 
-    fn alerts(
+    pub(super) fn alerts(
         &mut self,
         event: Option<Event>,
         (found, verdicts): (&[Hit], &[Option<Verdict>]),

@@ -17,6 +17,7 @@ use super::batch::Origin;
 use super::clock::{Clock, boot_ns};
 use super::consumed::{Before, Consumed};
 use super::core::Core;
+use super::denied::{Pending, Unsaid};
 use super::folds::{self, Folds};
 use super::lanes::LaneWriter;
 use super::policies::{self, Loaded};
@@ -24,6 +25,8 @@ use super::streams::Streams;
 use super::syncer::Syncer;
 use crate::detect::Detector;
 use crate::enforce::Enforcer;
+use crate::enforce::deny::Denier;
+use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::lineage::{self, Untold};
 use crate::enrich::process::{Limits, Tree};
 use crate::kernel::{HookStatus, Kernel, StreamId, heap};
@@ -50,6 +53,8 @@ const WATERMARK_EVERY: Duration = Duration::from_millis(100);
 const REPAIR_EVERY: Duration = Duration::from_secs(5);
 /// At least this between two looks for exceptions that have expired, ns.
 const EXPIRE_EVERY_NS: u64 = 1_000_000_000;
+/// How long the start waits until opens and executions are held that rules deny.
+const HELD_WITHIN: Duration = Duration::from_secs(2);
 /// At most one line of log in this time about the same trouble.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -57,6 +62,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 const SPOOL: &str = "spool";
 const POLICIES: &str = "policies";
 const EXPIRED: &str = "exceptions";
+const DENY: &str = "deny";
 
 /// The policies as they are read again beside the cycle.
 type Reload = std::thread::JoinHandle<Result<Loaded, policies::Error>>;
@@ -104,6 +110,12 @@ pub struct Pipeline {
     core: Core,
     loaded: Loaded,
     applied: Applied,
+    keeper: Keeper,
+    /// How it was when last looked.
+    holding: fanotify::Report,
+    pending: Pending,
+    unsaid: Unsaid,
+    host: Host,
     hold: Duration,
     generation: u32,
     scopes: Vec<Scope>,
@@ -197,8 +209,9 @@ impl Pipeline {
             streams: Streams::new(reused && !known, since),
             consumed,
             clock,
-            detector: Detector::new(host),
+            detector: Detector::new(host.clone()),
             enforcer: Enforcer::new(kernel.sharers()),
+            denier: Denier::default(),
             life,
             bulk,
             alert,
@@ -218,6 +231,11 @@ impl Pipeline {
             core,
             loaded: Loaded::default(),
             applied: Applied::new(&state),
+            keeper: Keeper::default(),
+            holding: fanotify::Report::default(),
+            pending: Pending::default(),
+            unsaid: Unsaid::new(&state),
+            host: host.clone(),
             hold,
             generation: 0,
             scopes: Vec::new(),
@@ -240,6 +258,7 @@ impl Pipeline {
             // Who runs now is told to the kernel with the rules.
             pipeline.bootstrap()?;
         }
+        let unsaid = pipeline.unsaid.is_left();
         // The filter first: what is attached is judged by it from the first record on.
         pipeline.apply(loaded, true)?;
         pipeline.kernel.attach()?;
@@ -254,10 +273,18 @@ impl Pipeline {
             pipeline.core.life.open().scope(scope);
         }
         if !reused {
-            pipeline.unwatched(before.as_ref(), attached_ns);
+            let why = ("unwatched", "the kernel side was not attached");
+            pipeline.unwatched(before.as_ref(), attached_ns, why);
+        } else if unsaid {
+            let why = (
+                "untold",
+                "the agent was killed: of calls that were denied just before, the last may be missing",
+            );
+            pipeline.unwatched(before.as_ref(), attached_ns, why);
         }
         pipeline.bootstrap()?;
         pipeline.guard()?;
+        pipeline.keeper.settle(HELD_WITHIN);
         let progress = &pipeline.status.progress;
         progress.set_attached(true);
         progress.set_bootstrapped(true);
@@ -285,6 +312,7 @@ impl Pipeline {
                 std::thread::sleep(pause);
             }
         }
+        self.keeper.stop();
         // Until the rings are empty, but not for ever: others go on writing.
         for _ in 0..8 {
             self.last_watermark = None;
@@ -295,7 +323,12 @@ impl Pipeline {
         // No window ends by itself any more.
         self.core.folds.close_all();
         match self.write(0) {
-            Ok(()) => self.reached(self.through_boot_ns),
+            Ok(()) => {
+                self.reached(self.through_boot_ns);
+                if self.pending.is_empty() && self.unsaid.set(false).is_err() {
+                    tracing::warn!("the next agent will say that denied calls may be missing");
+                }
+            }
             Err(error) => self.fail(&error),
         }
         self.publish();
@@ -313,10 +346,19 @@ impl Pipeline {
         }
         let quiet = self.quiet();
         let bulk_ahead = self.kernel.bulk.backlog();
+        // Before the rings are read, so that what let a call through is known when its record comes; and so
+        // that whoever made a call is known when the call is looked at.
+        self.pending
+            .add(self.keeper.take(), self.through_boot_ns, &mut self.core);
         let mut read = drain(&mut self.kernel.life, CYCLE_BYTES, &mut self.core);
         let life_emptied = !self.kernel.life.has_more() || read < CYCLE_BYTES;
         let mut bulk_emptied = false;
         if life_emptied {
+            if !self.pending.is_empty() {
+                let now_ns = boot_ns().unwrap_or(self.through_boot_ns);
+                self.pending
+                    .emit(&mut self.core, (self.through_boot_ns, now_ns));
+            }
             let bulk = drain(
                 &mut self.kernel.bulk,
                 bulk_ahead.min(CYCLE_BYTES),
@@ -344,6 +386,10 @@ impl Pipeline {
             self.expire();
             return TROUBLE_PAUSE;
         }
+        if life_emptied {
+            self.pending.written();
+        }
+        self.look_at_keeper();
         if through != 0 {
             self.through_boot_ns = through;
             self.last_watermark = Some(Instant::now());
@@ -595,6 +641,11 @@ impl Pipeline {
         let after_ns = boot_ns()?;
         self.generation = generation;
         self.loaded = loaded;
+        let held = !self.loaded.held().is_empty();
+        if let Err(error) = self.unsaid.set(held || self.unsaid.is_left()) {
+            tracing::warn!(%error, "cannot write that calls are held: if the agent is killed, nothing says that denied calls may be missing");
+        }
+        self.keeper.set(self.loaded.held(), generation, &self.host);
         if let Err(error) = self.applied.write(generation, self.loaded.hash()) {
             tracing::warn!(%error, "cannot write which rules are applied: after a restart nothing is killed for what is recorded until then");
         }
@@ -611,8 +662,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Nobody looked between the last agent and now: the pins were not there.
-    fn unwatched(&mut self, before: Option<&Before>, attached_ns: u64) {
+    /// Nobody looked between the last agent and now, or not at everything.
+    fn unwatched(&mut self, before: Option<&Before>, attached_ns: u64, why: (&str, &str)) {
         let Some(before) = before.filter(|before| before.through_wall_ns != 0) else {
             return;
         };
@@ -624,11 +675,11 @@ impl Pipeline {
                 continue;
             }
             writer.gap(Gap {
-                reason: "unwatched".into(),
+                reason: why.0.into(),
                 count: None,
                 from_boot_ns: from.cast_unsigned(),
                 to_boot_ns: attached_ns,
-                detail: "the kernel side was not attached".into(),
+                detail: why.1.into(),
                 ..Gap::default()
             });
         }
@@ -729,6 +780,31 @@ impl Pipeline {
         })?)
     }
 
+    /// Says when rules that deny are carried out otherwise than before.
+    fn look_at_keeper(&mut self) {
+        let now = self.keeper.report();
+        let same = (&now.trouble, &now.missing) == (&self.holding.trouble, &self.holding.missing);
+        self.holding = now;
+        if same {
+            return;
+        }
+        let trouble = self.holding.trouble.clone();
+        if self.status.trouble(DENY, trouble.clone()) {
+            match trouble {
+                Some(trouble) => tracing::error!(trouble, "nothing is denied"),
+                None => tracing::info!("rules that deny are carried out"),
+            }
+        }
+        for missing in &self.holding.missing {
+            tracing::warn!(
+                rule = missing.rule,
+                reason = missing.reason,
+                "a rule that denies is not carried out"
+            );
+        }
+        self.publish();
+    }
+
     /// Tells the kernel of the ancestors that it has asked for.
     fn tell(&mut self, emptied: bool) {
         let Core { tree, untold, .. } = &mut self.core;
@@ -758,6 +834,13 @@ impl Pipeline {
         set(&counters.excepted, counts.excepted);
         set(&counters.folded, counts.folded);
         set(&counters.gaps, counts.gaps);
+        let denials = self.core.denier.denials().iter().flatten();
+        for (counter, count) in counters.denials.iter().flatten().zip(denials) {
+            set(counter, *count);
+        }
+        set(&counters.held_calls, self.holding.counts.held);
+        set(&counters.held_overflows, self.holding.counts.overflows);
+        set(&counters.holder_restarts, self.holding.restarts);
         let kills = self.core.enforcer.kills().iter().flatten();
         for (counter, count) in counters.kills.iter().flatten().zip(kills) {
             set(counter, *count);
@@ -765,10 +848,14 @@ impl Pipeline {
     }
 
     /// What changes with policies and hooks.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let hooks = self.kernel.hooks();
         self.status.update(|parts| parts.doors = doors(hooks));
-        self.status.set_policies(self.loaded.report(hooks));
+        self.holding = self.keeper.report();
+        self.status
+            .set_policies(self.loaded.report(hooks, &self.holding));
+        let reasons = self.loaded.not_denied(hooks, &self.holding);
+        self.core.denier.set_reasons(reasons);
     }
 }
 

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod consumed;
 mod core;
 mod cycle;
+mod denied;
 mod folds;
 pub mod lanes;
 pub mod policies;

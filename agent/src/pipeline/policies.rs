@@ -1,7 +1,7 @@
 //! Policy files: read, checked, compiled to rules and a kernel filter; and the
 //! scope records that say what was collected when.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,17 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
+use sumun_policy::deny::{self, DenyRule};
 use sumun_policy::file::FILE_MAX;
 use sumun_policy::verdict::{self, Late, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
-use sumun_proto::v1::{Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule};
+use sumun_proto::v1::{
+    EffectiveMode, Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule,
+};
 
+use crate::enforce::fanotify as holding;
 use crate::kernel::HookStatus;
 
 /// A policy directory or file cannot be read. A directory that is not there is no error: no policies.
@@ -37,6 +41,8 @@ pub struct Loaded {
     verdicts: VerdictPlan,
     /// Rules that kill, but that only the agent can judge.
     late: Vec<Late>,
+    /// Rules that deny and can be carried out by holding calls.
+    held: Vec<DenyRule>,
     engine: Arc<Engine>,
     hash: String,
     loaded_ns: i64,
@@ -149,6 +155,35 @@ impl Loaded {
         &self.verdicts
     }
 
+    /// The rules that deny, of those that can be carried out by holding opens and executions.
+    #[must_use]
+    pub fn held(&self) -> &[DenyRule] {
+        &self.held
+    }
+
+    /// Rules that deny in `enforce` and are not carried out on a kind, by their place among all.
+    #[must_use]
+    pub fn not_denied(
+        &self,
+        hooks: &[HookStatus],
+        holding: &holding::Report,
+    ) -> BTreeMap<(usize, i32), String> {
+        let mut reasons = BTreeMap::new();
+        let mut number = 0;
+        for policy in self.report(hooks, holding).policies {
+            for rule in policy.rules {
+                let less = |mode: &&EffectiveMode| mode.mode == "alert";
+                if rule.effect == "deny" && policy.mode == "enforce" {
+                    for kind in rule.kinds.iter().filter(less) {
+                        reasons.insert((number, kind.kind), kind.reason.clone());
+                    }
+                }
+                number += 1;
+            }
+        }
+        reasons
+    }
+
     /// The same with the exceptions that apply at a time, ns since the Unix epoch, if the kernel's rules
     /// are others then.
     #[must_use]
@@ -230,7 +265,7 @@ impl Loaded {
 
     /// What is in force, and what of it works with these hooks.
     #[must_use]
-    pub fn report(&self, hooks: &[HookStatus]) -> LoadedPolicies {
+    pub fn report(&self, hooks: &[HookStatus], holding: &holding::Report) -> LoadedPolicies {
         let mut loaded = LoadedPolicies {
             hash: self.hash.clone(),
             loaded_ns: self.loaded_ns,
@@ -240,6 +275,28 @@ impl Loaded {
             refused: self.refused.clone(),
             left_out: 0,
         };
+        let rules = loaded
+            .policies
+            .iter_mut()
+            .flat_map(|policy| &mut policy.rules);
+        for (number, rule) in rules.enumerate() {
+            let held = |mode: &&mut EffectiveMode| mode.mode == "deny-via-agent";
+            for mode in rule.kinds.iter_mut().filter(held) {
+                let kind = mode.kind();
+                let planned = |rule: &DenyRule| rule.rule == number && rule.kind == kind;
+                let reason = match self.held.iter().any(planned) {
+                    true => holding.reason(number, kind),
+                    false => Some(format!(
+                        "all rules together name more than {} files and folders",
+                        deny::NAMES_MAX
+                    )),
+                };
+                if let Some(reason) = reason {
+                    mode.mode = "alert".into();
+                    mode.reason = format!("not denied: {reason}");
+                }
+            }
+        }
         report::bound(&mut loaded);
         loaded
     }
@@ -293,6 +350,7 @@ impl Loaded {
             plan,
             verdicts,
             late,
+            held: deny::plan(&policies),
             hash: hex::encode(hash.finalize()),
             policies,
             refused,
@@ -536,9 +594,12 @@ mod tests {
         assert_eq!((record.kind(), record.from_boot_ns), (Kind::Open, 5));
         let hash = hex::encode(Sha256::digest(edited.as_bytes()));
         assert_eq!(record.policies[0].sha256, hash);
-        let report = third.report(&[]);
+        let report = third.report(&[], &holding::Report::default());
         let named = report.policies[0].policy.as_ref().expect("a name");
         assert_eq!((&named.sha256, named.version), (&hash, 1));
-        assert_ne!(report.hash, first.report(&[]).hash);
+        assert_ne!(
+            report.hash,
+            first.report(&[], &holding::Report::default()).hash
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -23,7 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use super::{Connection, Counters, LANES, LaneProgress, Status};
+use super::{Connection, LANES, LaneProgress, Status};
+use crate::enforce::deny;
 use crate::enforce::verdict::{MODES, OUTCOMES};
 use crate::pipeline::policies;
 
@@ -124,15 +125,18 @@ impl Metrics<'_> {
     }
 
     /// A series for each that has come about, so that the many that cannot do not stand there.
-    fn kills(&mut self, counters: &Counters) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(
-            "kills",
-            "Events on which a rule that kills matched, by effective mode and outcome",
-            None,
-            MetricType::Counter,
-        )?;
-        for (mode, counts) in MODES.iter().zip(&counters.kills) {
-            for (outcome, count) in OUTCOMES.iter().zip(counts) {
+    fn verdicts<const M: usize, const O: usize>(
+        &mut self,
+        (name, help): (&str, &str),
+        modes: &[&str; M],
+        outcomes: &[&str; O],
+        counters: &[[AtomicU64; O]; M],
+    ) -> fmt::Result {
+        let mut encoder = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (mode, counts) in modes.iter().zip(counters) {
+            for (outcome, count) in outcomes.iter().zip(counts) {
                 let count = count.load(Ordering::Relaxed);
                 if count > 0 {
                     let labels = [("mode", *mode), ("outcome", *outcome)];
@@ -235,6 +239,21 @@ impl Collector for Scrape {
                 &counters.connects,
             ),
             (
+                "held_calls",
+                "Opens and executions that were held for rules that deny",
+                &counters.held_calls,
+            ),
+            (
+                "held_overflows",
+                "Times that more of them waited than the kernel keeps, and went on",
+                &counters.held_overflows,
+            ),
+            (
+                "holder_restarts",
+                "Processes that held calls and ended without being told to",
+                &counters.holder_restarts,
+            ),
+            (
                 "certificate_renewals",
                 "Certificates renewed",
                 &counters.renewals,
@@ -242,7 +261,15 @@ impl Collector for Scrape {
         ] {
             metrics.counter(name, help, counter.load(Ordering::Relaxed))?;
         }
-        metrics.kills(counters)?;
+        let help = "Events on which a rule that kills matched, by effective mode and outcome";
+        metrics.verdicts(("kills", help), &MODES, &OUTCOMES, &counters.kills)?;
+        let help = "Events on which a rule that denies matched, by effective mode and outcome";
+        metrics.verdicts(
+            ("denials", help),
+            &deny::MODES,
+            &deny::OUTCOMES,
+            &counters.denials,
+        )?;
         metrics.counter(
             "pipeline_turns",
             "Rounds of the pipeline",
@@ -362,6 +389,7 @@ impl Collector for Scrape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Counters;
     use crate::status::Run;
     use sumun_proto::v1::{Lane, Loss};
 

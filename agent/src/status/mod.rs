@@ -22,6 +22,7 @@ use std::time::SystemTime;
 
 use sumun_proto::v1::{Door, Lane, LoadedPolicies, Loss};
 
+use crate::enforce::deny;
 use crate::enforce::verdict::{MODES, OUTCOMES};
 use crate::spool::Spool;
 
@@ -289,6 +290,14 @@ pub struct Counters {
     pub renewals: AtomicU64,
     /// Events on which a rule that kills matched, by mode and outcome.
     pub kills: [[AtomicU64; OUTCOMES.len()]; MODES.len()],
+    /// Events on which a rule that denies matched, by mode and outcome.
+    pub denials: [[AtomicU64; deny::OUTCOMES.len()]; deny::MODES.len()],
+    /// Opens and executions that were held and answered.
+    pub held_calls: AtomicU64,
+    /// Times that more of them waited than the kernel keeps.
+    pub held_overflows: AtomicU64,
+    /// Processes that held calls and ended without being told to.
+    pub holder_restarts: AtomicU64,
 }
 
 impl Counters {

@@ -123,6 +123,12 @@ pub(super) fn json(status: &Status) -> Value {
             "folded": count(&counters.folded),
             "gaps": count(&counters.gaps),
         },
+        "deny": {
+            "held": count(&counters.held_calls),
+            "denied": count(&counters.denials[0][0]),
+            "overflows": count(&counters.held_overflows),
+            "restarts": count(&counters.holder_restarts),
+        },
         "memory": { "pss_bytes": pss, "rss_bytes": rss },
         "metrics": parts.metrics,
     })

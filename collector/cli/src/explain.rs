@@ -84,6 +84,7 @@ fn row(said: &Explained) -> Value {
             Effect::Record => "record",
             Effect::Alert => "alert",
             Effect::Kill => "kill",
+            Effect::Deny => "deny",
         },
         "requested": match said.requested {
             Mode::Observe => "observe",

@@ -114,6 +114,10 @@ fn key(exec_id: Option<i128>, pid: Option<i128>) -> Option<Key> {
 
 impl Forest {
     fn add(&mut self, row: &Value) {
+        // An exec that was denied: the process went on with the program it had.
+        if integer(row, "result").is_some_and(|result| result < 0) {
+            return;
+        }
         let Some(own) = key(integer(row, "proc.exec_id"), integer(row, "proc.pid")) else {
             return;
         };

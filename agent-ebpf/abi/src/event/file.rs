@@ -13,6 +13,8 @@ pub const ACCESS_WRITE: u32 = 1 << 1;
 pub const ACCESS_APPEND: u32 = 1 << 2;
 /// O_PATH: a reference, no reading or writing.
 pub const ACCESS_PATH: u32 = 1 << 3;
+/// What was asked for could not be read. Never in a kernel record: of an open that the agent held.
+pub const ACCESS_UNKNOWN: u32 = 1 << 4;
 /// The call created the file (`FMODE_CREATED`: the kernel's own word).
 pub const OPEN_CREATED: u32 = 1 << 8;
 /// The call asked to truncate (its own flags).

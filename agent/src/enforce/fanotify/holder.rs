@@ -1,0 +1,251 @@
+//! The process that holds calls: a child of the agent with nothing but the rules that deny, so that it answers
+//! also while the agent is busy or stopped, and can be ended, which lets go what waits, when it does not.
+//!
+//! One thread answers, and opens nothing but files of `/proc`; another keeps the marks, which may have to wait for a disk.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::parent_id;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{MsgFlags, recv, send};
+use sumun_proto::Host;
+
+use super::judge::Judge;
+use super::marks::{Marks, Named};
+use super::wire::{Counts, Decision, MESSAGE_MAX, Missing, Plan, PlanRule, Said};
+use crate::kernel::canary;
+use crate::kernel::fanotify::{Group, OVERFLOW};
+
+/// Calls that are answered before the agent is, at most.
+const AT_ONCE: u32 = 64;
+/// The agent is told that calls are held at the latest after this, however slow the disks are.
+const READY_ANYWAY: Duration = Duration::from_secs(2);
+/// Between two looks at what is named, at least.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Looking takes this part of the time at most.
+const LOOK_SHARE: u32 = 20;
+
+/// Runs until the agent ends or closes the socket, which is standard output.
+///
+/// # Errors
+/// What it was given by standard input is no plan.
+pub fn run() -> anyhow::Result<ExitCode> {
+    // With the agent, also when this process is stopped: nothing may wait for what nobody watches.
+    set_pdeathsig(Signal::SIGKILL).context("cannot ask to be ended with the agent (prctl)")?;
+    // What ends the agent, from a terminal or of all its cgroup, ends this process with it, and not before.
+    let all = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    all.into_iter()
+        .collect::<SigSet>()
+        .thread_block()
+        .context("cannot block signals")?;
+    let _ = nix::unistd::setpgid(nix::unistd::Pid::this(), nix::unistd::Pid::from_raw(0));
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read the plan")?;
+    let plan: Plan = serde_json::from_str(&text).context("cannot read the plan")?;
+    drop(text);
+    if parent_id() != plan.agent {
+        anyhow::bail!("this is a part of the agent, which starts it by itself");
+    }
+    let socket = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot take the socket")?;
+    let socket = Arc::new(socket);
+    match hold(&plan, &socket) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(why) => {
+            tell(socket.as_fd(), &Said::Broken(why));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn hold(plan: &Plan, socket: &Arc<OwnedFd>) -> Result<(), String> {
+    canary::try_out()?;
+    let rules = plan
+        .rules
+        .iter()
+        .map(PlanRule::compile)
+        .collect::<Result<Vec<_>, _>>()?;
+    let group =
+        Group::new().map_err(|errno| format!("cannot make a group (fanotify_init): {errno}"))?;
+    let group = Arc::new(group);
+    let named = Arc::new(Mutex::new(Arc::new(Named::new())));
+    let marks = Marks::new(Arc::clone(&group), &rules, Arc::clone(&named));
+    let (id, name) = plan.host.clone();
+    let judge = Judge::new(rules, Host { id, name }, plan.agent);
+    let progress = Arc::new(Progress::default());
+    let (teller, looked) = (Arc::clone(socket), Arc::clone(&progress));
+    thread::Builder::new()
+        .name("marks".into())
+        .spawn(move || keep(marks, &looked, &teller))
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
+    let rules = plan.rules.as_slice();
+    answer(&group, socket.as_fd(), &judge, &named, |begun| {
+        progress.be_ready(begun, rules, socket.as_fd())
+    });
+    Ok(())
+}
+
+/// How far the first look has come.
+#[derive(Default)]
+struct Progress {
+    /// Rules of the plan that have been looked at.
+    done: AtomicUsize,
+    ready: AtomicBool,
+}
+
+impl Progress {
+    /// A file system that does not answer holds up nothing but the rules that name files there, and those behind them. True
+    /// once the agent has been told.
+    fn be_ready(&self, begun: Instant, rules: &[PlanRule], socket: BorrowedFd<'_>) -> bool {
+        if begun.elapsed() < READY_ANYWAY {
+            return self.ready.load(Ordering::Relaxed);
+        }
+        if self.ready.swap(true, Ordering::Relaxed) {
+            return true;
+        }
+        let done = self.done.load(Ordering::Relaxed);
+        let missing = rules.iter().skip(done).map(|rule| Missing {
+            rule: rule.rule,
+            kind: rule.kind,
+            reason: "what it names has not been looked at yet: a file system is slow to answer"
+                .into(),
+        });
+        tell(socket, &Said::Ready(missing.collect()))
+    }
+}
+
+/// Looks what is named, again and again.
+fn keep(mut marks: Marks, progress: &Progress, socket: &OwnedFd) {
+    let mut before = None;
+    loop {
+        let begun = Instant::now();
+        let missing = marks.renew(&progress.done);
+        if before.as_ref() != Some(&missing) {
+            let said = match progress.ready.swap(true, Ordering::Relaxed) {
+                false => Said::Ready(missing.clone()),
+                true => Said::Marks(missing.clone()),
+            };
+            // What could not be told is told at the next look.
+            if tell(socket.as_fd(), &said) {
+                before = Some(missing);
+            }
+        }
+        thread::sleep(LOOK_EVERY.max(begun.elapsed() * LOOK_SHARE));
+    }
+}
+
+/// Answers every call that waits, until the agent is gone.
+fn answer(
+    group: &Group,
+    socket: BorrowedFd<'_>,
+    judge: &Judge,
+    named: &Mutex<Arc<Named>>,
+    be_ready: impl Fn(Instant) -> bool,
+) {
+    let (mut counts, begun) = (Counts::default(), Instant::now());
+    loop {
+        let patience = match be_ready(begun) {
+            true => PollTimeout::NONE,
+            false => PollTimeout::from(250_u8),
+        };
+        let mut fds = [
+            PollFd::new(group.as_fd(), PollFlags::POLLIN),
+            PollFd::new(socket, PollFlags::POLLIN),
+        ];
+        // An interrupted wait is a short one.
+        let _ = poll(&mut fds, patience);
+        for _ in 0..AT_ONCE {
+            match one(group, socket, judge, named, &mut counts) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(errno) => {
+                    // The kernel has denied it, as it could not give us the file.
+                    eprintln!("sumun-agent: a call could not be looked at: {errno}");
+                    break;
+                }
+            }
+        }
+        if !heard(socket, &counts) {
+            return;
+        }
+    }
+}
+
+/// Answers one call; false if none waits.
+fn one(
+    group: &Group,
+    socket: BorrowedFd<'_>,
+    judge: &Judge,
+    named: &Mutex<Arc<Named>>,
+    counts: &mut Counts,
+) -> nix::Result<bool> {
+    let Some(event) = group.next()? else {
+        return Ok(false);
+    };
+    if event.mask & OVERFLOW != 0 {
+        counts.overflows += 1;
+        return Ok(true);
+    }
+    let Some(file) = &event.file else {
+        return Ok(true);
+    };
+    let all = Arc::clone(&named.lock().unwrap_or_else(PoisonError::into_inner));
+    let call = judge.judge(event.mask, event.tid, file, |id| {
+        all.get(&id).cloned().unwrap_or_default()
+    });
+    counts.held += 1;
+    let denied = call
+        .as_ref()
+        .is_some_and(|call| call.decision == Decision::Denied);
+    // First told, then answered: what follows from the answer finds the agent informed.
+    if let Some(call) = call
+        && !tell(socket, &Said::Call(Box::new(call)))
+    {
+        counts.untold += u64::from(denied);
+    }
+    counts.denied += u64::from(denied);
+    // A call that was killed meanwhile does not wait for it.
+    let _ = group.answer(event, !denied);
+    Ok(true)
+}
+
+/// Answers the agent; false when it is gone.
+fn heard(socket: BorrowedFd<'_>, counts: &Counts) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let mut bytes = [0; 16];
+    loop {
+        match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return false,
+            Ok(_) => {
+                tell(socket, &Said::Pong(*counts));
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Sends a message, if there is room: nobody waits for the agent.
+fn tell(socket: BorrowedFd<'_>, said: &Said) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let Ok(bytes) = serde_json::to_vec(said) else {
+        return false;
+    };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    bytes.len() <= MESSAGE_MAX && send(socket.as_raw_fd(), &bytes, flags).is_ok()
+}

@@ -1,0 +1,539 @@
+//! The agent's side: starts the process that holds calls, watches that it answers, and ends it when it does not.
+//!
+//! A thread of its own, which waits for nothing else of the agent. What the other says is kept in a bounded queue for
+//! the reading thread. A new plan gets a new process, and the one before ends when the new one is ready, so at no moment is
+//! nobody there.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use sumun_policy::deny::DenyRule;
+use sumun_proto::Host;
+use sumun_proto::v1::Kind;
+
+use super::wire::{Call, Counts, MESSAGE_MAX, Missing, PING, Plan, Said};
+use crate::kernel::stat::Stat;
+
+/// A process that is stopped, or waits for a device, and has not answered for so long is ended.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// One that only waits for a processor is ended after so long: ending takes a processor, too.
+const PATIENCE_WITH_LOAD: Duration = Duration::from_secs(1);
+/// How often is looked.
+const TICK: Duration = Duration::from_millis(20);
+/// The longest until a new process is ready; it says so after some seconds, however slow the disks are.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// Until another is started after one has ended: doubled each time, and forgotten when one has lasted.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
+const LASTED: Duration = Duration::from_secs(60);
+/// Calls that wait for the reading thread at most; those beyond are counted and told as a gap.
+const QUEUE_MAX: usize = 4096;
+
+/// How well rules that deny are carried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Why nothing is held; `None` when the process works, or nothing is asked for.
+    pub trouble: Option<String>,
+    /// Rules that are not carried out, or not wholly.
+    pub missing: Vec<Missing>,
+    /// Over all processes.
+    pub counts: Counts,
+    /// Processes that ended without being told to.
+    pub restarts: u64,
+}
+
+impl Report {
+    /// Why a rule is not carried out on a kind; `None` if it is.
+    #[must_use]
+    pub fn reason(&self, rule: usize, kind: Kind) -> Option<String> {
+        if let Some(trouble) = &self.trouble {
+            return Some(trouble.clone());
+        }
+        let missing = self
+            .missing
+            .iter()
+            .find(|missing| missing.rule == rule && missing.kind == i32::from(kind));
+        missing.map(|missing| missing.reason.clone())
+    }
+}
+
+/// Carries out rules that deny.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    shared: Arc<Mutex<Shared>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// What is asked for, and by which generation of the policies.
+    wanted: Option<(Arc<Plan>, u32)>,
+    stop: bool,
+    report: Report,
+    /// With the generation of the plan that it was judged by.
+    calls: VecDeque<(u32, Call)>,
+    dropped: u64,
+}
+
+impl Keeper {
+    /// From now on these rules; none at all ends the process.
+    pub fn set(&mut self, rules: &[DenyRule], generation: u32, host: &Host) {
+        let plan = Plan {
+            agent: std::process::id(),
+            host: (host.id.clone(), host.name.clone()),
+            rules: rules.iter().map(Into::into).collect(),
+        };
+        let mut shared = locked(&self.shared);
+        if self.thread.is_none() && plan.rules.is_empty() {
+            return;
+        }
+        shared.wanted = Some((Arc::new(plan), generation));
+        if self.thread.is_none() {
+            shared.report.trouble = Some(STARTING.into());
+        }
+        drop(shared);
+        if self.thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            let started = thread::Builder::new()
+                .name("keeper".into())
+                .spawn(move || Keeping::new(shared).run());
+            match started {
+                Ok(thread) => self.thread = Some(thread),
+                Err(error) => {
+                    let why = format!("cannot start a thread: {error}");
+                    locked(&self.shared).report.trouble = Some(why);
+                }
+            }
+        }
+    }
+
+    /// Nothing is held any more; what was told until then is still to be taken.
+    pub fn stop(&mut self) {
+        locked(&self.shared).stop = true;
+        if let Some(thread) = self.thread.take() {
+            // It has no panic to tell of that its report would not show.
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits until the rules are carried out, or it is known that they are not.
+    pub fn settle(&self, patience: Duration) {
+        let begun = Instant::now();
+        let starting = || locked(&self.shared).report.trouble.as_deref() == Some(STARTING);
+        while starting() && begun.elapsed() < patience {
+            thread::sleep(TICK / 4);
+        }
+    }
+
+    /// The calls that were told since the last time, in their order, and how many were not kept.
+    #[must_use]
+    pub fn take(&self) -> (Vec<(u32, Call)>, u64) {
+        let mut shared = locked(&self.shared);
+        let dropped = std::mem::take(&mut shared.dropped);
+        (shared.calls.drain(..).collect(), dropped)
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        locked(&self.shared).report.clone()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+const STARTING: &str = "the process that holds calls is being started";
+
+fn locked(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The thread.
+struct Keeping {
+    shared: Arc<Mutex<Shared>>,
+    current: Option<Holder>,
+    next: Option<Holder>,
+    /// Killed, and not waited for yet.
+    dying: Vec<Child>,
+    /// Of processes that have ended.
+    before: Counts,
+    /// What they had not told.
+    untold: u64,
+    backoff: Duration,
+    start_at: Instant,
+    /// For a message.
+    room: Vec<u8>,
+}
+
+/// A process that holds calls.
+struct Holder {
+    process: Child,
+    socket: OwnedFd,
+    plan: Arc<Plan>,
+    generation: u32,
+    started: Instant,
+    /// What it has not marked, once it is ready.
+    ready: Option<Vec<Missing>>,
+    broken: Option<String>,
+    counts: Counts,
+    /// Since when an answer is due.
+    asked: Option<Instant>,
+    /// When it was asked last.
+    asked_last: Instant,
+}
+
+impl Keeping {
+    fn new(shared: Arc<Mutex<Shared>>) -> Self {
+        Self {
+            shared,
+            current: None,
+            next: None,
+            dying: Vec::new(),
+            before: Counts::default(),
+            untold: 0,
+            backoff: BACKOFF[0],
+            start_at: Instant::now(),
+            room: vec![0; MESSAGE_MAX],
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            let (wanted, stop) = {
+                let shared = locked(&self.shared);
+                (shared.wanted.clone(), shared.stop)
+            };
+            if stop {
+                break;
+            }
+            if let Some((plan, generation)) = wanted {
+                self.want(&plan, generation);
+            }
+            self.wait();
+            self.listen();
+            self.watch();
+            self.tell();
+            self.dying
+                .retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        }
+        for holder in [self.current.take(), self.next.take()]
+            .into_iter()
+            .flatten()
+        {
+            self.end(holder);
+        }
+        for mut child in self.dying {
+            // Killed, it ends, unless the kernel itself is stuck; then nobody is helped by waiting.
+            let begun = Instant::now();
+            while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < PATIENCE_WITH_LOAD {
+                thread::sleep(TICK / 4);
+            }
+        }
+    }
+
+    /// Starts a process for a plan that none works for.
+    fn want(&mut self, plan: &Arc<Plan>, generation: u32) {
+        if plan.rules.is_empty() {
+            for holder in [self.current.take(), self.next.take()]
+                .into_iter()
+                .flatten()
+            {
+                self.end(holder);
+            }
+            return;
+        }
+        for holder in [&mut self.current, &mut self.next].into_iter().flatten() {
+            if holder.plan == *plan {
+                // The same rules under the same numbers.
+                holder.generation = generation;
+            }
+        }
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|holder| holder.plan == *plan)
+        {
+            if let Some(other) = self.next.take() {
+                self.end(other);
+            }
+            return;
+        }
+        if self
+            .next
+            .as_ref()
+            .is_some_and(|holder| holder.plan == *plan)
+        {
+            return;
+        }
+        if let Some(other) = self.next.take() {
+            self.end(other);
+        }
+        if Instant::now() < self.start_at {
+            return;
+        }
+        match Holder::start(Arc::clone(plan), generation) {
+            Ok(holder) => self.next = Some(holder),
+            Err(why) => self.failed(why),
+        }
+    }
+
+    fn failed(&mut self, why: String) {
+        self.start_at = Instant::now() + self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF[1]);
+        if self.current.is_none() {
+            locked(&self.shared).report.trouble = Some(why);
+        } else {
+            tracing::error!(
+                why,
+                "rules that deny are not swapped; those before them go on"
+            );
+        }
+    }
+
+    /// For the next word of one of them, a tick at most.
+    fn wait(&self) {
+        let holders = || [&self.current, &self.next].into_iter().flatten();
+        let mut fds: Vec<_> = holders()
+            .map(|holder| PollFd::new(holder.socket.as_fd(), PollFlags::POLLIN))
+            .collect();
+        if fds.is_empty() {
+            thread::sleep(TICK);
+            return;
+        }
+        let tick = PollTimeout::try_from(TICK.as_millis()).unwrap_or(PollTimeout::ZERO);
+        // An interrupted wait is a short one.
+        let _ = poll(&mut fds, tick);
+    }
+
+    fn listen(&mut self) {
+        for holder in [&mut self.current, &mut self.next].into_iter().flatten() {
+            holder.listen(&self.shared, &mut self.room);
+        }
+        let ready = self.next.as_ref().is_some_and(|next| next.ready.is_some());
+        if ready && let Some(before) = self.current.take() {
+            self.end(before);
+        }
+        if ready {
+            self.current = self.next.take();
+        }
+    }
+
+    /// Ends those that do not answer, and starts others.
+    fn watch(&mut self) {
+        if let Some(mut holder) = self.next.take() {
+            match holder.fault() {
+                None => self.next = Some(holder),
+                Some(why) => {
+                    self.end(holder);
+                    self.failed(why);
+                }
+            }
+        }
+        if let Some(mut holder) = self.current.take() {
+            match holder.fault() {
+                None => {
+                    if holder.started.elapsed() > LASTED {
+                        self.backoff = BACKOFF[0];
+                    }
+                    self.current = Some(holder);
+                }
+                Some(why) => {
+                    self.end(holder);
+                    tracing::error!(why, "nothing is denied until another process holds calls");
+                    locked(&self.shared).report.restarts += 1;
+                    self.failed(why);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        let mut counts = self.before;
+        for holder in [&self.current, &self.next].into_iter().flatten() {
+            counts = sum(counts, holder.counts);
+        }
+        let mut shared = locked(&self.shared);
+        shared.dropped += counts.untold.saturating_sub(self.untold);
+        self.untold = counts.untold.max(self.untold);
+        shared.report.counts = counts;
+        let asked = shared
+            .wanted
+            .as_ref()
+            .is_some_and(|(plan, _)| !plan.rules.is_empty());
+        match &self.current {
+            Some(holder) => {
+                shared.report.trouble = None;
+                // Those of an older plan have other numbers.
+                let of_wanted = shared
+                    .wanted
+                    .as_ref()
+                    .is_some_and(|(plan, _)| *plan == holder.plan);
+                if of_wanted {
+                    shared.report.missing = holder.ready.clone().unwrap_or_default();
+                } else {
+                    shared.report.trouble = Some(STARTING.into());
+                }
+            }
+            None if !asked => {
+                shared.report.trouble = None;
+                shared.report.missing.clear();
+            }
+            None => {
+                shared
+                    .report
+                    .trouble
+                    .get_or_insert_with(|| STARTING.to_owned());
+            }
+        }
+    }
+
+    /// Ends a process; what waits for it goes on.
+    fn end(&mut self, mut holder: Holder) {
+        // It may be gone already.
+        let _ = holder.process.kill();
+        // What it had said until then.
+        holder.listen(&self.shared, &mut self.room);
+        self.before = sum(self.before, holder.counts);
+        self.dying.push(holder.process);
+    }
+}
+
+impl Holder {
+    fn start(plan: Arc<Plan>, generation: u32) -> Result<Self, String> {
+        let failed = |error: &dyn std::fmt::Display| {
+            format!("cannot start the process that holds calls: {error}")
+        };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (own, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+            .map_err(|errno| failed(&errno))?;
+        let text = serde_json::to_vec(&*plan).map_err(|error| failed(&error))?;
+        let mut process = Command::new("/proc/self/exe")
+            .arg0("sumun-agent")
+            .arg("hold-calls")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(other))
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        let input = process.stdin.take();
+        // It reads all of it before anything else, or ends.
+        if let Some(mut input) = input
+            && let Err(error) = input.write_all(&text)
+        {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(failed(&error));
+        }
+        Ok(Self {
+            process,
+            socket: own,
+            plan,
+            generation,
+            started: Instant::now(),
+            ready: None,
+            broken: None,
+            counts: Counts::default(),
+            asked: None,
+            asked_last: Instant::now(),
+        })
+    }
+
+    /// Takes what it has said, and asks whether it answers.
+    fn listen(&mut self, shared: &Mutex<Shared>, bytes: &mut [u8]) {
+        loop {
+            let len = match recv(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
+                // Closed: its end is seen elsewhere.
+                Ok(0) => break,
+                Ok(len) => len,
+                Err(Errno::EINTR) => continue,
+                Err(_) => break,
+            };
+            match serde_json::from_slice(&bytes[..len]) {
+                // In either order: two threads say it.
+                Ok(Said::Ready(missing) | Said::Marks(missing)) => self.ready = Some(missing),
+                Ok(Said::Broken(why)) => self.broken = Some(why),
+                Ok(Said::Pong(counts)) => {
+                    self.counts = counts;
+                    self.asked = None;
+                }
+                Ok(Said::Call(call)) => {
+                    let mut shared = locked(shared);
+                    if shared.calls.len() < QUEUE_MAX {
+                        shared.calls.push_back((self.generation, *call));
+                    } else if call.decision == super::wire::Decision::Denied {
+                        shared.dropped += 1;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the process that holds calls is not understood")
+                }
+            }
+        }
+        let due = self.asked.is_none() && self.asked_last.elapsed() >= TICK;
+        if self.ready.is_some() && due {
+            self.asked_last = Instant::now();
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            if send(self.socket.as_raw_fd(), PING, flags).is_ok() {
+                self.asked = Some(self.asked_last);
+            }
+        }
+    }
+
+    /// Why it has to be replaced.
+    fn fault(&mut self) -> Option<String> {
+        if let Some(why) = self.broken.take() {
+            return Some(why);
+        }
+        if let Ok(Some(status)) = self.process.try_wait() {
+            return Some(format!("the process that holds calls has ended ({status})"));
+        }
+        let stat = || Stat::of(self.process.id()).ok().flatten();
+        let Some(asked) = self.asked.map(|asked| asked.elapsed()) else {
+            // Not yet ready.
+            let stopped = self.ready.is_none() && stat().is_some_and(Stat::is_stopped);
+            if stopped {
+                return Some("the process that holds calls was stopped".into());
+            }
+            let late = self.ready.is_none() && self.started.elapsed() > READY_WITHIN;
+            return late.then(|| {
+                format!(
+                    "the process that holds calls was not ready within {} s",
+                    READY_WITHIN.as_secs()
+                )
+            });
+        };
+        if asked < PATIENCE {
+            return None;
+        }
+        let stat = stat();
+        if stat.is_some_and(Stat::is_stopped) {
+            return Some("the process that holds calls was stopped, and has been ended".into());
+        }
+        (stat.is_some_and(Stat::is_stuck) || asked >= PATIENCE_WITH_LOAD).then(|| {
+            format!(
+                "the process that holds calls did not answer for {} ms, and has been ended",
+                asked.as_millis()
+            )
+        })
+    }
+}
+
+fn sum(one: Counts, other: Counts) -> Counts {
+    Counts {
+        held: one.held + other.held,
+        denied: one.denied + other.denied,
+        untold: one.untold + other.untold,
+        overflows: one.overflows + other.overflows,
+    }
+}

@@ -1,0 +1,610 @@
+//! Rules that deny, held by permission events: what fails, what does not, who is never made to wait, and what is told of it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sumun_tests::check::{int, text};
+use sumun_tests::clock::unix_ns;
+use sumun_tests::ctl::Ctl;
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
+use sumun_tests::{programs, raw};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// The longest a call may wait when nobody answers: the agent looks after 100 ms, and this host is busy.
+const WAITS: Duration = Duration::from_secs(5);
+const EPERM: i64 = -1;
+
+fn policy(name: &str, mode: &str, dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        r#"
+[policy]
+name = "{name}"
+version = 1
+mode = "{mode}"
+
+[[rule]]
+id = "secret"
+title = "A secret was opened"
+on = ["open"]
+when = 'file.path == "{dir}/{name}/secret"'
+effect = "deny"
+severity = "high"
+
+[[rule.exception]]
+name = "head"
+when = 'proc.exe.name == "head"'
+owner = "ops@example.com"
+
+[[rule]]
+id = "vault"
+on = ["open"]
+when = 'file.path.startsWith("{dir}/{name}/vault/")'
+effect = "deny"
+
+[[rule]]
+id = "writes"
+on = ["open"]
+when = 'file.path == "{dir}/{name}/settings" && file.access.write'
+effect = "deny"
+
+[[rule]]
+id = "tool"
+on = ["exec"]
+when = 'proc.exe.path == "{dir}/{name}/tool"'
+effect = "deny"
+
+[[rule]]
+id = "arguments"
+on = ["open"]
+when = 'file.path == "{dir}/{name}/plain" && "{dir}/{name}/plain" in proc.args'
+effect = "deny"
+"#
+    )
+}
+
+/// Files that the rules name, in a folder of their own.
+fn files(dir: &Path, name: &str) -> PathBuf {
+    let home = dir.join(name);
+    fs::create_dir_all(home.join("vault/deep")).expect("folders");
+    for file in ["secret", "secrets", "settings", "plain", "vault/deep/key"] {
+        fs::write(home.join(file), format!("content of {file}\n")).expect("a file");
+    }
+    fs::copy("/bin/echo", home.join("tool")).expect("a copy");
+    fs::copy("/bin/echo", home.join("tools")).expect("a copy");
+    home
+}
+
+/// What `cat` says of a file, and its process id.
+fn cat(path: &Path) -> (Output, i64) {
+    run(Command::new("/bin/cat").arg(path))
+}
+
+fn run(command: &mut Command) -> (Output, i64) {
+    raw::bind_to_this_thread(command);
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it can be started");
+    let pid = child.id().into();
+    (child.wait_with_output().expect("its end"), pid)
+}
+
+#[track_caller]
+fn assert_denied(path: &Path) -> i64 {
+    let (output, pid) = cat(path);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.stdout.is_empty(), "{} was read", path.display());
+    assert!(
+        said.contains("Operation not permitted"),
+        "{}: {said}",
+        path.display()
+    );
+    pid
+}
+
+#[track_caller]
+fn assert_read(path: &Path) -> i64 {
+    let (output, pid) = cat(path);
+    assert!(output.status.success(), "{output:?}");
+    assert!(!output.stdout.is_empty());
+    pid
+}
+
+/// Once it is denied, within the time in which new marks are made.
+fn until_denied(path: &Path) {
+    let begun = Instant::now();
+    while cat(path).0.status.success() {
+        assert!(begun.elapsed() < LIMIT, "{} can be read", path.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The rows of a process of a kind, once everything of it has come.
+fn rows(ctl: &Ctl, since: u64, kind: &str, pid: i64, file: &str) -> Vec<Value> {
+    let mut filter = format!(r#"kind == "{kind}" && proc.pid == {pid}"#);
+    if !file.is_empty() {
+        filter.push_str(&format!(r#" && file.path == "{file}""#));
+    }
+    let answer = ctl.events(since, None, &filter).expect("rows");
+    if !answer.rows.is_empty() {
+        // As far as now: it is there once, and not again later.
+        let filter = format!("proc.pid == {pid}");
+        wait_through(ctl, since, &filter);
+    }
+    let answer = ctl.events(since, None, &filter).expect("rows");
+    answer.rows
+}
+
+fn wait_through(ctl: &Ctl, since: u64, filter: &str) {
+    let _ = ctl.complete_events(since, unix_ns(), filter, Duration::from_secs(5));
+}
+
+#[track_caller]
+fn told_once(ctl: &Ctl, since: u64, kind: &str, pid: i64, file: &str, verdict: [&str; 4]) -> Value {
+    let begun = Instant::now();
+    let row = loop {
+        let rows = rows(ctl, since, kind, pid, file);
+        match &rows[..] {
+            [row] => break row.clone(),
+            [] if begun.elapsed() < LIMIT => std::thread::sleep(Duration::from_millis(100)),
+            rows => panic!("one {kind} of {pid}, not {rows:?}"),
+        }
+    };
+    assert_verdict(&row, verdict);
+    row
+}
+
+#[track_caller]
+fn assert_verdict(row: &Value, [requested, effective, outcome, reason]: [&str; 4]) {
+    let said = |field: &str| text(row, &format!("verdict.{field}")).to_owned();
+    assert_eq!(
+        [said("requested"), said("effective"), said("outcome")],
+        [requested, effective, outcome],
+        "{row}"
+    );
+    assert!(said("reason").contains(reason), "{row}");
+}
+
+#[track_caller]
+fn alerted_once(ctl: &Ctl, since: u64, pid: i64, rule: &str, verdict: [&str; 4]) {
+    let begun = Instant::now();
+    loop {
+        let filter = format!(r#"proc.pid == {pid} && rule.id == "{rule}""#);
+        let rows = ctl.alerts(since, &filter).expect("alerts").rows;
+        if let [row] = &rows[..] {
+            return assert_verdict(row, verdict);
+        }
+        assert!(
+            rows.is_empty() && begun.elapsed() < LIMIT,
+            "one alert, not {rows:?}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn status(agent: &Agent) -> Value {
+    let output = Command::new(programs::path("sumun-agent"))
+        .args(["status", "-o", "json", "--config"])
+        .arg(agent.config())
+        .output()
+        .expect("the status");
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+}
+
+/// Effective mode and reason of a rule, from a list of policies.
+fn mode_of(policies: &Value, policy: &str, rule: &str) -> (String, String) {
+    let policies = policies.as_array().cloned().unwrap_or_default();
+    let found = policies.iter().find(|known| known["name"] == policy);
+    let modes = found.and_then(|known| known["modes"].as_array()).cloned();
+    let modes = modes.unwrap_or_default();
+    let known = modes.iter().find(|known| known["rule"] == rule);
+    let word = |key: &str| {
+        let word = known.and_then(|known| known[key].as_str());
+        word.unwrap_or_default().to_owned()
+    };
+    (word("effective"), word("reason"))
+}
+
+/// Waits until the status says so of a rule.
+fn until_mode(agent: &Agent, rule: &str, mode: &str) -> String {
+    let begun = Instant::now();
+    loop {
+        let (known, reason) = mode_of(&status(agent)["policies"], "strict", rule);
+        if known == mode {
+            return reason;
+        }
+        assert!(
+            begun.elapsed() < LIMIT,
+            "{rule} is {known:?}, not {mode}: {reason}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The process that holds calls for an agent.
+fn holder(agent: u32) -> Option<Pid> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .find(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            line.ends_with(b"\0hold-calls\0")
+                && status.lines().any(|line| {
+                    line.strip_prefix("PPid:")
+                        .is_some_and(|ppid| ppid.trim() == agent.to_string())
+                })
+        })
+        .map(Pid::from_raw)
+}
+
+const DENIED: [&str; 4] = ["enforce", "deny-via-agent", "denied", ""];
+
+#[test]
+fn what_a_rule_names_is_denied_and_told_once() {
+    let Some(turn) = Turn::take("what_a_rule_names_is_denied") else {
+        return;
+    };
+    let scratch = scratch();
+    // As the kernel names it.
+    let dir = fs::canonicalize(scratch.path()).expect("a path");
+    let (strict, watch) = (files(&dir, "strict"), files(&dir, "watch"));
+    let collector = Collector::start().expect("a collector");
+    let ctl = collector.ctl();
+    let policies = [
+        ("strict", policy("strict", "enforce", &dir)),
+        ("watch", policy("watch", "observe", &dir)),
+    ];
+    let policies = policies
+        .each_ref()
+        .map(|(name, text)| (*name, text.as_str()));
+    let mut agent = Agent::start(turn, &collector, &policies).expect("an agent");
+    for rule in ["secret", "vault", "writes", "tool"] {
+        until_mode(&agent, rule, "deny-via-agent");
+    }
+    let reason = until_mode(&agent, "arguments", "alert");
+    assert!(reason.contains("proc.args is not known"), "{reason}");
+    let since = unix_ns();
+    let path = |file: &str| strict.join(file);
+    let name = |file: &str| path(file).display().to_string();
+
+    // The file, and not its neighbour; not by one that an exception lets through.
+    let pid = assert_denied(&path("secret"));
+    let row = told_once(&ctl, since, "open", pid, "", DENIED);
+    assert_eq!(text(&row, "file.path"), name("secret"));
+    assert_eq!(int(&row, "result"), Some(EPERM), "{row}");
+    assert_eq!(text(&row, "proc.exe.name"), "cat");
+    assert_eq!(row["rules"], serde_json::json!(["strict/secret"]));
+    alerted_once(&ctl, since, pid, "secret", DENIED);
+    assert_read(&path("secrets"));
+    let (output, head) = run(Command::new("/usr/bin/head").arg(path("secret")));
+    assert!(output.status.success(), "{output:?}");
+    let filter = format!(r#"kind == "open" && proc.pid == {head}"#);
+    let begun = Instant::now();
+    let row = loop {
+        let rows = ctl.events(since, None, &filter).expect("rows").rows;
+        match &rows[..] {
+            [row] => break row.clone(),
+            rows => assert!(rows.is_empty() && begun.elapsed() < LIMIT, "{rows:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(
+        row["exceptions"],
+        serde_json::json!(["strict/secret/head"]),
+        "{row}"
+    );
+
+    // No other name of the file is a way around.
+    fs::hard_link(path("secret"), dir.join("another")).expect("a link");
+    let pid = assert_denied(&dir.join("another"));
+    let file = dir.join("another").display().to_string();
+    let renamed = "it is the file that the rule names";
+    told_once(
+        &ctl,
+        since,
+        "open",
+        pid,
+        &file,
+        [DENIED[0], DENIED[1], DENIED[2], renamed],
+    );
+    std::os::unix::fs::symlink(path("secret"), dir.join("symbolic")).expect("a link");
+    assert_denied(&dir.join("symbolic"));
+    let bound = dir.join("bound");
+    fs::write(&bound, "").expect("a file");
+    let mounted = Command::new("mount")
+        .arg("--bind")
+        .args([&path("secret"), &bound])
+        .status();
+    if mounted.is_ok_and(|status| status.success()) {
+        let (output, _) = cat(&bound);
+        let unmounted = Command::new("umount").arg(&bound).status().expect("umount");
+        assert!(unmounted.success() && !output.status.success() && output.stdout.is_empty());
+    } else {
+        println!("SKIPPED: nothing can be mounted here, so not over another name");
+    }
+
+    // Nor is another way to open it.
+    let opened = |file: &str| {
+        let path = std::ffi::CString::new(name(file)).expect("a path");
+        raw::uring::open(&path)
+    };
+    match (opened("secret"), opened("secrets")) {
+        (Ok(secret), Ok(near)) => {
+            let error = secret.expect_err("it is denied").raw_os_error();
+            assert_eq!(error, Some(libc::EPERM));
+            near.expect("it may be opened");
+        }
+        (refused, _) => println!("SKIPPED: no io_uring here: {refused:?}"),
+    }
+
+    // Nor is a file that takes its place, or one that is moved away.
+    fs::write(path("next"), "content of next\n").expect("a file");
+    fs::rename(path("next"), path("secret")).expect("it takes its place");
+    assert_denied(&path("secret"));
+    // The new file is looked at a few times a second.
+    std::thread::sleep(Duration::from_secs(1));
+    fs::rename(path("secret"), path("elsewhere")).expect("it is moved");
+    std::thread::sleep(Duration::from_millis(600));
+    until_denied(&path("elsewhere"));
+
+    // Below a folder, also what is new there.
+    let pid = assert_denied(&path("vault/deep/key"));
+    told_once(&ctl, since, "open", pid, "", DENIED);
+    fs::rename(path("plain"), path("vault/new")).expect("a file");
+    assert_denied(&path("vault/new"));
+    fs::rename(path("vault/new"), path("plain")).expect("a file");
+    fs::create_dir(path("vault/later")).expect("a folder");
+    fs::hard_link(path("plain"), path("vault/later/key")).expect("a file");
+    until_denied(&path("vault/later/key"));
+
+    // What a call asks for.
+    assert_read(&path("settings"));
+    let (output, pid) = run(Command::new("/bin/cp")
+        .args(["--no-target-directory"])
+        .arg(path("plain"))
+        .arg(path("settings")));
+    assert!(!output.status.success(), "{output:?}");
+    assert_eq!(
+        fs::read(path("settings")).expect("it may be read"),
+        b"content of settings\n"
+    );
+    let row = told_once(&ctl, since, "open", pid, &name("settings"), DENIED);
+    assert_eq!(row["file"]["access"]["write"], true, "{row}");
+    assert_eq!(row["file"]["trunc"], true, "{row}");
+
+    // A program: nothing of it runs.
+    let refused = Command::new(path("tool")).arg("it ran").output();
+    assert_eq!(
+        refused.map_err(|error| error.kind()).expect_err("denied"),
+        ErrorKind::PermissionDenied
+    );
+    assert!(
+        Command::new(path("tools"))
+            .output()
+            .expect("near")
+            .status
+            .success()
+    );
+    let (output, shell) =
+        run(Command::new("/bin/sh").args(["-c", &format!("{} it ran; echo $?", name("tool"))]));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "126\n",
+        "{output:?}"
+    );
+    let begun = Instant::now();
+    let row = loop {
+        let filter = format!(
+            r#"kind == "exec" && proc.exe.path == "{}" && proc.parent.pid == {shell}"#,
+            name("tool")
+        );
+        let rows = ctl.events(since, None, &filter).expect("rows").rows;
+        match &rows[..] {
+            [row] => break row.clone(),
+            rows => assert!(rows.is_empty() && begun.elapsed() < LIMIT, "{rows:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_verdict(&row, DENIED);
+    assert_eq!(int(&row, "result"), Some(EPERM), "{row}");
+    assert_eq!(
+        text(&row, "proc.parent.exe.path"),
+        fs::canonicalize("/bin/sh")
+            .expect("a shell")
+            .display()
+            .to_string()
+    );
+    // Reading a program is no exec, and executing one no open.
+    assert_read(&path("tool"));
+
+    // What cannot be judged in time goes on, and says so.
+    let pid = assert_read(&path("plain"));
+    let undeniable = ["enforce", "alert", "failed", "proc.args is not known"];
+    told_once(&ctl, since, "open", pid, &name("plain"), undeniable);
+
+    // Observed: it goes on, and the alert says what would have been done.
+    let pid = assert_read(&watch.join("secret"));
+    let observed = ["observe", "alert", "would-deny", "observe"];
+    told_once(
+        &ctl,
+        since,
+        "open",
+        pid,
+        &watch.join("secret").display().to_string(),
+        observed,
+    );
+    alerted_once(&ctl, since, pid, "secret", observed);
+    assert!(
+        Command::new(watch.join("tool"))
+            .output()
+            .expect("observed")
+            .status
+            .success()
+    );
+
+    // Other rules, at once.
+    let changed = policy("strict", "enforce", &dir).replace("/secret\"", "/secrets\"");
+    agent.policy("strict", &changed).expect("a policy");
+    agent.reload();
+    until_denied(&path("secrets"));
+    assert_read(&path("elsewhere"));
+    until_mode(&agent, "secret", "deny-via-agent");
+
+    // What those pay who only pass by, for the reader of this test.
+    let each = |path: &Path| {
+        let begun = Instant::now();
+        for _ in 0..2000 {
+            fs::File::open(path).expect("it may be opened");
+        }
+        begun.elapsed() / 2000
+    };
+    let (near, far) = (each(&path("plain")), each(&watch.join("plain")));
+    println!("an open in a folder that a rule names takes {near:?}, elsewhere {far:?}");
+
+    // Fleet-wide, too.
+    let id = agent.id().expect("an id");
+    let begun = Instant::now();
+    loop {
+        let output = ctl.run(&["agents", "show", &id, "-o", "json"]);
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let shown = shown
+            .as_array()
+            .and_then(|rows| rows.first())
+            .unwrap_or(&shown);
+        let (mode, reason) = mode_of(&shown["policies"], "strict", "arguments");
+        let (other, _) = mode_of(&shown["policies"], "strict", "secret");
+        if mode == "alert" && other == "deny-via-agent" {
+            assert!(reason.contains("proc.args is not known"), "{reason}");
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "{shown}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let deny = status(&agent)["deny"].clone();
+    assert!(
+        deny["denied"].as_u64().is_some_and(|denied| denied >= 10),
+        "{deny}"
+    );
+    assert_eq!(deny["restarts"], 0, "{deny}");
+    agent.stop().expect("it stops");
+    assert_read(&path("secrets"));
+}
+
+#[test]
+fn nobody_waits_for_an_agent_that_does_not_answer() {
+    let Some(turn) = Turn::take("nobody_waits_for_an_agent") else {
+        return;
+    };
+    let scratch = scratch();
+    let dir = fs::canonicalize(scratch.path()).expect("a path");
+    let strict = files(&dir, "strict");
+    let secret = strict.join("secret");
+    let collector = Collector::start().expect("a collector");
+    let ctl = collector.ctl();
+    let text = policy("strict", "enforce", &dir);
+    let mut agent = Agent::start(turn, &collector, &[("strict", &text)]).expect("an agent");
+    until_mode(&agent, "secret", "deny-via-agent");
+    let since = unix_ns();
+    let own = agent.process().pid();
+
+    // The agent hangs: it is denied all the same, and told when the agent goes on.
+    agent.process().signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    let pid = assert_denied(&secret);
+    let took = begun.elapsed();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_denied(&secret);
+    agent.process().signal(Signal::SIGCONT);
+    assert!(took < WAITS, "{took:?}");
+    told_once(&ctl, since, "open", pid, "", DENIED);
+
+    // Who answers hangs: who waits goes on, then it is denied again.
+    let held = holder(own).expect("a process that holds calls");
+    kill(held, Signal::SIGSTOP).expect("it is there");
+    let begun = Instant::now();
+    let (_, pid) = cat(&secret);
+    let took = begun.elapsed();
+    assert!(took < WAITS, "{took:?}");
+    println!("with the holder stopped, an open took {took:?}");
+    until_denied(&secret);
+    assert_ne!(holder(own), Some(held));
+    let failed = ["enforce", "deny-via-agent", "failed", "it was not held"];
+    let begun = Instant::now();
+    // It was let go, or came when another answered already.
+    loop {
+        let filter = format!(r#"kind == "open" && proc.pid == {pid}"#);
+        let rows = ctl.events(since, None, &filter).expect("rows").rows;
+        if let [row] = &rows[..] {
+            match row.get("result") {
+                None => assert_verdict(row, failed),
+                Some(_) => assert_verdict(row, DENIED),
+            }
+            break;
+        }
+        assert!(rows.is_empty() && begun.elapsed() < LIMIT, "{rows:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    // Who answers is killed.
+    let held = holder(own).expect("a process that holds calls");
+    kill(held, Signal::SIGKILL).expect("it is there");
+    until_denied(&secret);
+    let restarts = || status(&agent)["deny"]["restarts"].as_u64();
+    let begun = Instant::now();
+    while restarts() != Some(2) {
+        assert!(begun.elapsed() < LIMIT, "{:?}", restarts());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    until_mode(&agent, "secret", "deny-via-agent");
+
+    // Both are stopped, then the agent dies: its end is that of the other, and nobody waits.
+    let held = holder(own).expect("a process that holds calls");
+    agent.process().signal(Signal::SIGSTOP);
+    kill(held, Signal::SIGSTOP).expect("it is there");
+    let mut command = Command::new("/bin/cat");
+    raw::bind_to_this_thread(&mut command);
+    let mut waits = command
+        .arg(&secret)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it can be started");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(waits.try_wait().expect("a child").is_none(), "it waits");
+    agent.kill();
+    let begun = Instant::now();
+    let ended = loop {
+        if let Some(status) = waits.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(begun.elapsed() < WAITS, "it waits for nobody");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(ended.success() && ended.signal().is_none(), "{ended}");
+    assert_read(&secret);
+
+    // The next agent denies again, and says that something may be missing.
+    agent.run().expect("it runs again");
+    agent.online(&collector).expect("online");
+    until_denied(&secret);
+    let gaps = ctl.gaps(since).expect("gaps").rows;
+    let untold = gaps
+        .iter()
+        .filter(|gap| text_of(gap, "gap.reason") == "untold");
+    assert_eq!(untold.count(), 2, "one in each lane of events: {gaps:?}");
+    agent.stop().expect("it stops");
+}
+
+fn text_of<'a>(row: &'a Value, name: &str) -> &'a str {
+    text(row, name)
+}

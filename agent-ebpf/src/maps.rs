@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
 };
 use sumun_abi::{
-    event::{network::Connection, process::Actor},
+    event::{kernel::MODULE_NAME, network::Connection, privilege::Creds, process::Actor},
     loss::{STREAMS as STREAM_COUNT, Stream},
     policy::{
         Claim, DirKey, DirVerdict, ExeKey, ExeVerdict, FILTERS as FILTER_COUNT, Filter, MATCH_DATA,
@@ -65,6 +65,20 @@ pub(crate) struct Scratch {
     pub(crate) words: [Lineage; 2],
     /// Numbers that rules that kill ask for, by `verdict::id`.
     pub(crate) values: [u32; id::COUNT],
+    /// The system call under way.
+    pub(crate) given: Given,
+}
+
+/// A system call that returned, for the global function that records it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Given {
+    /// Its first five arguments.
+    pub(crate) arguments: [u64; 5],
+    /// What it returned.
+    pub(crate) result: i64,
+    /// Its number.
+    pub(crate) number: u64,
 }
 
 /// Atoms of the rules that kill, as an event answers them.
@@ -158,6 +172,26 @@ pub(crate) static GUARD: Array<Guard> = Array::pinned(1, 0);
 /// Boot time until which verdicts hold, ns; the agent moves it on while it lives.
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::pinned(1, 0);
+
+/// Credentials as a call began that may change them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Before {
+    /// Start of the thread's process: thread ids are reused.
+    pub(crate) start_ns: u64,
+    /// The credentials.
+    pub(crate) creds: Creds,
+}
+
+/// Threads inside such a call, by thread id. Full: the oldest makes room, and its record says that what was before
+/// is not known.
+#[map]
+pub(crate) static BEFORE: LruHashMap<u32, Before> = LruHashMap::pinned(4096, 0);
+
+/// Names of modules that were just loaded, by thread id, from the load to the return of its call. Full:
+/// the oldest makes room, and its record has no name.
+#[map]
+pub(crate) static MODULES: LruHashMap<u32, [u8; MODULE_NAME]> = LruHashMap::pinned(256, 0);
 
 /// Processes whose exit has been recorded, by (pid, start): two last threads
 /// can each see themselves as the last. Full: the oldest makes room; the two meet within microseconds.

@@ -15,7 +15,7 @@ use sumun_abi::{
 
 use crate::{
     kernel,
-    maps::{BULK, BUSY, CONTROL, FILTERS, LIFE, SCRATCH, STREAMS, Scratch},
+    maps::{BULK, BUSY, CONTROL, FILTERS, Given, LIFE, SCRATCH, STREAMS, Scratch},
 };
 
 /// A level that this run owns until `end`.
@@ -136,6 +136,14 @@ impl Run {
 #[inline(always)]
 pub(crate) fn scratch(level: u32) -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(level)
+}
+
+/// The call that was handed over at this level.
+#[inline(always)]
+pub(crate) fn given(level: u32) -> Option<&'static Given> {
+    let scratch = scratch(level)?;
+    // SAFETY: a live map value that this run owns, written before the function was called.
+    Some(unsafe { &*ptr::addr_of!((*scratch).given) })
 }
 
 /// Completes the header and writes the record to its ring, or counts it.

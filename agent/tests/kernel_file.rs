@@ -16,6 +16,8 @@ use std::{
 };
 
 use kernel::Seen;
+#[cfg(target_arch = "x86_64")]
+use kernel::low::{Low, int80};
 use sumun_abi::{
     event::file::*,
     record::{FLAW_LOST, FLAW_RACY, SOURCE_CALLER, SOURCE_OBJECT},
@@ -360,64 +362,6 @@ fn renames_and_unlinks_carry_the_directory_and_the_callers_name() {
     assert_eq!(names[0].5.base.source, SOURCE_OBJECT);
     assert_eq!(names[2].5.flags & NAMES_DIRECTORY, 0);
     assert_eq!(names[3].5.flags & NAMES_DIRECTORY, NAMES_DIRECTORY);
-}
-
-/// A 32-bit system call made from 64-bit code; pointers have to lie below 4 GiB.
-#[cfg(target_arch = "x86_64")]
-fn int80(number: u32, a: u32, b: u32, c: u32, d: u32) -> i32 {
-    let result: u64;
-    // SAFETY: enters the kernel like any system call; rbx is saved by hand because the
-    // compiler keeps it for itself, and the kernel clobbers r8 to r11.
-    unsafe {
-        std::arch::asm!(
-            "push rbx",
-            "mov ebx, {a:e}",
-            "int 0x80",
-            "pop rbx",
-            a = in(reg) a,
-            inlateout("rax") u64::from(number) => result,
-            in("rcx") u64::from(b),
-            in("rdx") u64::from(c),
-            in("rsi") u64::from(d),
-            in("rdi") 0_u64,
-            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-        );
-    }
-    result as i32
-}
-
-/// Strings in memory that a 32-bit call can point to.
-#[cfg(target_arch = "x86_64")]
-struct Low(*mut u8, usize);
-
-#[cfg(target_arch = "x86_64")]
-impl Low {
-    fn new() -> Self {
-        // SAFETY: a new anonymous mapping in the low 2 GiB, leaked with the test.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        Low(at.cast(), 0)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> u32 {
-        assert!(self.1 + bytes.len() < 4096);
-        // SAFETY: inside the mapping.
-        unsafe {
-            let at = self.0.add(self.1);
-            at.copy_from(bytes.as_ptr(), bytes.len());
-            self.1 += (bytes.len() + 1).next_multiple_of(8);
-            at as u32
-        }
-    }
 }
 
 #[cfg(target_arch = "x86_64")]

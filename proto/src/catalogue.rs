@@ -85,8 +85,35 @@ pub const KINDS: &[(&str, crate::v1::Kind)] = &[
     ("close_write", crate::v1::Kind::CloseWrite),
     ("rename", crate::v1::Kind::Rename),
     ("unlink", crate::v1::Kind::Unlink),
+    ("chmod", crate::v1::Kind::Chmod),
+    ("chown", crate::v1::Kind::Chown),
+    ("truncate", crate::v1::Kind::Truncate),
+    ("link", crate::v1::Kind::Link),
+    ("symlink", crate::v1::Kind::Symlink),
+    ("setxattr", crate::v1::Kind::Setxattr),
     ("connect", crate::v1::Kind::Connect),
     ("accept", crate::v1::Kind::Accept),
+    ("bind", crate::v1::Kind::Bind),
+    ("listen", crate::v1::Kind::Listen),
+    ("setid", crate::v1::Kind::Setid),
+    ("capset", crate::v1::Kind::Capset),
+    ("ptrace", crate::v1::Kind::Ptrace),
+    ("process_vm_readv", crate::v1::Kind::ProcessVmReadv),
+    ("process_vm_writev", crate::v1::Kind::ProcessVmWritev),
+    ("pidfd_getfd", crate::v1::Kind::PidfdGetfd),
+    ("memfd_create", crate::v1::Kind::MemfdCreate),
+    ("unshare", crate::v1::Kind::Unshare),
+    ("setns", crate::v1::Kind::Setns),
+    ("map_wx", crate::v1::Kind::MapWx),
+    ("module_load", crate::v1::Kind::ModuleLoad),
+    ("module_unload", crate::v1::Kind::ModuleUnload),
+    ("bpf", crate::v1::Kind::Bpf),
+    ("mount", crate::v1::Kind::Mount),
+    ("umount", crate::v1::Kind::Umount),
+    ("pivot_root", crate::v1::Kind::PivotRoot),
+    ("chroot", crate::v1::Kind::Chroot),
+    ("kexec_load", crate::v1::Kind::KexecLoad),
+    ("io_uring_setup", crate::v1::Kind::IoUringSetup),
 ];
 
 /// Table of the lake that holds events of a kind.
@@ -96,8 +123,36 @@ pub fn family(kind: crate::v1::Kind) -> &'static str {
     match kind {
         Kind::Unspecified => "",
         Kind::Fork | Kind::Exec | Kind::Exit => "process",
-        Kind::Open | Kind::CloseWrite | Kind::Rename | Kind::Unlink => "file",
-        Kind::Connect | Kind::Accept => "network",
+        Kind::Open
+        | Kind::CloseWrite
+        | Kind::Rename
+        | Kind::Unlink
+        | Kind::Chmod
+        | Kind::Chown
+        | Kind::Truncate
+        | Kind::Link
+        | Kind::Symlink
+        | Kind::Setxattr => "file",
+        Kind::Connect | Kind::Accept | Kind::Bind | Kind::Listen => "network",
+        Kind::Setid
+        | Kind::Capset
+        | Kind::Ptrace
+        | Kind::ProcessVmReadv
+        | Kind::ProcessVmWritev
+        | Kind::PidfdGetfd
+        | Kind::MemfdCreate
+        | Kind::Unshare
+        | Kind::Setns
+        | Kind::MapWx => "privilege",
+        Kind::ModuleLoad
+        | Kind::ModuleUnload
+        | Kind::Bpf
+        | Kind::Mount
+        | Kind::Umount
+        | Kind::PivotRoot
+        | Kind::Chroot
+        | Kind::KexecLoad
+        | Kind::IoUringSetup => "kernel",
     }
 }
 

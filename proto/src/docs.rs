@@ -9,9 +9,20 @@ const TABLES: &[(&str, &str)] = &[
     ("process", "A fork, an exec or an exit."),
     (
         "file",
-        "A successful open, a close after writing, a rename or an unlink.",
+        "A successful open, a close after writing, a rename or an unlink; a change of permissions, owner, length, links or extended attributes.",
     ),
-    ("network", "A TCP connect with its result, or an accept."),
+    (
+        "network",
+        "A TCP connect with its result, an accept, or a socket that was bound or listens.",
+    ),
+    (
+        "privilege",
+        "A change of credentials, a reach into another process, namespaces made or entered, memory that can hold code.",
+    ),
+    (
+        "kernel",
+        "A module, a BPF program, a mount, a change of root, another kernel, an io_uring.",
+    ),
     (
         "alert",
         "A rule that matched, with all fields of the event it matched on; the event has a row of its own.",
@@ -85,7 +96,7 @@ fn row(page: &mut String, field: &FieldInfo) {
     };
     let place = if field.kinds.is_empty() {
         match field.families.len() {
-            5 => "all".to_owned(),
+            7 => "all".to_owned(),
             _ => field.families.join(", "),
         }
     } else {
@@ -148,6 +159,6 @@ list columns. Beside the fields there are:
 | column | what |
 |---|---|
 | `proc_ancestors_pid`, `proc_ancestors_exec_id`, `proc_ancestors_exe_path` | `proc.ancestors`: three lists of equal length, parent first |
-| `_unknown` | Bits of the fields that are unknown on this row, NULL when none is. Their columns hold what is left of them. Bit 0 is `proc.exe.path`, then `proc.exe.name`, `proc.args`, `proc.cwd`, `proc.parent.exe.path`, `proc.parent.exe.name`, `proc.ancestors`, `file.path`, `file.name`, `file.new_path`, `file.trunc`, `net.src.ip`, `net.src.port`, `net.src.private`, `net.dst.ip`, `net.dst.port`, `net.dst.private`; of a list it means that its end is missing |
+| `_unknown` | Bits of the fields that are unknown on this row, NULL when none is. Their columns hold what is left of them. Bit 0 is `proc.exe.path`, then `proc.exe.name`, `proc.args`, `proc.cwd`, `proc.parent.exe.path`, `proc.parent.exe.name`, `proc.ancestors`, `file.path`, `file.name`, `file.new_path`, `file.trunc`, `net.src.ip`, `net.src.port`, `net.src.private`, `net.dst.ip`, `net.dst.port`, `net.dst.private`, and further ones in the order of `UNKNOWABLE` (`collector/lake/src/family.rs`); of a list it means that its end is missing |
 | `_ancestors_unknown` | Of each ancestor: 0 nothing is unknown, 1 its path, 2 its path and name; NULL when nothing is |
 ";

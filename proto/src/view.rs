@@ -1,10 +1,13 @@
 //! One event as predicates and columns read it.
 
+mod kernel;
+mod privilege;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 
 use sumun_abi::event::file::{
-    ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, OPEN_CREATED,
+    ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, CHANGE_OBJECT, OPEN_CREATED,
     OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
 use sumun_abi::event::network::{CONN_CALLER, CONN_LOST, CONN_RACY};
@@ -12,7 +15,7 @@ use sumun_abi::record::{
     FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE,
 };
 
-use crate::catalogue::{FieldId, kind_name, severity_name};
+use crate::catalogue::{FieldId, family, kind_name, severity_name};
 use crate::text::file_name;
 use crate::v1::{Alert, Batch, Event, Fold, Image, Kind, RuleRef, Source};
 
@@ -90,6 +93,7 @@ pub struct StrList<'a> {
 enum Items<'a> {
     Strings(&'a [String]),
     Flaws(u32),
+    Bits(u64, &'static [(u64, &'static str)]),
     Rules(&'a [RuleRef], &'a [u32]),
     Exceptions(&'a Batch, &'a [u32]),
 }
@@ -99,13 +103,18 @@ impl<'a> StrList<'a> {
     pub fn iter(&self) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
         let (mut strings, mut flaws) = (&[][..], 0);
         let (mut rules, mut exceptions) = (None, None);
+        let (mut bits, mut names) = (0, &[][..]);
         match self.items {
             Items::Strings(items) => strings = items,
             Items::Flaws(bits) => flaws = bits,
+            Items::Bits(set, known) => (bits, names) = (set, known),
             Items::Rules(all, matched) => rules = Some((all, matched)),
             Items::Exceptions(batch, met) => exceptions = Some((batch, met)),
         }
         let named = FLAWS.iter().filter(move |(bit, _)| flaws & bit != 0);
+        let set = names
+            .iter()
+            .filter(move |(bit, _): &&(u64, &str)| bits & bit != 0);
         let matched = rules.into_iter().flat_map(|(rules, matched)| {
             matched.iter().filter_map(move |index| {
                 let rule = at(rules, *index)?;
@@ -124,6 +133,7 @@ impl<'a> StrList<'a> {
             .iter()
             .map(|item| Cow::Borrowed(item.as_str()))
             .chain(named.map(|(_, name)| Cow::Borrowed(*name)))
+            .chain(set.map(|(_, name)| Cow::Borrowed(*name)))
             .chain(matched)
             .chain(met)
     }
@@ -240,6 +250,8 @@ impl<'a> View<'a> {
             .or_else(|| self.network(id))
             .or_else(|| self.common(id))
             .or_else(|| self.exited(id))
+            .or_else(|| self.privilege(id))
+            .or_else(|| self.kernel(id))
             .or_else(|| self.judged(id))
             .or_else(|| self.alerted(id))
             .unwrap_or(Value::Absent)
@@ -259,9 +271,8 @@ impl<'a> View<'a> {
             FieldId::OriginCpu => Value::Int(origin?.cpu.into()),
             FieldId::OriginLevel => Value::Int(origin?.level.into()),
             FieldId::OriginSeq => int(origin?.seq),
-            FieldId::Result if self.event.network.is_none() => {
-                Value::Int(self.event.result?.into())
-            }
+            FieldId::Result if self.event.result.is_some() => Value::Int(self.event.result?.into()),
+            FieldId::Call if !self.event.call.is_empty() => text(&self.event.call),
             FieldId::Rules if self.alert.is_none() => {
                 list(Items::Rules(&self.batch.rules, &self.event.rules), true)
             }
@@ -344,13 +355,29 @@ impl<'a> View<'a> {
         matches!(self.kind(), Kind::Open | Kind::CloseWrite)
     }
 
+    /// Whether the call named an object by itself, so that there was one.
+    fn names_object(&self, flags: u32) -> bool {
+        match self.kind() {
+            Kind::Chmod | Kind::Chown | Kind::Truncate | Kind::Setxattr => {
+                flags & CHANGE_OBJECT != 0
+            }
+            Kind::MemfdCreate | Kind::MapWx | Kind::ModuleLoad => true,
+            _ => self.has_descriptor(),
+        }
+    }
+
     fn file(&self, id: FieldId) -> Option<Value<'a>> {
         let file = self.event.file.as_ref()?;
         let opened = matches!(self.kind(), Kind::Open);
         // A descriptor always has an object: when it was gone, what it was is unknown.
         let none = file.dev == 0 && file.ino == 0;
-        let lost = none && file.flaws & u32::from(FLAW_LOST) != 0 && self.has_descriptor();
-        if lost && OF_OBJECT.contains(&id) && (opened || id != FieldId::FileCreate) {
+        let lost = none && file.flaws & u32::from(FLAW_LOST) != 0 && self.names_object(file.flags);
+        let descriptor = self.has_descriptor();
+        if lost
+            && OF_OBJECT.contains(&id)
+            && (opened || id != FieldId::FileCreate)
+            && (descriptor || matches!(id, FieldId::FileDev | FieldId::FileIno | FieldId::FileMode))
+        {
             return Some(Value::Unknown);
         }
         let unasked = file.flags & ACCESS_UNKNOWN != 0;
@@ -359,6 +386,7 @@ impl<'a> View<'a> {
         }
         let object = || (!none).then_some(());
         let bit = |bit: u32| {
+            descriptor.then_some(())?;
             object()?;
             Some(Value::Bool(file.flags & bit != 0))
         };
@@ -386,20 +414,53 @@ impl<'a> View<'a> {
             FieldId::FileSource => text(source_name(file.source)?),
             FieldId::FileFlaws => list(Items::Flaws(file.flaws), true),
             FieldId::FileDeleted => {
+                descriptor.then_some(())?;
                 object()?;
                 Value::Bool(file.flaws & u32::from(FLAW_DELETED) != 0)
             }
             FieldId::FileNewPath => optional(file.new_path.as_deref(), file.new_flaws)?,
-            FieldId::FileNewFlaws if matches!(self.kind(), Kind::Rename) => {
+            FieldId::FileNewFlaws
+                if matches!(self.kind(), Kind::Rename | Kind::Link | Kind::Symlink) =>
+            {
                 list(Items::Flaws(file.new_flaws), true)
             }
-            FieldId::FileCompat => Value::Bool(file.flags & CALL_COMPAT != 0),
+            FieldId::FileCompat if family(self.kind()) == "file" => {
+                Value::Bool(file.flags & CALL_COMPAT != 0)
+            }
+            FieldId::FileNewMode if self.kind() == Kind::Chmod => int(file.change?),
+            FieldId::FileNewSetuid if self.kind() == Kind::Chmod => {
+                Value::Bool(file.change? & 0o4000 != 0)
+            }
+            FieldId::FileNewSetgid if self.kind() == Kind::Chmod => {
+                Value::Bool(file.change? & 0o2000 != 0)
+            }
+            FieldId::FileNewExec if self.kind() == Kind::Chmod => {
+                Value::Bool(file.change? & 0o111 != 0)
+            }
+            FieldId::FileNewUid if self.kind() == Kind::Chown => Value::Int(file.owner?.into()),
+            FieldId::FileNewGid if self.kind() == Kind::Chown => Value::Int(file.group?.into()),
+            FieldId::FileLength if self.kind() == Kind::Truncate => int(file.change?),
+            FieldId::FileXattr if self.kind() == Kind::Setxattr => {
+                optional(file.xattr.as_deref(), file.xattr_flaws)?
+            }
             _ => return None,
         })
     }
 
     fn network(&self, id: FieldId) -> Option<Value<'a>> {
         let network = self.event.network.as_ref()?;
+        // A socket by itself has no other end.
+        if matches!(self.kind(), Kind::Bind | Kind::Listen)
+            && matches!(
+                id,
+                FieldId::NetSrcIp
+                    | FieldId::NetSrcPort
+                    | FieldId::NetSrcPrivate
+                    | FieldId::NetSource
+            )
+        {
+            return None;
+        }
         let lost = network.flags & u32::from(CONN_LOST) != 0;
         let address = |bytes: &[u8]| match ip_from(bytes) {
             Some(ip) => Some(Ok(ip)),
@@ -425,11 +486,13 @@ impl<'a> View<'a> {
             FieldId::NetDstIp => written(&network.dst_ip)?,
             FieldId::NetDstPort => port(&network.dst_ip, network.dst_port)?,
             FieldId::NetDstPrivate => private(&network.dst_ip)?,
-            FieldId::NetProto => text(if network.protocol == 262 {
-                "mptcp"
-            } else {
-                "tcp"
-            }),
+            FieldId::NetProto => match network.protocol {
+                262 => text("mptcp"),
+                6 => text("tcp"),
+                17 => text("udp"),
+                0 if lost => Value::Unknown,
+                other => Value::Str(Cow::Owned(other.to_string())),
+            },
             FieldId::NetSource => text(if network.flags & u32::from(CONN_CALLER) == 0 {
                 "object"
             } else {

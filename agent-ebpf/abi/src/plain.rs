@@ -1,6 +1,6 @@
 //! Reading the fixed parts out of bytes.
 
-use crate::event::{file, network, process};
+use crate::event::{file, kernel, network, privilege, process};
 use crate::record::Header;
 use crate::verdict::Sharer;
 
@@ -24,9 +24,27 @@ unsafe impl Plain for file::Open {}
 // SAFETY: as above.
 unsafe impl Plain for file::Names {}
 // SAFETY: as above.
+unsafe impl Plain for file::Change {}
+// SAFETY: as above.
 unsafe impl Plain for network::Connection {}
 // SAFETY: as above.
 unsafe impl Plain for Sharer {}
+// SAFETY: as above.
+unsafe impl Plain for privilege::Credentials {}
+// SAFETY: as above.
+unsafe impl Plain for privilege::Reach {}
+// SAFETY: as above.
+unsafe impl Plain for privilege::Spaces {}
+// SAFETY: as above.
+unsafe impl Plain for privilege::Memory {}
+// SAFETY: as above.
+unsafe impl Plain for kernel::Module {}
+// SAFETY: as above.
+unsafe impl Plain for kernel::Program {}
+// SAFETY: as above.
+unsafe impl Plain for kernel::Mount {}
+// SAFETY: as above.
+unsafe impl Plain for kernel::Setup {}
 
 /// The value at the start of the bytes; `None` when there are too few. Any alignment will do.
 #[must_use]

@@ -47,16 +47,99 @@ pub mod action {
     pub const ACCEPT: u8 = 13;
     /// socketcall(call, arguments): 32-bit x86
     pub const SOCKETCALL: u8 = 14;
-    /// Changes which path leads where: mount, umount, pivot_root, chroot, move_mount …
+    /// mount(source, target, type, flags, data). This and `UMOUNT` to `MOVE_MOUNT` change which
+    /// path leads where.
     pub const MOUNT: u8 = 15;
     /// dup(from), dup2(from, to) and dup3(from, to, flags)
     pub const DUP: u8 = 16;
     /// fcntl(fd, command, argument): as `DUP` for two commands
     pub const FCNTL: u8 = 17;
-    /// Returns a descriptor of a file that this call did not open: pidfd_getfd, open_tree
+    /// Returns a descriptor of a file that this call did not open: open_tree
     pub const GETFD: u8 = 18;
-    /// Number of actions.
-    pub const COUNT: u8 = 19;
+    /// setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid
+    pub const SETID: u8 = 19;
+    /// capset(header, data)
+    pub const CAPSET: u8 = 20;
+    /// ptrace(request, pid, address, data)
+    pub const PTRACE: u8 = 21;
+    /// process_vm_readv(pid, …)
+    pub const VM_READ: u8 = 22;
+    /// process_vm_writev(pid, …)
+    pub const VM_WRITE: u8 = 23;
+    /// pidfd_getfd(pidfd, descriptor, flags): as `GETFD`, too
+    pub const PIDFD_GETFD: u8 = 24;
+    /// memfd_create(name, flags)
+    pub const MEMFD: u8 = 25;
+    /// unshare(flags)
+    pub const UNSHARE: u8 = 26;
+    /// clone(flags, …), as `UNSHARE` for the child
+    pub const CLONE: u8 = 27;
+    /// clone3(arguments, size), likewise
+    pub const CLONE3: u8 = 28;
+    /// setns(fd, namespaces)
+    pub const SETNS: u8 = 29;
+    /// mprotect(address, length, protection) and pkey_mprotect
+    pub const MPROTECT: u8 = 30;
+    /// mmap(address, length, protection, flags, fd, offset), and mmap2 of 32-bit calls
+    pub const MMAP: u8 = 31;
+    /// The same with all arguments in memory: 32-bit
+    pub const MMAP_OLD: u8 = 32;
+    /// init_module(image, length, parameters)
+    pub const INIT_MODULE: u8 = 33;
+    /// finit_module(fd, parameters, flags)
+    pub const FINIT_MODULE: u8 = 34;
+    /// delete_module(name, flags)
+    pub const DELETE_MODULE: u8 = 35;
+    /// bpf(command, attributes, size)
+    pub const BPF: u8 = 36;
+    /// umount(path) and umount2(path, flags)
+    pub const UMOUNT: u8 = 37;
+    /// pivot_root(new, old)
+    pub const PIVOT_ROOT: u8 = 38;
+    /// chroot(path)
+    pub const CHROOT: u8 = 39;
+    /// move_mount(fromfd, from, tofd, to, flags)
+    pub const MOVE_MOUNT: u8 = 40;
+    /// fsmount(fs, flags, attributes)
+    pub const FSMOUNT: u8 = 41;
+    /// kexec_load and kexec_file_load
+    pub const KEXEC: u8 = 42;
+    /// io_uring_setup(entries, parameters)
+    pub const IO_URING: u8 = 43;
+    /// chmod(path, mode)
+    pub const CHMOD: u8 = 44;
+    /// fchmod(fd, mode)
+    pub const FCHMOD: u8 = 45;
+    /// fchmodat(dirfd, path, mode) and fchmodat2(…, flags)
+    pub const FCHMODAT: u8 = 46;
+    /// chown(path, user, group) and lchown
+    pub const CHOWN: u8 = 47;
+    /// fchown(fd, user, group)
+    pub const FCHOWN: u8 = 48;
+    /// fchownat(dirfd, path, user, group, flags)
+    pub const FCHOWNAT: u8 = 49;
+    /// truncate(path, length)
+    pub const TRUNCATE: u8 = 50;
+    /// ftruncate(fd, length)
+    pub const FTRUNCATE: u8 = 51;
+    /// link(from, to)
+    pub const LINK: u8 = 52;
+    /// linkat(fromfd, from, tofd, to, flags)
+    pub const LINKAT: u8 = 53;
+    /// symlink(target, path)
+    pub const SYMLINK: u8 = 54;
+    /// symlinkat(target, dirfd, path)
+    pub const SYMLINKAT: u8 = 55;
+    /// setxattr(path, name, value, size, flags) and lsetxattr
+    pub const SETXATTR: u8 = 56;
+    /// fsetxattr(fd, name, value, size, flags)
+    pub const FSETXATTR: u8 = 57;
+    /// bind(fd, address, length)
+    pub const BIND: u8 = 58;
+    /// listen(fd, backlog)
+    pub const LISTEN: u8 = 59;
+    /// Number of actions; at most 64.
+    pub const COUNT: u8 = 60;
 }
 
 /// System call numbers in `SYSCALLS`; higher ones are of no interest.
@@ -78,6 +161,67 @@ pub mod filtered {
     pub const ACCEPT: usize = 5;
     /// Number of kinds.
     pub const COUNT: usize = 6;
+}
+
+/// Bit of a kind in `Filter::whole`: kinds of which every record is sent, or none. What a
+/// caller names never filters, and the others are few.
+pub mod whole {
+    /// Credentials.
+    pub const SETID: u32 = 0;
+    /// Capabilities.
+    pub const CAPSET: u32 = 1;
+    /// Tracing.
+    pub const PTRACE: u32 = 2;
+    /// Reading another process's memory.
+    pub const VM_READ: u32 = 3;
+    /// Writing it.
+    pub const VM_WRITE: u32 = 4;
+    /// Taking another process's descriptor.
+    pub const PIDFD_GETFD: u32 = 5;
+    /// Files in memory.
+    pub const MEMFD: u32 = 6;
+    /// New namespaces.
+    pub const UNSHARE: u32 = 7;
+    /// Namespaces entered.
+    pub const SETNS: u32 = 8;
+    /// Memory that can be written and executed.
+    pub const MAP_WX: u32 = 9;
+    /// Kernel modules loaded.
+    pub const MODULE_LOAD: u32 = 10;
+    /// Kernel modules removed.
+    pub const MODULE_UNLOAD: u32 = 11;
+    /// BPF programs.
+    pub const BPF: u32 = 12;
+    /// Mounts.
+    pub const MOUNT: u32 = 13;
+    /// Unmounts.
+    pub const UMOUNT: u32 = 14;
+    /// Changes of the root of a mount namespace.
+    pub const PIVOT_ROOT: u32 = 15;
+    /// Changes of a process's root.
+    pub const CHROOT: u32 = 16;
+    /// Other kernels.
+    pub const KEXEC: u32 = 17;
+    /// `io_uring` instances.
+    pub const IO_URING: u32 = 18;
+    /// Permission bits.
+    pub const CHMOD: u32 = 19;
+    /// Owners.
+    pub const CHOWN: u32 = 20;
+    /// Lengths.
+    pub const TRUNCATE: u32 = 21;
+    /// Hard links.
+    pub const LINK: u32 = 22;
+    /// Symbolic links.
+    pub const SYMLINK: u32 = 23;
+    /// Extended attributes.
+    pub const SETXATTR: u32 = 24;
+    /// Sockets bound to an address.
+    pub const BIND: u32 = 25;
+    /// Sockets that listen.
+    pub const LISTEN: u32 = 26;
+    /// Number of kinds; at most 64.
+    pub const COUNT: usize = 27;
 }
 
 /// Nobody asked: no walk, no record.
@@ -105,12 +249,14 @@ pub const ACCESS_BITS: [u32; 6] = [
 pub struct Filter {
     /// Goes into the header of every record it lets through.
     pub generation: u32,
-    /// Bit n: the exit hook acts on action n.
-    pub actions: u32,
-    /// Bit n: the entry hook acts on action n.
-    pub entry_actions: u32,
     /// Zero.
     pub pad: u32,
+    /// Bit n: the exit hook acts on action n.
+    pub actions: u64,
+    /// Bit n: the entry hook acts on action n.
+    pub entry_actions: u64,
+    /// Bit n: kind n of module `whole` is sent.
+    pub whole: u64,
     /// `MODE_*` of each kind in `filtered`.
     pub mode: [u32; filtered::COUNT],
     /// Clauses of each kind.
@@ -134,7 +280,7 @@ pub struct Filter {
     /// Network clauses without a condition on the destination address.
     pub any_dst_net: u64,
 }
-assert_size!(Filter, 16 + 24 + 48 + 48 + 64);
+assert_size!(Filter, 32 + 24 + 48 + 48 + 64);
 
 /// What a key of the trie `MATCH` holds after its first byte; the upper bit
 /// of that byte is the filter.

@@ -106,6 +106,15 @@ slots! {
     UPID_NR = Field("upid", "nr");
     UPID_NS = Field("upid", "ns");
     PIDNS_REAPER = Field("pid_namespace", "child_reaper");
+    // From a number to its process: the numbers of a namespace are an xarray.
+    PIDNS_NUMBERS = Field("pid_namespace", "idr.idr_rt.xa_head");
+    XA_NODE_SHIFT = Field("xa_node", "shift");
+    XA_NODE_SLOTS = Field("xa_node", "slots");
+    PID_TASKS = Field("pid", "tasks");
+    TASK_PID_LINKS = Field("task_struct", "pid_links");
+    // From 6.9 a pidfd's process hangs from its inode.
+    PID_STASHED = Field("pid", "stashed");
+    INODE_PRIVATE = Field("inode", "i_private");
 
     NSPROXY_UTS = Field("nsproxy", "uts_ns");
     NSPROXY_IPC = Field("nsproxy", "ipc_ns");
@@ -119,11 +128,19 @@ slots! {
     CGROUP_INUM = Field("cgroup_namespace", "ns.inum");
     PID_INUM = Field("pid_namespace", "ns.inum");
     USER_INUM = Field("user_namespace", "ns.inum");
+    // What kind of namespace it is, as a CLONE_NEW* flag; until 6.17 its operations say so.
+    NS_TYPE = Field("ns_common", "ns_type");
+    NS_OPS = Field("ns_common", "ops");
+    NS_OPS_TYPE = Field("proc_ns_operations", "type");
 
     CRED_UID = Field("cred", "uid");
     CRED_GID = Field("cred", "gid");
     CRED_EUID = Field("cred", "euid");
     CRED_EGID = Field("cred", "egid");
+    CRED_SUID = Field("cred", "suid");
+    CRED_SGID = Field("cred", "sgid");
+    CRED_FSUID = Field("cred", "fsuid");
+    CRED_FSGID = Field("cred", "fsgid");
     CRED_CAP_INHERITABLE = Field("cred", "cap_inheritable");
     CRED_CAP_PERMITTED = Field("cred", "cap_permitted");
     CRED_CAP_EFFECTIVE = Field("cred", "cap_effective");
@@ -212,6 +229,15 @@ slots! {
     ICSK_ULP_DATA = Field("inet_connection_sock", "icsk_ulp_data");
     SUBFLOW_CONN = Field("mptcp_subflow_context", "conn");
     MPTCP_FIRST = Field("mptcp_sock", "first");
+
+    MODULE_LOAD = Arguments("module_load");
+    MODULE_NAME = Field("module", "name");
+    PROG_TYPE = Field("bpf_prog", "type");
+    PROG_ATTACH = Field("bpf_prog", "expected_attach_type");
+    PROG_LEN = Field("bpf_prog", "len");
+    PROG_AUX = Field("bpf_prog", "aux");
+    PROG_AUX_ID = Field("bpf_prog_aux", "id");
+    PROG_AUX_NAME = Field("bpf_prog_aux", "name");
 }
 
 /// Addresses of kernel variables, from `/proc/kallsyms`; 0 = not shown. All are optional.

@@ -34,5 +34,6 @@ doors! {
     door_sys_exit, AT_SYS_EXIT, "sys_exit";
     door_sys_enter, AT_SYS_ENTER, "sys_enter";
     door_state, AT_STATE, "inet_sock_set_state";
+    door_module_load, AT_MODULE_LOAD, "module_load";
     door_state_again, AT_STATE_AGAIN, "inet_sock_set_state";
 }

@@ -1,5 +1,7 @@
 //! Open, close after write, rename, unlink, at the raw system call tracepoints.
 
+pub(super) mod change;
+
 use core::{mem::size_of, ptr::addr_of_mut};
 
 use sumun_abi::{
@@ -220,7 +222,7 @@ pub(crate) extern "C" fn sumun_names(
 
 /// The directory that the name at `start` of the record is relative to; none if it is absolute.
 #[inline(always)]
-fn base(run: Run, task: Task, tail: &mut Tail, start: u32, dirfd: i32) -> Text {
+pub(super) fn base(run: Run, task: Task, tail: &mut Tail, start: u32, dirfd: i32) -> Text {
     let start = opaque(u64::from(start));
     if run.level < LEVELS
         && let Some(scratch) = scratch(run.level)

@@ -2,6 +2,8 @@
 
 mod door;
 mod file;
+mod kernel;
 mod network;
+mod privilege;
 mod process;
 mod syscall;

@@ -25,7 +25,7 @@ use sumun_abi::{
         },
         process::outcome,
     },
-    policy::{Filter, MODE_FILTERED, MODE_NONE, filtered},
+    policy::{Filter, MODE_FILTERED, MODE_NONE, filtered, whole},
     record::{LEVELS, RING_BULK},
     slot,
     verdict::on,
@@ -566,8 +566,54 @@ pub(crate) extern "C" fn sumun_accept(call: u64, listener: u64, fd: u64) -> u64 
     0
 }
 
+/// A socket was bound, or listens: its own end as the kernel has it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_own_end(call: u64, fd: u64, listens: u64) -> u64 {
+    let call = Call(call);
+    let (kind, place) = if listens != 0 {
+        (kind::LISTEN, whole::LISTEN)
+    } else {
+        (kind::BIND, whole::BIND)
+    };
+    let Some(handed) = call.handed(place) else {
+        return 0;
+    };
+    let task = handed.task;
+    let file = File::of(task, fd as i32);
+    let sock = Sock::of(file);
+    let shared = task.shares_files();
+    let mut flags = if shared { CONN_RACY } else { 0 };
+    let (mut family, mut own, mut protocol) = (0, End::NONE, 0);
+    if !sock.is_lost() && matches!(sock.family(), FAMILY_INET | FAMILY_INET6) {
+        // The other end is not looked at: of what is only bound it is nobody's.
+        (family, own) = sock.own();
+        protocol = sock.protocol();
+    } else if shared && (sock.is_lost() || file.is_lost()) {
+        flags |= CONN_LOST;
+    } else {
+        // A socket of another family, like Unix's.
+        return 0;
+    }
+    let Some(record) = handed.run.record::<Connection>() else {
+        return 0;
+    };
+    socket::store(record, family, End::NONE, own);
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).begun_ns).write(bpf_ktime_get_boot_ns());
+        addr_of_mut!((*record).flags).write(flags);
+        addr_of_mut!((*record).result).write(0);
+        addr_of_mut!((*record).protocol).write(protocol);
+    }
+    handed.send(kind, size_of::<Connection>() as u32)
+}
+
 // include/uapi/linux/net.h
+const SYS_BIND: u64 = 2;
 const SYS_CONNECT: u64 = 3;
+const SYS_LISTEN: u64 = 4;
 const SYS_ACCEPT: u64 = 5;
 const SYS_ACCEPT4: u64 = 18;
 
@@ -581,12 +627,19 @@ pub(crate) extern "C" fn sumun_socketcall(
     arguments: u64,
     result: u64,
 ) -> u64 {
-    if number != SYS_CONNECT && number != SYS_ACCEPT && number != SYS_ACCEPT4 {
+    let own_end = number == SYS_BIND || number == SYS_LISTEN;
+    let told = own_end && result as i64 >= 0
+        || number == SYS_CONNECT
+        || number == SYS_ACCEPT
+        || number == SYS_ACCEPT4;
+    if !told {
         return 0;
     }
     let first: u64 = read_user(arguments).unwrap_or(u64::MAX);
     let fd = first & 0xffff_ffff;
-    if number == SYS_CONNECT {
+    if own_end {
+        sumun_own_end(call, fd, u64::from(number == SYS_LISTEN))
+    } else if number == SYS_CONNECT {
         let len: u32 = read_user(arguments + 8).unwrap_or(0);
         sumun_connect(call, fd, first >> 32, u64::from(len), result)
     } else {

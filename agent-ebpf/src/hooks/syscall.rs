@@ -1,17 +1,22 @@
 //! The two raw system call tracepoints: they run at every call of every process,
 //! so the first thing is to find out that a call is of no interest.
 
+use core::ptr::addr_of_mut;
+
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use sumun_abi::{policy::action, record::RING_BULK};
+use sumun_abi::{event::file::CALL_COMPAT, policy::action, record::RING_BULK};
 
 use super::{
-    file::{sumun_names, sumun_open},
-    network::{sumun_accept, sumun_connect, sumun_socketcall},
+    file::{change::sumun_change, sumun_names, sumun_open},
+    kernel::sumun_kernel,
+    network::{sumun_accept, sumun_connect, sumun_own_end, sumun_socketcall},
+    privilege::{self, sumun_privilege},
 };
 use crate::{
     kernel::{self, regs::Regs, task::Task},
+    maps::Given,
     policy::{self, early},
-    run::{self, Run},
+    run::{self, Run, scratch},
 };
 
 // include/uapi/linux/fcntl.h
@@ -54,6 +59,58 @@ impl Call {
     }
 }
 
+/// A call that was handed over, in the global function that records it.
+pub(super) struct Handed {
+    pub(super) run: Run,
+    pub(super) action: u8,
+    /// `CALL_COMPAT` or nothing.
+    pub(super) flags: u32,
+    pub(super) generation: u32,
+    pub(super) given: &'static Given,
+    pub(super) task: Task,
+}
+
+impl Handed {
+    /// 0, or the negative errno that the call returned.
+    #[inline(always)]
+    pub(super) fn result(&self) -> i32 {
+        if self.given.result < 0 {
+            self.given.result as i32
+        } else {
+            0
+        }
+    }
+
+    /// Sends the record.
+    #[inline(always)]
+    pub(super) fn send(&self, kind: u16, len: u32) -> u64 {
+        self.run.send(RING_BULK, kind, self.generation, len);
+        0
+    }
+}
+
+impl Call {
+    /// What was handed over; `None` if nobody asks for the kind (of `policy::whole`).
+    #[inline(always)]
+    pub(super) fn handed(self, kind: u32) -> Option<Handed> {
+        let run = Run {
+            level: self.level(),
+        };
+        let filter = run::filter(self.filter())?;
+        if filter.whole >> (kind & 63) & 1 == 0 {
+            return None;
+        }
+        Some(Handed {
+            run,
+            action: self.action(),
+            flags: if self.is_compat() { CALL_COMPAT } else { 0 },
+            generation: filter.generation,
+            given: run::given(run.level)?,
+            task: Task::current(),
+        })
+    }
+}
+
 /// What the active filter wants to do about a call: the action, and whether it is a 32-bit call.
 /// Nothing of the filter is kept: only a run that has begun holds one fast.
 #[inline(always)]
@@ -69,15 +126,81 @@ fn wanted(number: u64, entry: bool) -> Option<(u8, bool)> {
         filter.actions
     };
     let (native, compat) = (actions as u8, (actions >> 8) as u8);
-    if mask & (1 << (native & 31) | 1 << (compat & 31)) == 0 {
+    if mask & (1 << (native & 63) | 1 << (compat & 63)) == 0 {
         return None;
     }
     let is_compat = Task::is_compat();
     let action = if is_compat { compat } else { native };
-    if mask & 1 << (action & 31) == 0 {
+    if mask & 1 << (action & 63) == 0 {
         return None;
     }
     Some((action, is_compat))
+}
+
+/// Calls of which the failed ones are of interest, too: there the attempt says enough.
+const FAILURES: u64 = 1 << action::CONNECT
+    | 1 << action::SOCKETCALL
+    | 1 << action::PTRACE
+    | 1 << action::VM_READ
+    | 1 << action::VM_WRITE
+    | 1 << action::PIDFD_GETFD
+    | 1 << action::INIT_MODULE
+    | 1 << action::FINIT_MODULE
+    | 1 << action::DELETE_MODULE
+    | 1 << action::BPF
+    | 1 << action::KEXEC;
+
+/// A call of the kinds that are recorded whole. It is left in the scratch for a global function, which takes no
+/// more than numbers, and read from the registers only there: what is kept in this program's frame counts for
+/// every chain of calls, of which 5.10 has 512 bytes.
+#[inline(always)]
+fn handed_over(ctx: &BtfTracePointContext, action: u8, compat: bool) {
+    let [a, _, c, ..] = Regs(ctx.arg(0)).arguments(compat);
+    if privilege::is_idle(action, a, c, ctx.arg(1)) {
+        return;
+    }
+    let Some(run) = Run::begin(RING_BULK) else {
+        return;
+    };
+    if let Some(index) = run::active()
+        && let Some(scratch) = scratch(run.level)
+    {
+        let regs = Regs(ctx.arg(0));
+        // SAFETY: the scratch is this run's.
+        unsafe {
+            let given = addr_of_mut!((*scratch).given);
+            addr_of_mut!((*given).arguments).write(regs.arguments(compat));
+            addr_of_mut!((*given).number).write(regs.number());
+            addr_of_mut!((*given).result).write(ctx.arg(1));
+        }
+        sumun_whole(Call::new(run, index, action, compat).0);
+    }
+    run.end();
+}
+
+/// Records a call that was handed over.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_whole(call: u64) -> u64 {
+    let Some(given) = run::given(Call(call).level()) else {
+        return 0;
+    };
+    let fd = given.arguments[0];
+    match Call(call).action() {
+        action::BIND => sumun_own_end(call, fd, 0),
+        action::LISTEN => sumun_own_end(call, fd, 1),
+        action::CHMOD..=action::FSETXATTR => sumun_change(call),
+        action::PIDFD_GETFD => {
+            let got = given.result;
+            if got >= 0 && Task::current().shares_files() {
+                let (level, index) = (Call(call).level(), Call(call).filter());
+                policy::swap::sumun_dup(level, index, got as u64, got as u64);
+            }
+            sumun_privilege(call)
+        }
+        action::SETID..=action::MMAP_OLD => sumun_privilege(call),
+        _ => sumun_kernel(call),
+    }
 }
 
 /// Every system call that returns.
@@ -88,8 +211,11 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     let result: i64 = ctx.arg(1);
-    // Of connects the failed ones are of interest, too.
-    if result < 0 && action != action::CONNECT && action != action::SOCKETCALL {
+    if result < 0 && FAILURES >> (action & 63) & 1 == 0 {
+        return 0;
+    }
+    if action >= action::SETID || action == action::MOUNT {
+        handed_over(&ctx, action, compat);
         return 0;
     }
     let [a, b, c, d, e] = regs.arguments(compat);
@@ -153,23 +279,24 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         action::SOCKETCALL => sumun_socketcall(call, a, b, fd),
         action::DUP | action::FCNTL => policy::swap::sumun_dup(run.level, index, a, fd),
         action::GETFD => policy::swap::sumun_dup(run.level, index, fd, fd),
-        action::MOUNT => {
-            policy::flush();
-            0
-        }
         _ => 0,
     };
     run.end();
     0
 }
 
-/// Every system call that begins; attached only while a filter asks for closes.
+/// Every system call that begins; attached only while a filter asks for closes, or for credentials
+/// before a call changed them.
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     let regs = Regs(ctx.arg(0));
     let Some((action, compat)) = wanted(ctx.arg::<u64>(1) & 0xffff_ffff, true) else {
         return 0;
     };
+    if action == action::SETID || action == action::CAPSET {
+        privilege::sumun_begins();
+        return 0;
+    }
     let [fd, ..] = regs.arguments(compat);
     let Some(run) = Run::begin(RING_BULK) else {
         return 0;

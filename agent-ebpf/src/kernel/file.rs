@@ -7,7 +7,7 @@ use sumun_abi::{
     slot,
 };
 
-use super::{Block, Object, get, number_at, task::Task};
+use super::{Block, Object, get, number_at, task::Task, value};
 
 // include/linux/fs.h
 const FMODE_READ: u32 = 1;
@@ -75,6 +75,38 @@ impl File {
     #[inline(always)]
     pub(crate) fn number(self) -> u64 {
         get(self.inode(), slot::INODE_INO)
+    }
+
+    /// Writes its device, mode and inode number.
+    #[inline(always)]
+    pub(crate) fn identity(self, dev: *mut u32, mode: *mut u32, ino: *mut u64) {
+        let inode = self.inode();
+        // SAFETY: callers pass fields of their record.
+        unsafe {
+            dev.write(get(get(inode, slot::INODE_SB), slot::SB_DEV));
+            mode.write(u32::from(get::<u16>(inode, slot::INODE_MODE)));
+            ino.write(get(inode, slot::INODE_INO));
+        }
+    }
+
+    /// The `struct pid` of a pidfd.
+    #[inline(always)]
+    pub(crate) fn pid(self) -> u64 {
+        if value(slot::PID_STASHED) == slot::NONE {
+            get(self.0, slot::FILE_PRIVATE)
+        } else {
+            get(self.inode(), slot::INODE_PRIVATE)
+        }
+    }
+
+    /// What kind of namespace the file stands for, as a `CLONE_NEW*` flag.
+    #[inline(always)]
+    pub(crate) fn namespace(self) -> u32 {
+        let namespace: u64 = get(self.inode(), slot::INODE_PRIVATE);
+        if value(slot::NS_TYPE) == slot::NONE {
+            return get(get(namespace, slot::NS_OPS), slot::NS_OPS_TYPE);
+        }
+        get(namespace, slot::NS_TYPE)
     }
 
     #[inline(always)]

@@ -106,6 +106,7 @@ impl Plain for u32 {}
 impl Plain for i32 {}
 impl Plain for u64 {}
 impl Plain for [u8; 16] {}
+impl Plain for [u32; 6] {}
 
 /// Address of a field; 0 if the kernel has none or the base is 0.
 #[inline(always)]

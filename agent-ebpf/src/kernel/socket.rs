@@ -131,6 +131,19 @@ impl Sock {
         get::<u64>(self.0, slot::TCP_FASTOPEN_REQ) != 0
     }
 
+    /// Family and own end of a socket that has no other yet.
+    #[inline(always)]
+    pub(crate) fn own(self) -> (u16, End) {
+        let port = u16::from_be(get(self.0, slot::INET_SPORT));
+        let (family, address) = if self.family() == FAMILY_INET {
+            let own: u32 = get(self.0, slot::SOCK_SADDR);
+            (FAMILY_INET, [u64::from(own), 0])
+        } else {
+            normal(halves(self.0, slot::SOCK_SADDR6))
+        };
+        (family, End { address, port })
+    }
+
     /// Family, own end and other end. The own port is the one in the header to
     /// send: `skc_num` is gone once a failed connect has given its port back.
     #[inline(always)]

@@ -4,11 +4,14 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 use sumun_abi::{
-    event::process::{Actor, Namespaces},
+    event::{
+        privilege::{Creds, Target},
+        process::{Actor, Namespaces},
+    },
     slot,
 };
 
-use super::{Object, cgroup_index, get, value};
+use super::{Object, cgroup_index, field, get, read, value};
 
 /// `SIGNAL_GROUP_EXIT`, include/linux/sched/signal.h.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -78,6 +81,14 @@ impl Task {
     #[inline(always)]
     pub(crate) fn mm(self) -> Object {
         self.0.follow(slot::TASK_MM)
+    }
+
+    /// The same task, of which the verifier knows nothing: where it is one of several.
+    #[inline(always)]
+    pub(crate) fn plain(self) -> Task {
+        Task(Object::plain(
+            self.leader().0.number(slot::TASK_GROUP_LEADER),
+        ))
     }
 
     /// True if the current process is in a 32-bit call.
@@ -192,6 +203,60 @@ impl Task {
         threads != 0 && self.files().get::<u32>(slot::FILES_COUNT) > threads
     }
 
+    /// The task that a number names in this one's pid namespace: none if there is none (any more).
+    #[inline(always)]
+    pub(crate) fn numbered(self, number: u32) -> Task {
+        let namespace = self.innermost().follow(slot::UPID_NS).address;
+        Task::of_pid(numbered(namespace, number))
+    }
+
+    /// The task of a `struct pid`.
+    #[inline(always)]
+    pub(crate) fn of_pid(pid: u64) -> Task {
+        // The first list is that of PIDTYPE_PID, and one task is in it.
+        let link: u64 = get(pid, slot::PID_TASKS);
+        let links = value(slot::TASK_PID_LINKS);
+        if pid == 0 || link == 0 || links == slot::NONE {
+            return Task(Object::plain(0));
+        }
+        Task(Object::plain(link.wrapping_sub(u64::from(links))))
+    }
+
+    /// Fills in its credentials.
+    #[inline(always)]
+    pub(crate) fn creds(self, out: *mut Creds) {
+        let cred = self.cred();
+        // SAFETY: callers pass the field inside their record or map value.
+        unsafe {
+            addr_of_mut!((*out).uid).write(cred.get(slot::CRED_UID));
+            addr_of_mut!((*out).gid).write(cred.get(slot::CRED_GID));
+            addr_of_mut!((*out).suid).write(cred.get(slot::CRED_SUID));
+            addr_of_mut!((*out).sgid).write(cred.get(slot::CRED_SGID));
+            addr_of_mut!((*out).euid).write(cred.get(slot::CRED_EUID));
+            addr_of_mut!((*out).egid).write(cred.get(slot::CRED_EGID));
+            addr_of_mut!((*out).fsuid).write(cred.get(slot::CRED_FSUID));
+            addr_of_mut!((*out).fsgid).write(cred.get(slot::CRED_FSGID));
+            addr_of_mut!((*out).cap_inheritable).write(cred.number(slot::CRED_CAP_INHERITABLE));
+            addr_of_mut!((*out).cap_permitted).write(cred.number(slot::CRED_CAP_PERMITTED));
+            addr_of_mut!((*out).cap_effective).write(cred.number(slot::CRED_CAP_EFFECTIVE));
+        }
+    }
+
+    /// Fills in who this is, as the target of a call; all zero if there is no such task.
+    #[inline(always)]
+    pub(crate) fn target(self, out: *mut Target) {
+        let cred = self.cred();
+        // SAFETY: callers pass the field inside their record.
+        unsafe {
+            addr_of_mut!((*out).start_ns).write(self.start());
+            addr_of_mut!((*out).image).write(self.image());
+            addr_of_mut!((*out).pid).write(self.pid());
+            addr_of_mut!((*out).tid).write(self.tid());
+            addr_of_mut!((*out).uid).write(cred.get(slot::CRED_UID));
+            addr_of_mut!((*out).euid).write(cred.get(slot::CRED_EUID));
+        }
+    }
+
     /// The first process of its pid namespace.
     #[inline(always)]
     pub(crate) fn reaper(self) -> Task {
@@ -221,6 +286,30 @@ impl Task {
             addr_of_mut!((*out).pid_inside).write(inside.get(slot::UPID_NR));
         }
     }
+}
+
+/// Levels of an xarray that a number below 4 million (`PID_MAX_LIMIT`) can need, of six bits each.
+const LEVELS: u32 = 4;
+
+/// The `struct pid` of a number in a pid namespace; 0 if there is none.
+#[inline(always)]
+fn numbered(namespace: u64, number: u32) -> u64 {
+    let mut entry: u64 = get(namespace, slot::PIDNS_NUMBERS);
+    let mut level = 0;
+    // Inner nodes are marked in the lowest bits (`xa_is_node`, include/linux/xarray.h).
+    while level < LEVELS && entry & 3 == 2 && entry > 4096 {
+        level += 1;
+        let node = entry - 2;
+        let shift = u32::from(get::<u8>(node, slot::XA_NODE_SHIFT));
+        let place = u64::from(number >> (shift & 31) & 63);
+        let slots = field(node, slot::XA_NODE_SLOTS);
+        // A number that the top node does not reach names nobody.
+        if shift > 24 || slots == 0 || level == 1 && number >> (shift & 31) > 63 {
+            return 0;
+        }
+        entry = read(slots + place * 8);
+    }
+    if entry & 3 == 0 { entry } else { 0 }
 }
 
 /// A `pid`'s number in the initial namespace.

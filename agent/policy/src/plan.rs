@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use sumun_proto::catalogue::{KINDS, kind_name};
+use sumun_proto::catalogue::{KINDS, family, kind_name};
 use sumun_proto::v1::{Kind, Scope, ScopeRule, scope::Mode};
 
 use crate::file::{CheckedPolicy, Rule};
@@ -117,7 +117,30 @@ pub fn is_life(kind: Kind) -> bool {
 /// asks for the kind.
 #[must_use]
 pub fn is_unfiltered(kind: Kind) -> bool {
-    matches!(kind, Kind::Rename | Kind::Unlink)
+    matches!(
+        kind,
+        Kind::Rename
+            | Kind::Unlink
+            | Kind::Chmod
+            | Kind::Chown
+            | Kind::Truncate
+            | Kind::Link
+            | Kind::Symlink
+            | Kind::Setxattr
+            | Kind::Mount
+            | Kind::Umount
+            | Kind::PivotRoot
+            | Kind::Chroot
+    )
+}
+
+/// True for kinds that the kernel side does not filter: every record is sent if any rule asks for the kind. Those
+/// that are not [`is_unfiltered`] too are stored if a rule matches; they are few on any host.
+#[must_use]
+pub fn is_whole(kind: Kind) -> bool {
+    is_unfiltered(kind)
+        || matches!(family(kind), "privilege" | "kernel")
+        || matches!(kind, Kind::Bind | Kind::Listen)
 }
 
 impl Plan {
@@ -202,6 +225,9 @@ impl KindFilter {
                 return all;
             }
             let narrowed = narrow(predicate, kind);
+            if is_whole(kind) && !narrowed.clauses.is_empty() {
+                return all;
+            }
             widened |= narrowed.widened;
             exact &= narrowed.exact;
             clauses.extend(narrowed.clauses);

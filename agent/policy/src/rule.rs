@@ -13,7 +13,7 @@ use crate::explain::loosened;
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, on_kind};
-use crate::plan::{Clause, is_life, is_unfiltered};
+use crate::plan::{Clause, is_life, is_unfiltered, is_whole};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
 use crate::verdict::{AFTER, holds_always, late_alone};
@@ -32,9 +32,6 @@ const RULE_KEYS: &[&str] = &[
 ];
 const EFFECTS: &[&str] = &["record", "alert", "kill", "deny"];
 const EFFECTS_LATER: &[&str] = &["quarantine", "isolate", "capture"];
-const KINDS_LATER: &[&str] = &[
-    "link", "symlink", "chmod", "chown", "truncate", "bind", "listen",
-];
 const SEVERITIES: &[(&str, Severity)] = &[
     ("info", Severity::Info),
     ("low", Severity::Low),
@@ -260,7 +257,7 @@ impl Reader<'_> {
         let names: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
         let mut kinds = Vec::new();
         for item in items {
-            let Some(name) = self.choice(item, "on", &names, KINDS_LATER) else {
+            let Some(name) = self.choice(item, "on", &names, &[]) else {
                 continue;
             };
             let kind = KINDS.iter().find(|(known, _)| *known == name);
@@ -428,7 +425,14 @@ impl Reader<'_> {
                     format!("lists.{list} has {items} items, and the kernel's filter takes a list of at most {EXACT_MAX}: on {name} it lets through {taken}, and the agent looks for the items"),
                 ));
             }
-            if narrowed.clauses.iter().any(Clause::is_everything) {
+            if matches!(kind, Kind::Setid | Kind::Capset) {
+                self.warnings.push(Problem::at(
+                    self.source.text,
+                    offset,
+                    format!("while a rule on {name} is loaded, a program runs at the entry of every system call: what was before is seen only there"),
+                ));
+            }
+            if !is_whole(*kind) && narrowed.clauses.iter().any(Clause::is_everything) {
                 let judged = match kind {
                     Kind::Connect | Kind::Accept => {
                         "net.src.port and net.dst.port compared with numbers, addresses by == or cidr(…)"

@@ -394,3 +394,29 @@ fn a_plan_that_is_too_large_is_widened() {
     assert_eq!(clauses.len(), 1);
     assert_eq!(clauses[0].path_prefixes.as_ref().map(Vec::len), Some(100));
 }
+
+#[test]
+fn kinds_that_are_sent_whole_are_stored_where_a_rule_matches() {
+    let policies = [
+        policy("priv.new.euid == 0", &[Kind::Setid]),
+        policy("file.new_setuid", &[Kind::Chmod]),
+        policy("kind == 'capset'", &[Kind::Ptrace]),
+    ];
+    let (plan, warnings) = Plan::build(&policies);
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(plan.kind(Kind::Setid), &KindPlan::All);
+    assert_eq!(plan.kind(Kind::Chmod), &KindPlan::All);
+    // It can never match.
+    assert_eq!(plan.kind(Kind::Ptrace), &KindPlan::None);
+    assert_eq!(plan.kind(Kind::Bpf), &KindPlan::None);
+    let scopes = sumun_policy::plan::scopes(&policies);
+    let mode = |kind: Kind| {
+        let scope = scopes.iter().find(|scope| scope.kind() == kind);
+        scope.expect("a scope of each kind").mode()
+    };
+    use sumun_proto::v1::scope::Mode;
+    assert_eq!(mode(Kind::Setid), Mode::Filtered);
+    // A path that is the caller's word decides about the alert only.
+    assert_eq!(mode(Kind::Chmod), Mode::All);
+    assert_eq!(mode(Kind::Bpf), Mode::None);
+}

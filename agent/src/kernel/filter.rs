@@ -10,7 +10,7 @@ use sumun_abi::{
     event::file,
     policy::{
         ACCESS_BITS, Filter, MATCH_DATA, MODE_ALL, MODE_FILTERED, MODE_NONE, Match, action,
-        filtered, tag,
+        filtered, tag, whole,
     },
     record::LEVELS,
     verdict::Verdicts,
@@ -38,6 +38,44 @@ pub(super) const KINDS: [(Kind, usize); filtered::COUNT] = [
     (Kind::Connect, filtered::CONNECT),
     (Kind::Accept, filtered::ACCEPT),
 ];
+
+/// Kinds that are sent whole: their bit in `Filter::whole`, and the actions that lead to them.
+const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
+    use action::*;
+    [
+        (Kind::Setid, whole::SETID, &[SETID]),
+        (Kind::Capset, whole::CAPSET, &[CAPSET]),
+        (Kind::Ptrace, whole::PTRACE, &[PTRACE]),
+        (Kind::ProcessVmReadv, whole::VM_READ, &[VM_READ]),
+        (Kind::ProcessVmWritev, whole::VM_WRITE, &[VM_WRITE]),
+        (Kind::PidfdGetfd, whole::PIDFD_GETFD, &[PIDFD_GETFD]),
+        (Kind::MemfdCreate, whole::MEMFD, &[MEMFD]),
+        (Kind::Unshare, whole::UNSHARE, &[UNSHARE, CLONE, CLONE3]),
+        (Kind::Setns, whole::SETNS, &[SETNS]),
+        (Kind::MapWx, whole::MAP_WX, &[MPROTECT, MMAP, MMAP_OLD]),
+        (
+            Kind::ModuleLoad,
+            whole::MODULE_LOAD,
+            &[INIT_MODULE, FINIT_MODULE],
+        ),
+        (Kind::ModuleUnload, whole::MODULE_UNLOAD, &[DELETE_MODULE]),
+        (Kind::Bpf, whole::BPF, &[BPF]),
+        (Kind::Mount, whole::MOUNT, &[MOUNT, MOVE_MOUNT, FSMOUNT]),
+        (Kind::Umount, whole::UMOUNT, &[UMOUNT]),
+        (Kind::PivotRoot, whole::PIVOT_ROOT, &[PIVOT_ROOT]),
+        (Kind::Chroot, whole::CHROOT, &[CHROOT]),
+        (Kind::KexecLoad, whole::KEXEC, &[KEXEC]),
+        (Kind::IoUringSetup, whole::IO_URING, &[IO_URING]),
+        (Kind::Chmod, whole::CHMOD, &[CHMOD, FCHMOD, FCHMODAT]),
+        (Kind::Chown, whole::CHOWN, &[CHOWN, FCHOWN, FCHOWNAT]),
+        (Kind::Truncate, whole::TRUNCATE, &[TRUNCATE, FTRUNCATE]),
+        (Kind::Link, whole::LINK, &[LINK, LINKAT]),
+        (Kind::Symlink, whole::SYMLINK, &[SYMLINK, SYMLINKAT]),
+        (Kind::Setxattr, whole::SETXATTR, &[SETXATTR, FSETXATTR]),
+        (Kind::Bind, whole::BIND, &[BIND, SOCKETCALL]),
+        (Kind::Listen, whole::LISTEN, &[LISTEN, SOCKETCALL]),
+    ]
+};
 
 #[expect(unsafe_code, reason = "aya wants to know that a value is plain data")]
 // SAFETY: `repr(C)`, integers only, without implicit padding (size asserted in the abi).
@@ -153,14 +191,14 @@ impl Kernel {
                 .count();
             swapped.unseeded = seeds.len() - told;
         }
-        let closes = compiled.filter.mode[filtered::CLOSE_WRITE] != MODE_NONE;
+        let entries = compiled.filter.entry_actions != 0;
         if self.attached {
-            if closes && !self.closes {
+            if entries && !self.entries {
                 self.attach_on_demand()?;
             }
             self.switch(index)?;
             // From here on the new rules are in force, whatever cannot be tidied up.
-            if let Err(error) = self.tidy(index, closes) {
+            if let Err(error) = self.tidy(index, entries) {
                 tracing::warn!(
                     error = chain(&error),
                     "the rules are swapped, but not all of the old ones could be removed"
@@ -169,14 +207,14 @@ impl Kernel {
         } else {
             self.active = index;
         }
-        self.closes = closes;
+        self.entries = entries;
         Ok(swapped)
     }
 
     /// Waits until nothing is judged by the old rules any more, and removes what only they need.
-    fn tidy(&mut self, index: u32, closes: bool) -> Result<(), Error> {
+    fn tidy(&mut self, index: u32, entries: bool) -> Result<(), Error> {
         self.wait_quiet()?;
-        if !closes && self.closes {
+        if !entries && self.entries {
             self.pins.remove_link(SYS_ENTER)?;
         }
         self.clear_seeds(1 - index)?;
@@ -264,7 +302,7 @@ fn compile(plan: &Plan, verdicts: &VerdictPlan, generation: u32) -> Compiled {
         match compiler.add(plan, &widened) {
             Ok(()) => {
                 (compiler.filter.actions, compiler.filter.entry_actions) =
-                    actions(&compiler.filter.mode);
+                    actions(&compiler.filter);
                 return Compiled {
                     filter: compiler.filter,
                     entries: compiler.trie.finish(),
@@ -302,6 +340,11 @@ impl Compiler {
                 // What the caller says of a name never filters.
                 KindPlan::All | KindPlan::Clauses(_) => MODE_ALL,
             };
+        }
+        for (kind, place, _) in WHOLE {
+            if *plan.kind(kind) != KindPlan::None {
+                self.filter.whole |= 1 << place;
+            }
         }
         Ok(())
     }
@@ -419,9 +462,10 @@ impl Compiler {
 }
 
 /// What the exit hook and the entry hook have to act on.
-fn actions(mode: &[u32; filtered::COUNT]) -> (u32, u32) {
+fn actions(filter: &Filter) -> (u64, u64) {
     use action::*;
-    let bits = |these: &[u8]| these.iter().fold(0, |all, one| all | 1_u32 << one);
+    let mode = &filter.mode;
+    let bits = |these: &[u8]| these.iter().fold(0, |all, one| all | 1_u64 << one);
     let mut actions = 0;
     let mut add = |when: bool, these: &[u8]| {
         if when {
@@ -436,7 +480,7 @@ fn actions(mode: &[u32; filtered::COUNT]) -> (u32, u32) {
     // What is left out has to be this open's own file.
     add(
         mode[filtered::OPEN] == MODE_FILTERED,
-        &[CLOSE, DUP, FCNTL, GETFD],
+        &[CLOSE, DUP, FCNTL, GETFD, PIDFD_GETFD],
     );
     add(wanted(filtered::RENAME), &[RENAME, RENAMEAT]);
     add(wanted(filtered::UNLINK), &[UNLINK, UNLINKAT, RMDIR]);
@@ -446,12 +490,19 @@ fn actions(mode: &[u32; filtered::COUNT]) -> (u32, u32) {
     let cached = [filtered::OPEN, filtered::CLOSE_WRITE]
         .iter()
         .any(|kind| mode[*kind] == MODE_FILTERED);
-    add(cached, &[RENAME, RENAMEAT, RMDIR, UNLINKAT, MOUNT]);
-    let entry = if wanted(filtered::CLOSE_WRITE) {
-        bits(&[CLOSE])
-    } else {
-        0
-    };
+    add(
+        cached,
+        &[
+            RENAME, RENAMEAT, RMDIR, UNLINKAT, MOUNT, UMOUNT, PIVOT_ROOT, CHROOT, MOVE_MOUNT,
+        ],
+    );
+    for (_, place, these) in WHOLE {
+        add(filter.whole >> place & 1 != 0, these);
+    }
+    let mut entry = actions & bits(&[SETID, CAPSET]);
+    if wanted(filtered::CLOSE_WRITE) {
+        entry |= bits(&[CLOSE]);
+    }
     (actions, entry)
 }
 
@@ -493,6 +544,36 @@ mod tests {
         let compiled = compile(&plan(Kind::Open, vec![clause]), &VerdictPlan::default(), 1);
         assert_eq!(compiled.widened, [Kind::Open]);
         assert_eq!(compiled.entries, []);
+    }
+
+    #[test]
+    fn every_kind_has_its_way_to_user_space() {
+        use sumun_policy::plan::{is_life, is_whole};
+        use sumun_proto::catalogue::KINDS as ALL;
+
+        for (name, kind) in ALL {
+            let filtered = KINDS.iter().any(|(known, _)| known == kind);
+            let whole: Vec<_> = WHOLE.iter().filter(|(known, ..)| known == kind).collect();
+            let caller = matches!(kind, Kind::Rename | Kind::Unlink);
+            assert_eq!(
+                whole.len(),
+                usize::from(is_whole(*kind) && !caller),
+                "{name}"
+            );
+            assert!(is_life(*kind) || filtered || !whole.is_empty(), "{name}");
+            assert!(HOOKS.iter().any(|hook| hook.kinds.contains(name)), "{name}");
+            let plan = plan(*kind, vec![Clause::default()]);
+            let compiled = compile(&plan, &VerdictPlan::default(), 1);
+            for (_, place, actions) in whole {
+                assert_eq!(compiled.filter.whole, 1 << place, "{name}");
+                for action in *actions {
+                    assert_ne!(compiled.filter.actions >> action & 1, 0, "{name}");
+                }
+            }
+        }
+        let before = plan(Kind::Setid, vec![Clause::default()]);
+        let compiled = compile(&before, &VerdictPlan::default(), 1);
+        assert_eq!(compiled.filter.entry_actions, 1 << action::SETID);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) struct Hook {
     pub(super) required: &'static [usize],
     /// Attached only while the filter asks for it.
     pub(super) on_demand: bool,
+    /// A slot that says whether this kernel has the tracepoint, where one without it has nothing to tell, either.
+    pub(super) can_lack: Option<usize>,
 }
 
 /// Fields that name a process.
@@ -59,6 +61,7 @@ pub(super) const HOOKS: &[Hook] = &[
         kinds: &["fork"],
         required: with_actor![s::TASK_REAL_PARENT],
         on_demand: false,
+        can_lack: None,
     },
     Hook {
         program: "sched_process_exec",
@@ -73,6 +76,7 @@ pub(super) const HOOKS: &[Hook] = &[
             s::INODE_UID,
         ],
         on_demand: false,
+        can_lack: None,
     },
     Hook {
         program: "sched_process_exit",
@@ -89,13 +93,47 @@ pub(super) const HOOKS: &[Hook] = &[
             s::EXIT_ARGUMENTS,
         ],
         on_demand: false,
+        can_lack: None,
     },
     Hook {
         program: "sys_exit",
         door: "door_sys_exit",
         behind: "AT_SYS_EXIT",
         tracepoint: "sys_exit",
-        kinds: &["open", "rename", "unlink", "connect", "accept"],
+        kinds: &[
+            "open",
+            "rename",
+            "unlink",
+            "chmod",
+            "chown",
+            "truncate",
+            "link",
+            "symlink",
+            "setxattr",
+            "connect",
+            "accept",
+            "bind",
+            "listen",
+            "setid",
+            "capset",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "pidfd_getfd",
+            "memfd_create",
+            "unshare",
+            "setns",
+            "map_wx",
+            "module_load",
+            "module_unload",
+            "bpf",
+            "mount",
+            "umount",
+            "pivot_root",
+            "chroot",
+            "kexec_load",
+            "io_uring_setup",
+        ],
         required: with_path![
             s::TASK_COMPAT,
             s::REGS_NUMBER,
@@ -111,6 +149,7 @@ pub(super) const HOOKS: &[Hook] = &[
             s::REGS_COMPAT_ARG4,
         ],
         on_demand: false,
+        can_lack: None,
     },
     Hook {
         program: "inet_sock_set_state",
@@ -135,6 +174,18 @@ pub(super) const HOOKS: &[Hook] = &[
             s::TCP_FASTOPEN_REQ,
         ],
         on_demand: false,
+        can_lack: None,
+    },
+    // Only the names of modules come from it; that one was loaded is told by its call.
+    Hook {
+        program: "module_load",
+        door: "door_module_load",
+        behind: "AT_MODULE_LOAD",
+        tracepoint: "module_load",
+        kinds: &[],
+        required: &[s::TASK_PID, s::MODULE_NAME],
+        on_demand: false,
+        can_lack: Some(s::MODULE_LOAD),
     },
     // After the first, for what that one misses.
     Hook {
@@ -160,6 +211,7 @@ pub(super) const HOOKS: &[Hook] = &[
             s::TCP_FASTOPEN_REQ,
         ],
         on_demand: false,
+        can_lack: None,
     },
     Hook {
         program: SYS_ENTER,
@@ -174,6 +226,7 @@ pub(super) const HOOKS: &[Hook] = &[
             s::REGS_COMPAT_ARG0,
         ],
         on_demand: true,
+        can_lack: None,
     },
 ];
 

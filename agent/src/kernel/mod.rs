@@ -20,7 +20,7 @@ mod sharers;
 mod slots;
 pub mod stat;
 mod streams;
-mod syscalls;
+pub mod syscalls;
 mod tasks;
 mod trie;
 mod verdicts;
@@ -38,11 +38,7 @@ use aya::{
     programs::{BtfTracePoint, ProgramError, links::FdLink},
 };
 use sha2::{Digest, Sha256};
-use sumun_abi::{
-    loss::Stream,
-    policy::{Filter, MODE_NONE, filtered},
-    record::LEVELS,
-};
+use sumun_abi::{loss::Stream, policy::Filter, record::LEVELS};
 
 pub use self::{
     error::Error,
@@ -135,8 +131,8 @@ pub struct Kernel {
     verdicts: verdicts::Maps,
     /// True once this agent's programs are the active ones.
     attached: bool,
-    /// True if the filter asks for closes.
-    closes: bool,
+    /// True if the filter asks for what a call's entry shows.
+    entries: bool,
     cgroup_controller: &'static str,
     /// Process life.
     pub life: Ring,
@@ -205,13 +201,11 @@ impl Kernel {
             guard: take(&mut ebpf, "GUARD")?,
             lease: take(&mut ebpf, "LEASE")?,
         };
-        let closes = maps
+        let filter = maps
             .filters
             .get(&active, 0)
-            .map_err(Error::map("read", "FILTERS"))?
-            .0
-            .mode[filtered::CLOSE_WRITE]
-            != MODE_NONE;
+            .map_err(Error::map("read", "FILTERS"))?;
+        let entries = filter.0.entry_actions != 0;
         Ok(Kernel {
             ebpf,
             btf: Some(btf),
@@ -227,7 +221,7 @@ impl Kernel {
             maps,
             verdicts,
             attached: false,
-            closes,
+            entries,
             cgroup_controller,
             life,
             bulk,
@@ -244,7 +238,10 @@ impl Kernel {
     /// see [`Kernel::hooks`].
     pub fn attach(&mut self) -> Result<(), Error> {
         let btf = self.take_btf()?;
-        let prepared: Vec<_> = HOOKS.iter().map(|hook| self.prepare(hook, &btf)).collect();
+        let prepared: Vec<_> = HOOKS
+            .iter()
+            .map(|hook| (!self.lacks(hook)).then(|| self.prepare(hook, &btf)))
+            .collect();
         // A refusal is told by `bootstrap_tasks`, which tries again.
         let _ = self.load_tasks(&btf);
         if let Err(reason) = self.pin_sharers(&btf) {
@@ -258,6 +255,9 @@ impl Kernel {
             .iter()
             .zip(prepared)
             .map(|(hook, prepared)| {
+                let Some(prepared) = prepared else {
+                    return status_of(hook, Ok(()));
+                };
                 let attached = prepared.and_then(|()| {
                     self.install(hook)?;
                     if hook.on_demand {
@@ -272,7 +272,7 @@ impl Kernel {
                 status_of(hook, attached)
             })
             .collect();
-        if self.closes {
+        if self.entries {
             self.attach_on_demand()?;
         } else {
             self.pins.remove_link(hooks::SYS_ENTER)?;
@@ -345,6 +345,12 @@ impl Kernel {
             Some(btf) => Ok(btf),
             None => aya::Btf::from_sys_fs().map_err(Error::BtfLoad),
         }
+    }
+
+    /// True if this kernel has nothing that the hook could tell.
+    fn lacks(&self, hook: &hooks::Hook) -> bool {
+        hook.can_lack
+            .is_some_and(|slot| self.slots.values[slot] == sumun_abi::slot::NONE)
     }
 
     /// Loads a hook's two programs, if this kernel has what they read.

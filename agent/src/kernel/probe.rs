@@ -122,7 +122,12 @@ pub fn probe() -> ProbeReport {
             match kernel.take_btf() {
                 Ok(btf) => {
                     report.task_iterator = Feature::because(kernel.load_tasks(&btf).err());
-                    let tried = |hook| status_of(hook, kernel.prepare(hook, &btf));
+                    let tried = |hook| {
+                        if kernel.lacks(hook) {
+                            return status_of(hook, Ok(()));
+                        }
+                        status_of(hook, kernel.prepare(hook, &btf))
+                    };
                     report.hooks = HOOKS.iter().map(tried).collect();
                 }
                 Err(error) => {

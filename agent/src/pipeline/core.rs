@@ -23,7 +23,7 @@ use crate::enforce::{Enforcer, Judged};
 use crate::enrich::process::{ImageKey, Node, Tree};
 use crate::kernel::StreamId;
 use crate::receive::record::{Body, Malformed, Record};
-use crate::receive::{file, network, process};
+use crate::receive::{file, kernel, network, privilege, process};
 
 /// Counters of the pipeline since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,36 +109,10 @@ impl Core {
                 process::task(tree, &record, task);
                 return;
             }
-            Body::Open(open) => (
-                file::open(Kind::Open, &record, open),
-                tree.find(&open.actor),
-                open.actor,
-            ),
-            Body::CloseWrite(open) => (
-                file::open(Kind::CloseWrite, &record, open),
-                tree.find(&open.actor),
-                open.actor,
-            ),
-            Body::Rename(names) => (
-                file::names(Kind::Rename, &record, names),
-                tree.find(&names.actor),
-                names.actor,
-            ),
-            Body::Unlink(names) => (
-                file::names(Kind::Unlink, &record, names),
-                tree.find(&names.actor),
-                names.actor,
-            ),
-            Body::Connect(made) => (
-                network::connection(Kind::Connect, made),
-                tree.find(&made.actor),
-                made.actor,
-            ),
-            Body::Accept(made) => (
-                network::connection(Kind::Accept, made),
-                tree.find(&made.actor),
-                made.actor,
-            ),
+            body => {
+                let actor = body.actor();
+                (other(&record), tree.find(&actor), actor)
+            }
         };
         match &record.body {
             Body::Fork(fork) if fork.lineage_unknown != 0 => {
@@ -396,6 +370,30 @@ fn of_record(body: &Body) -> Option<OfRecord> {
         Body::Open(open) | Body::CloseWrite(open) => Some(open.verdict),
         Body::Connect(made) | Body::Accept(made) => Some(made.verdict),
         _ => None,
+    }
+}
+
+/// The event of a record that is not about the life of a process.
+fn other(record: &Record<'_>) -> Event {
+    match &record.body {
+        Body::Open(open) => file::open(Kind::Open, record, open),
+        Body::CloseWrite(open) => file::open(Kind::CloseWrite, record, open),
+        Body::Rename(names) => file::names(Kind::Rename, record, names),
+        Body::Unlink(names) => file::names(Kind::Unlink, record, names),
+        Body::Change(kind, change) => file::change(*kind, record, change),
+        Body::Connect(made) => network::connection(Kind::Connect, made),
+        Body::Accept(made) => network::connection(Kind::Accept, made),
+        Body::OwnEnd(kind, own) => network::own_end(*kind, own),
+        Body::Credentials(kind, changed) => privilege::credentials(*kind, changed),
+        Body::Reach(kind, reach) => privilege::reach(*kind, record, reach),
+        Body::Spaces(kind, spaces) => privilege::spaces(*kind, spaces),
+        Body::Memory(kind, memory) => privilege::memory(*kind, record, memory),
+        Body::Module(kind, module) => kernel::module(*kind, record, module),
+        Body::Program(kind, program) => kernel::program(*kind, program),
+        Body::Mount(kind, mount) => kernel::mount(*kind, record, mount),
+        Body::Setup(kind, setup) => kernel::setup(*kind, setup),
+        // They have been dealt with.
+        Body::Fork(_) | Body::Exec(_) | Body::Exit(_) | Body::Task(_) => Event::default(),
     }
 }
 

@@ -1,7 +1,17 @@
-//! TCP connections, made and accepted.
+//! TCP connections, made and accepted; sockets bound and listening.
 
 use sumun_abi::event::network::{CONN_LOST, Connection, FAMILY_INET, RESULT_UNKNOWN};
 use sumun_proto::v1::{Event, Kind, Network};
+
+/// A socket that was bound or listens: there is no other end.
+#[must_use]
+pub fn own_end(kind: Kind, own: &Connection) -> Event {
+    let mut event = connection(kind, own);
+    if let Some(network) = &mut event.network {
+        network.src_ip = Vec::new();
+    }
+    event
+}
 
 /// A connect that ended, or an accepted connection.
 #[must_use]

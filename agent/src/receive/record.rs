@@ -4,12 +4,15 @@
 //! on trust: lengths, kinds and spans are checked, and what does not fit is an error that the
 //! pipeline counts and reports as a gap, never a panic.
 
-use sumun_abi::event::file::{Names, Open};
+use sumun_abi::event::file::{Change, Names, Open};
+use sumun_abi::event::kernel::{Module, Mount, Program, Setup};
 use sumun_abi::event::kind;
 use sumun_abi::event::network::Connection;
-use sumun_abi::event::process::{Exec, Exit, Fork};
+use sumun_abi::event::privilege::{Credentials, Memory, Reach, Spaces};
+use sumun_abi::event::process::{Actor, Exec, Exit, Fork};
 use sumun_abi::plain::{Plain, read};
 use sumun_abi::record::{Header, LEVELS, RECORD_MAX, RINGS, Span};
+use sumun_proto::v1::Kind;
 
 /// Why bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +85,52 @@ pub enum Body {
     Connect(Connection),
     /// An accepted TCP connection.
     Accept(Connection),
+    /// A change of a file.
+    Change(Kind, Change),
+    /// A socket was bound or listens.
+    OwnEnd(Kind, Connection),
+    /// A change of credentials.
+    Credentials(Kind, Credentials),
+    /// A reach into another process.
+    Reach(Kind, Reach),
+    /// Namespaces made or entered.
+    Spaces(Kind, Spaces),
+    /// Memory that can hold code.
+    Memory(Kind, Memory),
+    /// A kernel module.
+    Module(Kind, Module),
+    /// A BPF program.
+    Program(Kind, Program),
+    /// A mount or a root.
+    Mount(Kind, Mount),
+    /// Another kernel, or an io_uring.
+    Setup(Kind, Setup),
+}
+
+impl Body {
+    /// Who did it.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        match self {
+            Body::Fork(fork) => fork.actor,
+            Body::Exec(exec) | Body::Task(exec) => exec.actor,
+            Body::Exit(exit) => exit.actor,
+            Body::Open(open) | Body::CloseWrite(open) => open.actor,
+            Body::Rename(names) | Body::Unlink(names) => names.actor,
+            Body::Connect(connection) | Body::Accept(connection) | Body::OwnEnd(_, connection) => {
+                connection.actor
+            }
+            Body::Change(_, change) => change.actor,
+            Body::Credentials(_, credentials) => credentials.actor,
+            Body::Reach(_, reach) => reach.actor,
+            Body::Spaces(_, spaces) => spaces.actor,
+            Body::Memory(_, memory) => memory.actor,
+            Body::Module(_, module) => module.actor,
+            Body::Program(_, program) => program.actor,
+            Body::Mount(_, mount) => mount.actor,
+            Body::Setup(_, setup) => setup.actor,
+        }
+    }
 }
 
 impl<'a> Record<'a> {
@@ -115,7 +164,10 @@ impl<'a> Record<'a> {
             kind::UNLINK => Body::Unlink(fixed(bytes)?),
             kind::CONNECT => Body::Connect(fixed(bytes)?),
             kind::ACCEPT => Body::Accept(fixed(bytes)?),
-            other => return Err(Malformed::Kind(other)),
+            number => match Kind::try_from(i32::from(number)) {
+                Ok(kind) => later(kind, bytes)?,
+                Err(_) => return Err(Malformed::Kind(number)),
+            },
         };
         let record = Self {
             bytes,
@@ -144,7 +196,28 @@ impl<'a> Record<'a> {
             Body::Rename(names) | Body::Unlink(names) => {
                 vec![names.base, names.name, names.to_base, names.to_name]
             }
-            Body::Fork(_) | Body::Exit(_) | Body::Connect(_) | Body::Accept(_) => Vec::new(),
+            Body::Change(_, change) => {
+                vec![change.base, change.name, change.to_base, change.to_name]
+            }
+            Body::Reach(_, reach) => vec![reach.exe],
+            Body::Memory(_, memory) => vec![memory.path],
+            Body::Module(_, module) => vec![module.path, module.parameters],
+            Body::Mount(_, mount) => vec![
+                mount.source_base,
+                mount.source,
+                mount.base,
+                mount.target,
+                mount.fs,
+            ],
+            Body::Fork(_)
+            | Body::Exit(_)
+            | Body::Connect(_)
+            | Body::Accept(_)
+            | Body::OwnEnd(..)
+            | Body::Credentials(..)
+            | Body::Spaces(..)
+            | Body::Program(..)
+            | Body::Setup(..) => Vec::new(),
         }
     }
 
@@ -158,6 +231,41 @@ impl<'a> Record<'a> {
             len: span.len,
         })
     }
+}
+
+/// The kinds that several share one layout: their numbers are those of the wire format.
+fn later(kind: Kind, bytes: &[u8]) -> Result<Body, Malformed> {
+    Ok(match kind {
+        Kind::Chmod
+        | Kind::Chown
+        | Kind::Truncate
+        | Kind::Link
+        | Kind::Symlink
+        | Kind::Setxattr => Body::Change(kind, fixed(bytes)?),
+        Kind::Bind | Kind::Listen => Body::OwnEnd(kind, fixed(bytes)?),
+        Kind::Setid | Kind::Capset => Body::Credentials(kind, fixed(bytes)?),
+        Kind::Ptrace | Kind::ProcessVmReadv | Kind::ProcessVmWritev | Kind::PidfdGetfd => {
+            Body::Reach(kind, fixed(bytes)?)
+        }
+        Kind::Unshare | Kind::Setns => Body::Spaces(kind, fixed(bytes)?),
+        Kind::MemfdCreate | Kind::MapWx => Body::Memory(kind, fixed(bytes)?),
+        Kind::ModuleLoad | Kind::ModuleUnload => Body::Module(kind, fixed(bytes)?),
+        Kind::Bpf => Body::Program(kind, fixed(bytes)?),
+        Kind::Mount | Kind::Umount | Kind::PivotRoot | Kind::Chroot => {
+            Body::Mount(kind, fixed(bytes)?)
+        }
+        Kind::KexecLoad | Kind::IoUringSetup => Body::Setup(kind, fixed(bytes)?),
+        Kind::Unspecified
+        | Kind::Fork
+        | Kind::Exec
+        | Kind::Exit
+        | Kind::Open
+        | Kind::CloseWrite
+        | Kind::Rename
+        | Kind::Unlink
+        | Kind::Connect
+        | Kind::Accept => return Err(Malformed::Kind(kind as u16)),
+    })
 }
 
 fn fixed<T: Plain>(bytes: &[u8]) -> Result<T, Malformed> {

@@ -7,6 +7,9 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+#[cfg(target_arch = "x86_64")]
+pub mod low;
+
 use std::{
     fs::File,
     path::Path,
@@ -20,6 +23,8 @@ use sumun_agent::{
     kernel::{Kernel, KernelConfig, LockPlace},
     receive::record::{Body, Record},
 };
+use sumun_policy::plan::{KindPlan, Plan};
+use sumun_proto::v1::Kind;
 
 /// How long a record may take from the kernel to the test.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -106,14 +111,7 @@ impl Seen {
     }
 
     pub fn actor(&self) -> Actor {
-        match self.body {
-            Body::Fork(fork) => fork.actor,
-            Body::Exec(exec) | Body::Task(exec) => exec.actor,
-            Body::Exit(exit) => exit.actor,
-            Body::Open(open) | Body::CloseWrite(open) => open.actor,
-            Body::Rename(names) | Body::Unlink(names) => names.actor,
-            Body::Connect(connection) | Body::Accept(connection) => connection.actor,
-        }
+        self.body.actor()
     }
 }
 
@@ -158,6 +156,15 @@ impl Bench {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Asks for every record of these kinds.
+    pub fn ask(&mut self, kinds: &[Kind]) {
+        let plan = Plan {
+            kinds: kinds.iter().map(|kind| (*kind, KindPlan::All)).collect(),
+        };
+        self.kernel().set_filter(&plan, 1).unwrap();
+        drop(self.settle());
     }
 
     /// All records up to the exit of a process that is started now: what happened before is in.

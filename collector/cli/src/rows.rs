@@ -129,11 +129,95 @@ pub(crate) fn what(row: &Value) -> String {
                 marks.join(" ")
             )
         }
-        "rename" => format!(
+        "rename" | "link" => format!(
             "{} -> {}",
             path(row, "file.path", "file.flaws"),
             path(row, "file.new_path", "file.new_flaws")
         ),
+        // What a link says stands before its own name.
+        "symlink" => format!(
+            "{} <- {}",
+            path(row, "file.path", "file.flaws"),
+            path(row, "file.new_path", "file.new_flaws")
+        ),
+        "chmod" => {
+            let mode = integer(row, "file.new_mode").unwrap_or_default();
+            format!("{} mode {mode:04o}", path(row, "file.path", "file.flaws"))
+        }
+        "chown" => {
+            let id = |name| integer(row, name).map_or("-".to_owned(), |id| id.to_string());
+            let (user, group) = (id("file.new_uid"), id("file.new_gid"));
+            format!(
+                "{} owner {user}:{group}",
+                path(row, "file.path", "file.flaws")
+            )
+        }
+        "truncate" => {
+            let length = integer(row, "file.length").unwrap_or_default();
+            format!("{} to {length} bytes", path(row, "file.path", "file.flaws"))
+        }
+        "setxattr" => format!(
+            "{} {}",
+            path(row, "file.path", "file.flaws"),
+            safe(text(row, "file.xattr"))
+        ),
+        "bind" | "listen" => format!(
+            "{} {}{}",
+            end(row, "net.dst"),
+            text(row, "net.proto"),
+            flaws(row, "net.flaws")
+        ),
+        "setid" | "capset" => credentials(row),
+        "ptrace" | "process_vm_readv" | "process_vm_writev" | "pidfd_getfd" => {
+            let name = text(row, "target.exe.name");
+            let target = match integer(row, "target.pid") {
+                Some(pid) => named(name, Some(pid)),
+                None => "?".to_owned(),
+            };
+            let request = text(row, "ptrace.request");
+            let space = if request.is_empty() { "" } else { " " };
+            format!("{request}{space}{target}{}", error(row))
+        }
+        "unshare" | "setns" => {
+            format!("{} {}", text(row, "call"), items(row, "ns.types"))
+        }
+        "map_wx" => {
+            let length = integer(row, "mem.len").unwrap_or_default();
+            let file = match text(row, "file.path") {
+                "" => String::new(),
+                file => format!(" of {}", safe(file)),
+            };
+            let (call, prot) = (text(row, "call"), items(row, "mem.prot"));
+            format!("{call} {length} bytes {prot}{file}")
+        }
+        "module_load" | "module_unload" => {
+            let known = [text(row, "module.name"), text(row, "file.path")];
+            let known: Vec<_> = known.into_iter().filter(|name| !name.is_empty()).collect();
+            let name = if known.is_empty() {
+                "?".to_owned()
+            } else {
+                safe(&known.join(" "))
+            };
+            name + &error(row)
+        }
+        "bpf" => {
+            let (command, kind) = (text(row, "bpf.command"), text(row, "bpf.prog.type"));
+            let name = safe(text(row, "bpf.prog.name"));
+            format!("{command} {kind} {name}{}", error(row))
+        }
+        "mount" | "umount" | "pivot_root" | "chroot" => {
+            let source = match text(row, "mount.source") {
+                "" => String::new(),
+                source => format!("{} on ", safe(source)),
+            };
+            let (target, fs) = (
+                path(row, "mount.target", "mount.flaws"),
+                text(row, "mount.type"),
+            );
+            let space = if fs.is_empty() { "" } else { " " };
+            format!("{source}{target}{space}{}", safe(fs))
+        }
+        "kexec_load" | "io_uring_setup" => text(row, "call").to_owned() + &error(row),
         "connect" | "accept" => {
             format!(
                 "{} -> {} {}{}",
@@ -144,6 +228,46 @@ pub(crate) fn what(row: &Value) -> String {
             ) + &result(row)
         }
         _ => path(row, "file.path", "file.flaws"),
+    }
+}
+
+/// A change of user or capabilities, in the fewest words that tell it.
+fn credentials(row: &Value) -> String {
+    let mut told = Vec::new();
+    for name in ["uid", "euid", "gid", "egid"] {
+        let new = integer(row, &format!("priv.new.{name}"));
+        let old = integer(row, &format!("priv.old.{name}"));
+        if let Some(new) = new
+            && old != Some(new)
+        {
+            let old = old.map_or("?".to_owned(), |old| old.to_string());
+            told.push(format!("{name} {old} -> {new}"));
+        }
+    }
+    let gained = items(row, "priv.cap_gained");
+    if !gained.is_empty() {
+        told.push(format!("+ {gained}"));
+    }
+    if told.is_empty() {
+        return text(row, "call").to_owned();
+    }
+    format!("{} {}", text(row, "call"), told.join(", "))
+}
+
+/// The items of a list.
+fn items(row: &Value, name: &str) -> String {
+    let Some(Value::Array(items)) = at(row, name) else {
+        return String::new();
+    };
+    let items: Vec<_> = items.iter().filter_map(Value::as_str).collect();
+    items.join(" ")
+}
+
+/// Why a call failed, if it did.
+fn error(row: &Value) -> String {
+    match integer(row, "result") {
+        Some(code) if code != 0 => result(row),
+        _ => String::new(),
     }
 }
 

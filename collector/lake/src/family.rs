@@ -11,10 +11,14 @@ use sumun_proto::{FIELDS, FieldId, FieldInfo, FieldType};
 pub enum Family {
     /// fork, exec, exit
     Process,
-    /// open, close_write, rename, unlink
+    /// open, close_write, rename, unlink; chmod, chown and other changes
     File,
-    /// connect, accept
+    /// connect, accept, bind, listen
     Network,
+    /// Credentials, reaching into other processes, namespaces, memory that can hold code.
+    Privilege,
+    /// Modules, BPF programs, mounts, roots, another kernel, io_uring.
+    Kernel,
     /// Alerts of rules, each with its event.
     Alert,
     /// What is missing.
@@ -50,6 +54,33 @@ pub const UNKNOWABLE: &[FieldId] = &[
     FieldId::FileAccessAppend,
     FieldId::FileCreate,
     FieldId::FileDeleted,
+    FieldId::FileXattr,
+    FieldId::PrivOldUid,
+    FieldId::PrivOldGid,
+    FieldId::PrivOldSuid,
+    FieldId::PrivOldSgid,
+    FieldId::PrivOldEuid,
+    FieldId::PrivOldEgid,
+    FieldId::PrivOldFsuid,
+    FieldId::PrivOldFsgid,
+    FieldId::PrivOldCapEffective,
+    FieldId::PrivOldCapPermitted,
+    FieldId::PrivCapGained,
+    FieldId::TargetPid,
+    FieldId::TargetTid,
+    FieldId::TargetStart,
+    FieldId::TargetExecId,
+    FieldId::TargetUid,
+    FieldId::TargetEuid,
+    FieldId::TargetExePath,
+    FieldId::TargetExeName,
+    FieldId::NsTypes,
+    FieldId::ModuleName,
+    FieldId::ModuleParams,
+    FieldId::MountSource,
+    FieldId::MountTarget,
+    FieldId::MountType,
+    FieldId::NetProto,
 ];
 
 /// Column of the bits of [`UNKNOWABLE`]; NULL when none is set.
@@ -67,16 +98,24 @@ pub fn unknown_bit(id: FieldId) -> Option<i64> {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 7] = [
         Family::Process,
         Family::File,
         Family::Network,
+        Family::Privilege,
+        Family::Kernel,
         Family::Alert,
         Family::Gap,
     ];
 
     /// The tables of events.
-    pub const EVENTS: [Family; 3] = [Family::Process, Family::File, Family::Network];
+    pub const EVENTS: [Family; 5] = [
+        Family::Process,
+        Family::File,
+        Family::Network,
+        Family::Privilege,
+        Family::Kernel,
+    ];
 
     /// Name, as in the catalogue and in paths.
     #[must_use]
@@ -85,6 +124,8 @@ impl Family {
             Family::Process => "process",
             Family::File => "file",
             Family::Network => "network",
+            Family::Privilege => "privilege",
+            Family::Kernel => "kernel",
             Family::Alert => "alert",
             Family::Gap => "gap",
         }
@@ -183,7 +224,7 @@ fn list_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new_list_field(item, true)))
 }
 
-static COLUMNS: LazyLock<[Vec<Column>; 5]> = LazyLock::new(|| {
+static COLUMNS: LazyLock<[Vec<Column>; Family::ALL.len()]> = LazyLock::new(|| {
     Family::ALL.map(|family| {
         let mut columns = Vec::new();
         for field in family.fields() {
@@ -204,7 +245,7 @@ static COLUMNS: LazyLock<[Vec<Column>; 5]> = LazyLock::new(|| {
     })
 });
 
-static SCHEMAS: LazyLock<[SchemaRef; 5]> = LazyLock::new(|| {
+static SCHEMAS: LazyLock<[SchemaRef; Family::ALL.len()]> = LazyLock::new(|| {
     Family::ALL.map(|family| {
         let fields: Vec<_> = family
             .columns()

@@ -17,7 +17,7 @@ enum Node {
     Field(&'static str, &'static FieldInfo),
 }
 
-static TREES: LazyLock<[Vec<Node>; 5]> = LazyLock::new(|| {
+static TREES: LazyLock<[Vec<Node>; Family::ALL.len()]> = LazyLock::new(|| {
     Family::ALL.map(|family| {
         let mut tree = Vec::new();
         for field in family.fields() {

@@ -121,7 +121,7 @@ static IMAGE_COLUMNS: LazyLock<Vec<Column>> = LazyLock::new(|| {
         .collect()
 });
 
-static LAYOUTS: LazyLock<[Layout; 5]> = LazyLock::new(|| {
+static LAYOUTS: LazyLock<[Layout; Family::ALL.len()]> = LazyLock::new(|| {
     Family::ALL.map(|family| {
         let mut layout = Layout::default();
         for column in family.columns() {
@@ -171,14 +171,16 @@ fn is_of_image(column: Column) -> bool {
 /// [`Error::Malformed`] for a batch whose images are linked into more ancestors
 /// than any host has.
 pub fn rows(host: &Arc<Host>, batch: &Batch) -> Result<Vec<RowSet>> {
-    let mut events: [Vec<&Event>; 3] = Default::default();
+    let mut events: [Vec<&Event>; Family::EVENTS.len()] = Default::default();
     for event in &batch.events {
         let kind = Kind::try_from(event.kind).unwrap_or(Kind::Unspecified);
-        match Family::of_kind(kind) {
-            Some(Family::Process) => events[0].push(event),
-            Some(Family::File) => events[1].push(event),
-            Some(Family::Network) => events[2].push(event),
-            _ => {
+        let family = Family::of_kind(kind);
+        match Family::EVENTS
+            .iter()
+            .position(|known| Some(*known) == family)
+        {
+            Some(place) => events[place].push(event),
+            None => {
                 return Err(Error::Malformed(format!(
                     "event of unknown kind {}",
                     event.kind
@@ -510,6 +512,11 @@ fn visible<'a>(view: &View<'a>, id: FieldId) -> Option<&'a str> {
     let file = view.event.file.as_ref();
     let image = view.image();
     let parent = || sumun_proto::view::image_at(view.batch, image?.parent);
+    let target = || {
+        let privilege = view.event.privilege.as_ref()?;
+        privilege.target.as_ref()?.exe_path.as_deref()
+    };
+    let kernel = view.event.kernel.as_ref();
     let left = match id {
         FieldId::ProcExePath => &image?.exe_path,
         FieldId::ProcExeName => text::file_name(&image?.exe_path),
@@ -519,6 +526,13 @@ fn visible<'a>(view: &View<'a>, id: FieldId) -> Option<&'a str> {
         FieldId::FilePath => file?.path.as_deref()?,
         FieldId::FileName => text::file_name(file?.path.as_deref()?),
         FieldId::FileNewPath => file?.new_path.as_deref()?,
+        FieldId::FileXattr => file?.xattr.as_deref()?,
+        FieldId::TargetExePath => target()?,
+        FieldId::TargetExeName => text::file_name(target()?),
+        FieldId::ModuleParams => kernel?.parameters.as_deref()?,
+        FieldId::MountSource => kernel?.source.as_deref()?,
+        FieldId::MountTarget => kernel?.target.as_deref()?,
+        FieldId::MountType => kernel?.fs.as_deref()?,
         _ => return None,
     };
     (!left.is_empty()).then_some(left)

@@ -317,7 +317,7 @@ fn lanes(table: Table, families: &[Family]) -> Vec<Lane> {
 fn lane_of(family: Family) -> Lane {
     match family {
         Family::Process => Lane::Life,
-        Family::File | Family::Network => Lane::Bulk,
+        Family::File | Family::Network | Family::Privilege | Family::Kernel => Lane::Bulk,
         Family::Alert | Family::Gap => Lane::Alert,
     }
 }

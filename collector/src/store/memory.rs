@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use sumun_lake::RowSet;
+use sumun_lake::{Family, RowSet};
 
 use crate::store::snapshot::HostScope;
 
@@ -11,7 +11,7 @@ use crate::store::snapshot::HostScope;
 #[derive(Clone, Debug, Default)]
 pub(super) struct TenantRows {
     /// By `Family as usize`.
-    pub(super) tables: [Vec<Arc<RowSet>>; 5],
+    pub(super) tables: [Vec<Arc<RowSet>>; Family::ALL.len()],
     pub(super) scopes: Vec<Arc<HostScope>>,
 }
 

@@ -102,7 +102,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Tenant {
     /// By `Family as usize`; copied when it changes while a snapshot has it.
-    files: [Arc<Vec<Arc<LakeFile>>>; 5],
+    files: [Arc<Vec<Arc<LakeFile>>>; Family::ALL.len()],
     scopes: Arc<Vec<Arc<HostScope>>>,
 }
 
@@ -280,7 +280,7 @@ impl Store {
     #[must_use]
     pub fn snapshot(&self, tenant: &str) -> Snapshot {
         let inner = self.lock();
-        let mut tables: [Vec<Arc<RowSet>>; 5] = Default::default();
+        let mut tables: [Vec<Arc<RowSet>>; Family::ALL.len()] = Default::default();
         let mut newest = Vec::new();
         for rows in inner.memory.of(tenant) {
             for (table, sets) in tables.iter_mut().zip(&rows.tables) {

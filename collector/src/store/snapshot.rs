@@ -19,15 +19,15 @@ pub struct HostScope {
 /// All rows and scopes of a tenant at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    files: [Arc<Vec<Arc<LakeFile>>>; 5],
-    memory: [Vec<Arc<RowSet>>; 5],
+    files: [Arc<Vec<Arc<LakeFile>>>; Family::ALL.len()],
+    memory: [Vec<Arc<RowSet>>; Family::ALL.len()],
     scopes: Vec<Arc<HostScope>>,
 }
 
 impl Snapshot {
     pub(super) fn new(
-        files: [Arc<Vec<Arc<LakeFile>>>; 5],
-        memory: [Vec<Arc<RowSet>>; 5],
+        files: [Arc<Vec<Arc<LakeFile>>>; Family::ALL.len()],
+        memory: [Vec<Arc<RowSet>>; Family::ALL.len()],
         older: &[Arc<HostScope>],
         newest: Vec<Arc<HostScope>>,
     ) -> Self {

@@ -1,4 +1,4 @@
-//! Open, close after write, rename, unlink.
+//! Open, close after write, rename, unlink; changes of a file's attributes and links.
 
 use crate::assert_size;
 use crate::event::process::Actor;
@@ -81,3 +81,42 @@ assert_size!(Names, 32 + 56 + 8 + 32);
 
 /// rmdir, or unlinkat with AT_REMOVEDIR.
 pub const NAMES_DIRECTORY: u32 = 1 << 0;
+
+/// Something about a file was changed, or it was given another name. Calls on a path carry the kernel's base
+/// directories and the caller's names; calls on a descriptor have no base, and `name` is the object's path.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Header, kind `CHMOD` to `SETXATTR`.
+    pub header: Header,
+    /// Who.
+    pub actor: Actor,
+    /// `CALL_*`, `CHANGE_OBJECT`.
+    pub flags: u32,
+    /// Number of the system call.
+    pub number: u32,
+    /// `CHMOD`: the permission bits that were asked for; `TRUNCATE`: the length; else the call's own flags.
+    pub value: u64,
+    /// `CHOWN`: the user as the caller gave it, `u32::MAX` = unchanged.
+    pub uid: u32,
+    /// `CHOWN`: the group, likewise.
+    pub gid: u32,
+    /// With `CHANGE_OBJECT`: as in `Open`.
+    pub dev: u32,
+    /// With `CHANGE_OBJECT`: `i_mode` after the call.
+    pub mode: u32,
+    /// With `CHANGE_OBJECT`: inode number.
+    pub ino: u64,
+    /// Walked base directory of `name`; empty when that is absolute or an object's path.
+    pub base: Span,
+    /// The file; of `SYMLINK`, what the link says.
+    pub name: Span,
+    /// Walked base directory of `to_name` (links).
+    pub to_base: Span,
+    /// The new name (links); of `SETXATTR`, the attribute.
+    pub to_name: Span,
+}
+assert_size!(Change, 32 + 56 + 40 + 32);
+
+/// The call named a descriptor: what is said of the file is the kernel's word.
+pub const CHANGE_OBJECT: u32 = 1 << 0;

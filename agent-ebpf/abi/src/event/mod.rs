@@ -1,7 +1,9 @@
 //! Fixed parts of the records, one file per event family.
 
 pub mod file;
+pub mod kernel;
 pub mod network;
+pub mod privilege;
 pub mod process;
 
 /// Kinds of records. Ranges: 1-99 process, 100-199 file, 200-299 network,
@@ -23,8 +25,62 @@ pub mod kind {
     pub const RENAME: u16 = 102;
     /// [`super::file::Names`]
     pub const UNLINK: u16 = 103;
+    /// [`super::file::Change`]
+    pub const CHMOD: u16 = 104;
+    /// [`super::file::Change`]
+    pub const CHOWN: u16 = 105;
+    /// [`super::file::Change`]
+    pub const TRUNCATE: u16 = 106;
+    /// [`super::file::Change`]
+    pub const LINK: u16 = 107;
+    /// [`super::file::Change`]
+    pub const SYMLINK: u16 = 108;
+    /// [`super::file::Change`]
+    pub const SETXATTR: u16 = 109;
     /// [`super::network::Connection`]
     pub const CONNECT: u16 = 200;
     /// [`super::network::Connection`]
     pub const ACCEPT: u16 = 201;
+    /// [`super::network::Connection`]
+    pub const BIND: u16 = 202;
+    /// [`super::network::Connection`]
+    pub const LISTEN: u16 = 203;
+    /// [`super::privilege::Credentials`]
+    pub const SETID: u16 = 300;
+    /// [`super::privilege::Credentials`]
+    pub const CAPSET: u16 = 301;
+    /// [`super::privilege::Reach`]
+    pub const PTRACE: u16 = 302;
+    /// [`super::privilege::Reach`]
+    pub const PROCESS_VM_READV: u16 = 303;
+    /// [`super::privilege::Reach`]
+    pub const PROCESS_VM_WRITEV: u16 = 304;
+    /// [`super::privilege::Reach`]
+    pub const PIDFD_GETFD: u16 = 305;
+    /// [`super::privilege::Memory`]
+    pub const MEMFD_CREATE: u16 = 306;
+    /// [`super::privilege::Spaces`]
+    pub const UNSHARE: u16 = 307;
+    /// [`super::privilege::Spaces`]
+    pub const SETNS: u16 = 308;
+    /// [`super::privilege::Memory`]
+    pub const MAP_WX: u16 = 309;
+    /// [`super::kernel::Module`]
+    pub const MODULE_LOAD: u16 = 400;
+    /// [`super::kernel::Module`]
+    pub const MODULE_UNLOAD: u16 = 401;
+    /// [`super::kernel::Program`]
+    pub const BPF: u16 = 402;
+    /// [`super::kernel::Mount`]
+    pub const MOUNT: u16 = 403;
+    /// [`super::kernel::Mount`]
+    pub const UMOUNT: u16 = 404;
+    /// [`super::kernel::Mount`]
+    pub const PIVOT_ROOT: u16 = 405;
+    /// [`super::kernel::Mount`]
+    pub const CHROOT: u16 = 406;
+    /// [`super::kernel::Setup`]
+    pub const KEXEC_LOAD: u16 = 407;
+    /// [`super::kernel::Setup`]
+    pub const IO_URING_SETUP: u16 = 408;
 }

@@ -1,4 +1,4 @@
-//! TCP connections: made and accepted.
+//! TCP connections made and accepted; sockets bound and listening.
 
 use crate::assert_size;
 use crate::event::process::Actor;
@@ -28,13 +28,14 @@ pub const CONN_UNDECIDED: u16 = 1 << 4;
 
 /// A TCP connect that ended (established or failed), or an accepted connection.
 /// For connect, `src` is the caller's own end; for accept, `src` is the peer:
-/// source and destination are always those of the connection's first packet.
+/// source and destination are always those of the connection's first packet. Of a socket that was bound or listens the
+/// own end is `dst`, and there is no source.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Header, kind `CONNECT` or `ACCEPT`.
+    /// Header, kind `CONNECT`, `ACCEPT`, `BIND` or `LISTEN`.
     pub header: Header,
-    /// Who called connect or accept.
+    /// Who called.
     pub actor: Actor,
     /// When the connect began, `boot_ns`. For accept, and where the address is the caller's
     /// word, when the call returned.
@@ -53,7 +54,7 @@ pub struct Connection {
     pub flags: u16,
     /// 0 or a negative errno.
     pub result: i32,
-    /// IP protocol: 6, or 262 for MPTCP.
+    /// IP protocol: 6, or 262 for MPTCP; of a bound socket any.
     pub protocol: u32,
     /// What the rules that kill made of it.
     pub verdict: Verdict,

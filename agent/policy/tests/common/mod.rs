@@ -2,6 +2,8 @@
 //! a failing case shrinks.
 #![allow(dead_code, reason = "each test uses its part")]
 
+mod families;
+
 use proptest::test_runner::TestError;
 use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
@@ -131,6 +133,18 @@ const TEXTS: &[&str] = &[
     "proc.parent.exe.name",
     "proc.args[0]",
     "proc.args[1]",
+    "call",
+    "file.xattr",
+    "target.exe.path",
+    "target.exe.name",
+    "ptrace.request",
+    "module.name",
+    "module.params",
+    "bpf.prog.type",
+    "bpf.prog.name",
+    "mount.source",
+    "mount.target",
+    "mount.type",
 ];
 const INTS: &[&str] = &[
     "net.dst.port",
@@ -146,6 +160,15 @@ const INTS: &[&str] = &[
     "size(file.path)",
     "proc.parent.pid",
     "boot_ns",
+    "file.new_mode",
+    "file.new_uid",
+    "priv.old.uid",
+    "priv.new.euid",
+    "priv.old.cap_effective",
+    "target.pid",
+    "target.fd",
+    "mem.len",
+    "bpf.prog.id",
 ];
 const BOOLS: &[&str] = &[
     "file.access.read",
@@ -156,8 +179,20 @@ const BOOLS: &[&str] = &[
     "net.dst.private",
     "proc.exe.deleted",
     "file.deleted",
+    "file.new_setuid",
+    "file.new_exec",
 ];
-const LISTS: &[&str] = &["proc.args", "file.flaws", "proc.exe.flaws", "net.flaws"];
+const LISTS: &[&str] = &[
+    "proc.args",
+    "file.flaws",
+    "proc.exe.flaws",
+    "net.flaws",
+    "priv.cap_gained",
+    "ns.types",
+    "mem.prot",
+    "mount.flags",
+    "target.exe.flaws",
+];
 
 pub(crate) const KINDS: &[Kind] = &[
     Kind::Fork,
@@ -169,6 +204,20 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind::Unlink,
     Kind::Connect,
     Kind::Accept,
+    Kind::Chmod,
+    Kind::Chown,
+    Kind::Link,
+    Kind::Setxattr,
+    Kind::Listen,
+    Kind::Setid,
+    Kind::Ptrace,
+    Kind::PidfdGetfd,
+    Kind::Unshare,
+    Kind::MemfdCreate,
+    Kind::MapWx,
+    Kind::ModuleLoad,
+    Kind::Bpf,
+    Kind::Mount,
 ];
 
 /// Fails with what was found, without the bytes that it was made from.
@@ -226,7 +275,31 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
         Kind::Open | Kind::CloseWrite | Kind::Rename | Kind::Unlink => {
             event.file = Some(file(dice, kind, unknowns));
         }
-        Kind::Connect | Kind::Accept => event.network = Some(network(dice, unknowns)),
+        Kind::Connect | Kind::Accept | Kind::Listen => {
+            let mut network = network(dice, unknowns);
+            if kind == Kind::Listen {
+                // There is no other end.
+                network.src_ip = Vec::new();
+            }
+            event.network = Some(network);
+        }
+        Kind::Chmod | Kind::Chown | Kind::Link | Kind::Setxattr => {
+            let file = file(dice, kind, unknowns);
+            event.file = Some(families::changed(dice, file, unknowns));
+            event.call = dice.pick(families::CALLS).to_owned();
+        }
+        Kind::MemfdCreate | Kind::ModuleLoad => {
+            event.file = Some(file(dice, kind, unknowns));
+            event.kernel = Some(families::kernel(dice, unknowns));
+        }
+        Kind::Bpf | Kind::Mount => {
+            event.kernel = Some(families::kernel(dice, unknowns));
+            event.call = dice.pick(families::CALLS).to_owned();
+        }
+        Kind::Setid | Kind::Ptrace | Kind::PidfdGetfd | Kind::Unshare | Kind::MapWx => {
+            event.privilege = Some(families::privilege(dice, unknowns));
+            event.call = dice.pick(families::CALLS).to_owned();
+        }
         _ => {}
     }
     Case {
@@ -320,7 +393,8 @@ fn file(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> File {
         dev: u32::from(object),
         ino: object.into(),
         mode: 0o100_644,
-        new_path: (kind == Kind::Rename && !dice.chance(3)).then(|| dice.pick(PATHS).to_owned()),
+        new_path: (matches!(kind, Kind::Rename | Kind::Link) && !dice.chance(3))
+            .then(|| dice.pick(PATHS).to_owned()),
         ..File::default()
     }
 }

@@ -1,0 +1,155 @@
+//! Permissions, owners, lengths, links and extended attributes, when the call returns.
+
+use core::ptr::addr_of_mut;
+
+use sumun_abi::{
+    event::{
+        file::{CHANGE_OBJECT, Change},
+        kind,
+    },
+    policy::{action, whole},
+    record::{FLAW_LOST, FLAW_RACY},
+};
+
+use crate::{
+    hooks::{kernel::named, syscall::Call},
+    kernel::{
+        file::File,
+        path::{Tail, Text},
+    },
+};
+
+/// `AT_FDCWD`
+const CWD: i32 = -100;
+
+/// What a call says, in its own places.
+struct Asked {
+    /// Descriptor of the file itself.
+    object: Option<u64>,
+    dirfd: i32,
+    name: u64,
+    to_dirfd: i32,
+    to_name: u64,
+    value: u64,
+    user: u64,
+    group: u64,
+}
+
+/// A call returned that has changed something about a file.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
+    let call = Call(call);
+    let (kind, place) = match call.action() {
+        action::CHMOD | action::FCHMOD | action::FCHMODAT => (kind::CHMOD, whole::CHMOD),
+        action::CHOWN | action::FCHOWN | action::FCHOWNAT => (kind::CHOWN, whole::CHOWN),
+        action::TRUNCATE | action::FTRUNCATE => (kind::TRUNCATE, whole::TRUNCATE),
+        action::LINK | action::LINKAT => (kind::LINK, whole::LINK),
+        action::SYMLINK | action::SYMLINKAT => (kind::SYMLINK, whole::SYMLINK),
+        _ => (kind::SETXATTR, whole::SETXATTR),
+    };
+    let Some(handed) = call.handed(place) else {
+        return 0;
+    };
+    let [a, b, c, d, e] = handed.given.arguments;
+    let mut asked = Asked {
+        object: None,
+        dirfd: CWD,
+        name: a,
+        to_dirfd: CWD,
+        to_name: 0,
+        value: 0,
+        user: u64::from(u32::MAX),
+        group: u64::from(u32::MAX),
+    };
+    match handed.action {
+        action::CHMOD => asked.value = b,
+        action::FCHMOD => (asked.object, asked.value) = (Some(a), b),
+        action::FCHMODAT => (asked.dirfd, asked.name, asked.value) = (a as i32, b, c),
+        action::CHOWN => (asked.user, asked.group) = (b, c),
+        action::FCHOWN => (asked.object, asked.user, asked.group) = (Some(a), b, c),
+        action::FCHOWNAT => {
+            (asked.dirfd, asked.name) = (a as i32, b);
+            (asked.user, asked.group, asked.value) = (c, d, e);
+        }
+        // The longer form of 32-bit calls has the upper half in a register of its own.
+        action::TRUNCATE => asked.value = b | half(handed.flags, c),
+        action::FTRUNCATE => {
+            asked.object = Some(a);
+            asked.value = b | half(handed.flags, c);
+        }
+        action::LINK => asked.to_name = b,
+        action::LINKAT => {
+            (asked.dirfd, asked.name) = (a as i32, b);
+            (asked.to_dirfd, asked.to_name, asked.value) = (c as i32, d, e);
+        }
+        action::SYMLINK => asked.to_name = b,
+        action::SYMLINKAT => (asked.to_dirfd, asked.to_name) = (b as i32, c),
+        action::FSETXATTR => (asked.object, asked.to_name, asked.value) = (Some(a), b, e),
+        _ => (asked.to_name, asked.value) = (b, e),
+    }
+    let task = handed.task;
+    let Some(record) = handed.run.record::<Change>() else {
+        return 0;
+    };
+    let mut tail = Tail::after::<Change>(handed.run.level);
+    let mut flags = handed.flags;
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).number).write(handed.given.number as u32);
+        addr_of_mut!((*record).value).write(asked.value);
+        addr_of_mut!((*record).uid).write(asked.user as u32);
+        addr_of_mut!((*record).gid).write(asked.group as u32);
+        let (name, above) = (addr_of_mut!((*record).name), addr_of_mut!((*record).base));
+        let file = match asked.object {
+            Some(fd) => File::of(task, fd as i32),
+            None => File::LOST,
+        };
+        file.identity(
+            addr_of_mut!((*record).dev),
+            addr_of_mut!((*record).mode),
+            addr_of_mut!((*record).ino),
+        );
+        if asked.object.is_some() {
+            flags |= CHANGE_OBJECT;
+            let racy = if task.shares_files() { FLAW_RACY } else { 0 };
+            Text::NONE.store(above, 0);
+            if file.is_lost() {
+                Text::NONE.store(name, FLAW_LOST | racy);
+            } else {
+                tail.path(file.dentry(), file.mnt()).store(name, racy);
+            }
+        } else if kind == kind::SYMLINK {
+            // What the link says is a text like any other: it need not lead anywhere.
+            tail.user_string(asked.name).store(name, 0);
+            Text::NONE.store(above, 0);
+        } else {
+            named(&handed, &mut tail, asked.name, asked.dirfd, (name, above));
+        }
+        let (name, above) = (
+            addr_of_mut!((*record).to_name),
+            addr_of_mut!((*record).to_base),
+        );
+        if kind == kind::SETXATTR {
+            tail.user_string(asked.to_name).store(name, 0);
+            Text::NONE.store(above, 0);
+        } else {
+            named(
+                &handed,
+                &mut tail,
+                asked.to_name,
+                asked.to_dirfd,
+                (name, above),
+            );
+        }
+        addr_of_mut!((*record).flags).write(flags);
+    }
+    handed.send(kind, tail.end())
+}
+
+/// The upper half of a length.
+#[inline(always)]
+fn half(flags: u32, upper: u64) -> u64 {
+    if flags == 0 { 0 } else { upper << 32 }
+}

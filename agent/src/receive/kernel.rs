@@ -1,0 +1,130 @@
+//! Modules, BPF programs, mounts and roots, another kernel, io_uring.
+
+use sumun_abi::event::file::CALL_COMPAT;
+use sumun_abi::event::kernel::{Module, Mount, Program, Setup};
+use sumun_abi::record::Span;
+use sumun_proto::text;
+use sumun_proto::v1::{Event, File, KernelChange, Kind};
+
+use super::file::{joined, text_of};
+use super::record::Record;
+use crate::kernel::syscalls;
+
+/// `MS_BIND | MS_MOVE` (include/uapi/linux/mount.h): the source is a directory or file, and no device.
+const MS_BIND_MOVE: u64 = 4096 | 8192;
+
+/// An event of this family.
+fn event(kind: Kind, tid: u32, (number, flags): (u32, u32), kernel: KernelChange) -> Event {
+    Event {
+        kind: kind.into(),
+        tid,
+        call: syscalls::name(number, flags & CALL_COMPAT != 0)
+            .unwrap_or_default()
+            .into(),
+        kernel: Some(kernel),
+        ..Event::default()
+    }
+}
+
+/// A name in a field of its own, ended by NUL.
+fn name(bytes: &[u8]) -> Option<String> {
+    let len = bytes.iter().position(|byte| *byte == 0);
+    let bytes = &bytes[..len.unwrap_or(bytes.len())];
+    (!bytes.is_empty()).then(|| text::from_bytes(bytes))
+}
+
+/// init_module, finit_module, delete_module.
+#[must_use]
+pub fn module(kind: Kind, record: &Record<'_>, module: &Module) -> Event {
+    let (parameters, _, parameters_flaws) = text_of(record, module.parameters);
+    let name = name(&module.name);
+    let change = KernelChange {
+        result: Some(module.result),
+        // What was loaded or removed has a name.
+        name_unknown: name.is_none() && module.result == 0,
+        name,
+        parameters,
+        parameters_flaws,
+        flags: Some(module.call_flags.into()),
+        ..KernelChange::default()
+    };
+    let call = (module.number, module.flags);
+    let mut event = event(kind, module.actor.tid, call, change);
+    let (path, source, flaws) = text_of(record, module.path);
+    if path.is_some() || flaws != 0 {
+        event.file = Some(File {
+            path,
+            source,
+            flaws,
+            dev: module.dev,
+            ino: module.ino,
+            mode: module.mode,
+            ..File::default()
+        });
+    }
+    event
+}
+
+/// A BPF program loaded or attached.
+#[must_use]
+pub fn program(kind: Kind, program: &Program) -> Event {
+    let known = program.kind != u32::MAX;
+    let change = KernelChange {
+        result: Some(program.result),
+        command: Some(program.command),
+        name: name(&program.name),
+        program_type: known.then_some(program.kind),
+        attach_type: known.then_some(program.attach),
+        program_id: program.id,
+        ..KernelChange::default()
+    };
+    event(
+        kind,
+        program.actor.tid,
+        (program.number, program.flags),
+        change,
+    )
+}
+
+/// mount, umount, pivot_root, chroot and the calls of the newer kind.
+#[must_use]
+pub fn mount(kind: Kind, record: &Record<'_>, mount: &Mount) -> Event {
+    let call = (mount.number, mount.flags);
+    let place = |base: Span, name: Span| {
+        if name == Span::default() {
+            return (None, 0);
+        }
+        let (path, _, flaws) = joined(record, base, name);
+        (path, flaws)
+    };
+    let mut change = KernelChange {
+        flags: Some(mount.call_flags),
+        ..KernelChange::default()
+    };
+    (change.target, change.target_flaws) = place(mount.base, mount.target);
+    let (fs, _, fs_flaws) = text_of(record, mount.fs);
+    (change.fs, change.fs_flaws) = (fs, fs_flaws);
+    let mut event = event(kind, mount.actor.tid, call, change);
+    let is_place = event.call != "mount" || mount.call_flags & MS_BIND_MOVE != 0;
+    if let Some(change) = &mut event.kernel {
+        (change.source, change.source_flaws) = if is_place {
+            place(mount.source_base, mount.source)
+        } else {
+            let (source, _, flaws) = text_of(record, mount.source);
+            (source, flaws)
+        };
+    }
+    event
+}
+
+/// Another kernel, or an io_uring.
+#[must_use]
+pub fn setup(kind: Kind, setup: &Setup) -> Event {
+    let change = KernelChange {
+        result: Some(setup.result),
+        entries: (kind == Kind::IoUringSetup).then_some(setup.entries),
+        flags: Some(setup.call_flags),
+        ..KernelChange::default()
+    };
+    event(kind, setup.actor.tid, (setup.number, setup.flags), change)
+}

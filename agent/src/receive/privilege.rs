@@ -1,0 +1,136 @@
+//! Credentials, reaching into other processes, namespaces, memory that can hold code.
+
+use sumun_abi::event::file::CALL_COMPAT;
+use sumun_abi::event::privilege::{
+    CREDS_BEFORE_UNKNOWN, Credentials, Creds, MEMORY_FILE, Memory, Reach, SPACES_UNKNOWN, Spaces,
+};
+use sumun_proto::identity::exec_id;
+use sumun_proto::v1::{self, Event, File, Kind, Namespaces, Privilege, Target};
+
+use super::file::text_of;
+use super::record::Record;
+use crate::kernel::syscalls;
+
+/// An event of this family.
+fn event(kind: Kind, tid: u32, (number, flags): (u32, u32), privilege: Privilege) -> Event {
+    Event {
+        kind: kind.into(),
+        tid,
+        call: syscalls::name(number, flags & CALL_COMPAT != 0)
+            .unwrap_or_default()
+            .into(),
+        privilege: Some(privilege),
+        ..Event::default()
+    }
+}
+
+/// A call that changed the credentials of its thread.
+#[must_use]
+pub fn credentials(kind: Kind, record: &Credentials) -> Event {
+    let known = record.flags & CREDS_BEFORE_UNKNOWN == 0;
+    let privilege = Privilege {
+        old: known.then(|| creds(&record.before)),
+        new: Some(creds(&record.after)),
+        ..Privilege::default()
+    };
+    let call = (record.number, record.flags);
+    event(kind, record.actor.tid, call, privilege)
+}
+
+fn creds(creds: &Creds) -> v1::Credentials {
+    v1::Credentials {
+        uid: creds.uid,
+        gid: creds.gid,
+        suid: creds.suid,
+        sgid: creds.sgid,
+        euid: creds.euid,
+        egid: creds.egid,
+        fsuid: creds.fsuid,
+        fsgid: creds.fsgid,
+        cap_inheritable: creds.cap_inheritable,
+        cap_permitted: creds.cap_permitted,
+        cap_effective: creds.cap_effective,
+    }
+}
+
+/// ptrace, process_vm_readv and process_vm_writev, pidfd_getfd.
+#[must_use]
+pub fn reach(kind: Kind, record: &Record<'_>, reach: &Reach) -> Event {
+    let (exe_path, _, exe_flaws) = text_of(record, reach.exe);
+    let target = reach.target;
+    let privilege = Privilege {
+        target: (target.pid != 0).then(|| Target {
+            pid: target.pid,
+            tid: target.tid,
+            start_ns: target.start_ns,
+            exec_id: exec_id(target.pid, target.start_ns, target.image),
+            uid: target.uid,
+            euid: target.euid,
+            exe_path,
+            exe_flaws,
+        }),
+        target_given: reach.given,
+        request: reach.request,
+        result: Some(reach.result),
+        ..Privilege::default()
+    };
+    event(
+        kind,
+        reach.actor.tid,
+        (reach.number, reach.flags),
+        privilege,
+    )
+}
+
+/// unshare, clone with new namespaces, setns.
+#[must_use]
+pub fn spaces(kind: Kind, spaces: &Spaces) -> Event {
+    let unknown = spaces.flags & SPACES_UNKNOWN != 0;
+    let ns = spaces.ns;
+    let privilege = Privilege {
+        namespaces: (!unknown).then_some(spaces.namespaces),
+        namespaces_unknown: unknown,
+        ns: Some(Namespaces {
+            mnt: ns.mnt,
+            pid: ns.pid,
+            net: ns.net,
+            user: ns.user,
+            uts: ns.uts,
+            ipc: ns.ipc,
+            cgroup: ns.cgroup,
+            pid_inside: ns.pid_inside,
+        }),
+        ..Privilege::default()
+    };
+    event(
+        kind,
+        spaces.actor.tid,
+        (spaces.number, spaces.flags),
+        privilege,
+    )
+}
+
+/// memfd_create, and memory that can be written and executed at once.
+#[must_use]
+pub fn memory(kind: Kind, record: &Record<'_>, memory: &Memory) -> Event {
+    let mut privilege = Privilege::default();
+    if kind == Kind::MapWx {
+        privilege.address = Some(memory.address);
+        (privilege.length, privilege.protection) = (memory.len, memory.protection);
+    }
+    let call = (memory.number, memory.flags);
+    let mut event = event(kind, memory.actor.tid, call, privilege);
+    if memory.flags & MEMORY_FILE != 0 {
+        let (path, source, flaws) = text_of(record, memory.path);
+        event.file = Some(File {
+            path,
+            source,
+            flaws,
+            dev: memory.dev,
+            ino: memory.ino,
+            mode: memory.mode,
+            ..File::default()
+        });
+    }
+    event
+}

@@ -1,0 +1,236 @@
+//! The kinds that change privileges, files and the kernel: from the call to the answer of a search.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use sumun_tests::check::{int, list, text};
+use sumun_tests::clock::unix_ns;
+use sumun_tests::ctl::Answer;
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
+
+/// How long the store may take until an answer is complete.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const POLICY: &str = r#"
+[policy]
+name = "kinds"
+version = 1
+
+[[rule]]
+id = "privilege"
+on = ["setid", "capset", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "memfd_create", "unshare", "setns", "map_wx"]
+effect = "record"
+
+[[rule]]
+id = "kernel"
+on = ["module_load", "module_unload", "bpf", "mount", "umount", "pivot_root", "chroot", "kexec_load", "io_uring_setup"]
+effect = "record"
+
+[[rule]]
+id = "file"
+on = ["chmod", "chown", "truncate", "link", "symlink", "setxattr"]
+effect = "record"
+
+[[rule]]
+id = "network"
+on = ["bind", "listen"]
+when = 'proc.exe.name.startsWith("perl")'
+effect = "record"
+
+[[rule]]
+id = "to-root"
+title = "A process that was not root became root"
+on = ["setid"]
+when = 'priv.old.euid != 0 && priv.new.euid == 0'
+severity = "high"
+
+[[rule]]
+id = "setuid"
+on = ["chmod"]
+when = 'file.new_setuid && file.new_exec && file.name == "b"'
+"#;
+
+/// A shell's work in a mount namespace of its own, in a directory.
+fn work(dir: &Path) -> String {
+    let dir = dir.display();
+    let (ptrace, mprotect, memfd) = (
+        libc_number("ptrace"),
+        libc_number("mprotect"),
+        libc_number("memfd_create"),
+    );
+    format!(
+        r#"set -e
+cd {dir}
+echo content > a
+cp a b
+chmod 4755 b
+chown 7:9 a
+truncate -s 2 a
+ln a hard
+ln -s a soft
+mkdir m
+mount -t tmpfs -o nosuid word m
+umount m
+chroot / true
+perl -e '$> = 65534; $> = 0; die $! if $>'
+sleep 60 >/dev/null 2>&1 &
+victim=$!
+perl -e 'my $pid = 0 + shift; syscall({ptrace}, 16, $pid, 0, 0) == 0 or die $!; waitpid $pid, 0x40000000; syscall({ptrace}, 17, $pid, 0, 0)' $victim
+kill $victim
+unshare -u true
+perl -e 'my $page = "x" x 16384; my $at = unpack("J", pack("P", $page)); $at = ($at + 4095) & ~4095; syscall({mprotect}, $at, 4096, 7) == 0 or die $!'
+perl -e 'my $name = "code\0"; syscall({memfd}, $name, 0) > 0 or die $!'
+perl -MIO::Socket::INET -e 'IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => 0, Listen => 1, Proto => "tcp") or die $!'
+"#
+    )
+}
+
+/// Numbers that perl has no name for.
+fn libc_number(name: &str) -> u32 {
+    let (x86, arm) = match name {
+        "ptrace" => (101, 117),
+        "mprotect" => (10, 226),
+        _ => (319, 279),
+    };
+    if cfg!(target_arch = "x86_64") {
+        x86
+    } else {
+        arm
+    }
+}
+
+#[test]
+fn each_new_kind_is_stored_with_its_words() {
+    let Some(turn) = Turn::take("each_new_kind_is_stored") else {
+        return;
+    };
+    let scratch = scratch();
+    let dir = scratch
+        .path()
+        .canonicalize()
+        .expect("a directory")
+        .join("work");
+    std::fs::create_dir(&dir).expect("a directory");
+    let collector = Collector::start().expect("a collector");
+    let mut agent = Agent::start(turn, &collector, &[("kinds", POLICY)]).expect("an agent");
+    let since = unix_ns();
+    let output = Command::new("unshare")
+        .args(["-m", "/bin/sh", "-c", &work(&dir)])
+        .output()
+        .expect("unshare can be started");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let until = unix_ns();
+    let ctl = collector.ctl();
+    let ask = |filter: &str| -> Vec<Value> {
+        let answer: Answer = ctl
+            .complete_events(since, until, filter, LIMIT)
+            .unwrap_or_else(|error| panic!("{filter}: {error:#}"));
+        answer.rows
+    };
+    // Who else works on this machine is told apart by what was worked on.
+    let one = |filter: &str| -> Value {
+        let mut rows = ask(filter);
+        assert_eq!(rows.len(), 1, "{filter}: {rows:?}");
+        rows.remove(0)
+    };
+    let path = |name: &str| format!("{}/{name}", dir.display());
+    let (a, b) = (path("a"), path("b"));
+
+    let chmod = one(&format!(
+        r#"kind == "chmod" && file.path == "{b}" && file.new_setuid"#
+    ));
+    assert_eq!(int(&chmod, "file.new_mode"), Some(0o4755));
+    assert_eq!(text(&chmod, "file.source"), "caller");
+    assert_eq!(list(&chmod, "rules"), ["kinds/file", "kinds/setuid"]);
+    let chown = one(&format!(r#"kind == "chown" && file.path == "{a}""#));
+    assert_eq!(
+        (int(&chown, "file.new_uid"), int(&chown, "file.new_gid")),
+        (Some(7), Some(9))
+    );
+    let cut = one(&format!(r#"kind == "truncate" && file.path == "{a}""#));
+    assert_eq!(text(&cut, "file.length"), "2");
+    assert_eq!(text(&cut, "file.source"), "object");
+    let link = one(&format!(
+        r#"kind == "link" && file.new_path == "{}""#,
+        path("hard")
+    ));
+    assert_eq!(text(&link, "file.path"), a);
+    let soft = one(&format!(
+        r#"kind == "symlink" && file.new_path == "{}""#,
+        path("soft")
+    ));
+    assert_eq!(text(&soft, "file.path"), "a");
+
+    let mount = one(&format!(
+        r#"kind == "mount" && mount.target == "{}""#,
+        path("m")
+    ));
+    assert_eq!(
+        (text(&mount, "mount.source"), text(&mount, "mount.type")),
+        ("word", "tmpfs")
+    );
+    assert!(list(&mount, "mount.flags").contains(&"nosuid"), "{mount}");
+    one(&format!(
+        r#"kind == "umount" && mount.target == "{}""#,
+        path("m")
+    ));
+    assert!(
+        !ask(r#"kind == "chroot" && mount.target == "/" && proc.exe.name == "chroot""#).is_empty()
+    );
+
+    let raised = ask(
+        r#"kind == "setid" && proc.exe.name.startsWith("perl") && priv.old.euid == 65534 && priv.new.euid == 0"#,
+    );
+    assert!(!raised.is_empty());
+    assert!(
+        list(&raised[0], "priv.cap_gained").contains(&"cap_setuid"),
+        "{}",
+        raised[0]
+    );
+    let traced = one(
+        r#"kind == "ptrace" && ptrace.request == "attach" && proc.exe.name.startsWith("perl") && target.exe.name == "sleep""#,
+    );
+    assert_eq!(int(&traced, "result"), Some(0));
+    let victim = int(&traced, "target.pid").expect("a pid");
+    let asleep = ask(&format!(r#"kind == "exec" && proc.pid == {victim}"#));
+    // The image is the one that was executed.
+    assert_eq!(
+        text(&asleep[0], "proc.exec_id"),
+        text(&traced, "target.exec_id")
+    );
+    let made = ask(r#"kind == "unshare" && proc.exe.name == "unshare" && "uts" in ns.types"#);
+    assert!(!made.is_empty());
+    let both = ask(r#"kind == "map_wx" && call == "mprotect" && proc.exe.name.startsWith("perl")"#);
+    assert_eq!(list(&both[0], "mem.prot"), ["read", "write", "exec"]);
+    let memory = ask(r#"kind == "memfd_create" && file.path == "memfd:code""#);
+    assert_eq!(text(&memory[0], "file.source"), "object");
+    assert_ne!(text(&memory[0], "file.ino"), "");
+    for kind in ["bind", "listen"] {
+        let own = ask(&format!(
+            r#"kind == "{kind}" && proc.exe.name.startsWith("perl") && net.dst.ip == "127.0.0.1""#
+        ));
+        assert!(
+            own.iter().any(|row| int(row, "net.dst.port") > Some(0)),
+            "{kind}: {own:?}"
+        );
+        assert_eq!(text(&own[0], "net.proto"), "tcp");
+    }
+
+    let alerts = ctl
+        .complete_alerts(since, until, r#"rule.id == "to-root""#, LIMIT)
+        .expect("a complete answer");
+    assert!(
+        alerts
+            .rows
+            .iter()
+            .any(|row| int(row, "priv.old.euid") == Some(65534))
+    );
+    // What nobody asks for is not collected, and the answer says so.
+    agent.stop().expect("the agent stops when told to");
+}

@@ -11,6 +11,7 @@ use common::{Dice, KINDS};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sumun_engine::{Engine, Hit};
+use sumun_policy::problem::Place;
 use sumun_policy::{
     CheckedPolicy, Effect, Exception, Lists, Matcher, Mode, Predicate, Rule, Verdict,
 };
@@ -81,7 +82,11 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
             owner: "test".to_owned(),
             predicate: predicate(&mut dice, false),
             expires_ns: dice.chance(4).then_some(1_767_225_600_000_000_001),
-            place: 0,
+            place: Place {
+                offset: 0,
+                line: 1,
+                column: 1,
+            },
         });
         let exceptions = exceptions.collect();
         Rule {
@@ -99,7 +104,7 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
     });
     CheckedPolicy {
         path: name.to_owned(),
-        source: String::new(),
+        sha256: [0; 32],
         name: name.to_owned(),
         version: 1,
         mode: dice.pick(&[Mode::Observe, Mode::Enforce]),

@@ -50,8 +50,11 @@ struct Both {
     lists: Lists,
 }
 
-/// Conditions on a list by its name, with the items that count and what fills the list up.
-const TESTS: [(&str, &[&str], fn(usize) -> String); 8] = [
+/// A condition on a list, the items that count, and what fills the list up.
+type ListTest = (&'static str, &'static [&'static str], fn(usize) -> String);
+
+/// Conditions with `{}` for the list.
+const TESTS: [ListTest; 8] = [
     (
         "file.path in {}",
         &["/etc/passwd", "/tmp/a", "/tmp/\\xff\\\\b", "/한/글", "/"],

@@ -75,7 +75,7 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
         let mut dice = Dice::new(seed);
         // Rules on many kinds at once, so that events find many of them.
         let kinds = KINDS.iter().filter(|_| dice.chance(10)).copied().collect();
-        let effect = dice.pick(&[Effect::Record, Effect::Alert, Effect::Kill]);
+        let effect = dice.pick(&[Effect::Record, Effect::Alert, Effect::Kill, Effect::Deny]);
         let exceptions = dice.roll(6).saturating_sub(3);
         let exceptions = (0..exceptions).map(|number| Exception {
             name: format!("exception-{number}"),
@@ -158,6 +158,7 @@ impl<'a> Alone<'a> {
             alert: self.rule.effect != Effect::Record && !passes,
             exception,
             kill: (self.rule.effect == Effect::Kill && !passes).then_some(self.mode),
+            deny: (self.rule.effect == Effect::Deny && !passes).then_some(self.mode),
             doubt: doubt.filter(|_| !passes),
         })
     }

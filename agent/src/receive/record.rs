@@ -307,11 +307,14 @@ mod tests {
             Err(Malformed::Stream { .. })
         ));
         let mut open = vec![0; size_of::<Open>()];
-        open[0..4].copy_from_slice(&120u32.to_ne_bytes());
+        let len = u32::try_from(open.len()).expect("a small record");
+        open[0..4].copy_from_slice(&len.to_ne_bytes());
         open[4..6].copy_from_slice(&kind::OPEN.to_ne_bytes());
         assert!(Record::parse(&open).is_ok());
-        open[112..114].copy_from_slice(&119u16.to_ne_bytes());
-        open[114..116].copy_from_slice(&2u16.to_ne_bytes());
+        let path = std::mem::offset_of!(Open, path);
+        let last = u16::try_from(len - 1).expect("a small record");
+        open[path..path + 2].copy_from_slice(&last.to_ne_bytes());
+        open[path + 2..path + 4].copy_from_slice(&2u16.to_ne_bytes());
         assert!(matches!(Record::parse(&open), Err(Malformed::Span { .. })));
     }
 

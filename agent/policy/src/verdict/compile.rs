@@ -53,7 +53,23 @@ fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
         Expr::Not(inner) => formula(inner, !positive, kind),
         Expr::And(parts) => join(parts, positive, !positive, kind),
         Expr::Or(parts) => join(parts, positive, positive, kind),
-        Expr::Has(Operand::Field(field)) if !on_kind(*field, kind) => Ok(Formula::Const(!positive)),
+        Expr::Has(Operand::Field(field))
+            if !on_kind(*field, kind) || is_of_denied(*field, kind) =>
+        {
+            Ok(Formula::Const(!positive))
+        }
+        Expr::Compare {
+            left: Operand::Field(field),
+            ..
+        }
+        | Expr::Compare {
+            right: Operand::Field(field),
+            ..
+        }
+        | Expr::In {
+            value: Operand::Field(field),
+            ..
+        } if is_of_denied(*field, kind) => Ok(Formula::Const(false)),
         atom => {
             if let Some(holds) = kind_condition(atom, kind) {
                 return Ok(Formula::Const(holds == positive));
@@ -71,6 +87,12 @@ fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
             })
         }
     }
+}
+
+/// An open or exec that the kernel judges here has succeeded: a result has only one that was denied,
+/// which leaves no record in the kernel.
+fn is_of_denied(field: FieldId, kind: Kind) -> bool {
+    field == FieldId::Result && matches!(kind, Kind::Exec | Kind::Open)
 }
 
 /// All parts, or with `or` one of them.

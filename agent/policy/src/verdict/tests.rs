@@ -234,6 +234,9 @@ fn what_the_kernel_judges_of_files_and_connections() {
             "!net.dst.private && net.proto != 'sctp'",
             "!Dst(10.0.0.0/8,100.64.0.0/10,127.0.0.0/8,169.254.0.0/16,172.16.0.0/12,192.168.0.0/16,::1/128,fc00::/7,fe80::/10)",
         ),
+        // Only what was denied has one, and of that the kernel has no record.
+        ("open", "result == 0 || file.path == '/x'", "file(=/x)"),
+        ("exec", "!(result > -5) && proc.uid == 0", ""),
         ("connect", "result == 0", "Result(2147483648..2147483648)"),
         ("connect", "result < 0", "Result(0..2147483647)"),
         (

@@ -235,6 +235,8 @@ impl<'a> View<'a> {
     pub fn ip(&self, id: FieldId) -> Option<IpAddr> {
         let network = self.event.network.as_ref()?;
         match id {
+            // As in `network`: a socket by itself has no other end.
+            FieldId::NetSrcIp if matches!(self.kind(), Kind::Bind | Kind::Listen) => None,
             FieldId::NetSrcIp => ip_from(&network.src_ip),
             FieldId::NetDstIp => ip_from(&network.dst_ip),
             _ => None,
@@ -384,7 +386,19 @@ impl<'a> View<'a> {
         if unasked && OF_CALL.contains(&id) && opened {
             return Some(Value::Unknown);
         }
-        let object = || (!none).then_some(());
+        // Of other kinds the kernel tells no object.
+        let told = descriptor
+            || matches!(
+                self.kind(),
+                Kind::Chmod
+                    | Kind::Chown
+                    | Kind::Truncate
+                    | Kind::Setxattr
+                    | Kind::MemfdCreate
+                    | Kind::MapWx
+                    | Kind::ModuleLoad
+            );
+        let object = || (told && !none).then_some(());
         let bit = |bit: u32| {
             descriptor.then_some(())?;
             object()?;

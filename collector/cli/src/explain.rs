@@ -252,7 +252,7 @@ effect = "record"
     fn a_rule_that_kills_says_when_and_why_not_before_the_start() {
         let policy = |mode: &str| {
             format!(
-                "[policy]\nname = \"k\"\nmode = {mode:?}\n[[rule]]\nid = \"r\"\non = [\"exec\", \"connect\"]\neffect = \"kill\"\nwhen = 'proc.exe.name == \"nc\"'\n"
+                "[policy]\nname = \"k\"\nmode = {mode:?}\n[[rule]]\nid = \"r\"\non = [\"exec\", \"connect\", \"rename\"]\neffect = \"kill\"\nwhen = 'proc.exe.name == \"nc\"'\n"
             )
         };
         let file = policy("enforce");
@@ -266,19 +266,21 @@ effect = "record"
             modes(&found),
             [
                 json!(["kill", "kill-before-start"]),
-                json!(["kill", "kill-after"])
+                json!(["kill", "kill-after"]),
+                json!(["kill", "kill-late"])
             ]
         );
         assert_eq!(found[0]["reason"], "");
         assert_eq!(found[0]["conditions"][0]["judged"], "kernel");
-        let of_connect = lines(&found[1]);
-        let last: Vec<String> = cells(&of_connect[1])
+        assert_eq!(found[1]["reason"], "");
+        let of_rename = lines(&found[2]);
+        let last: Vec<String> = cells(&of_rename[1])
             .iter()
             .map(|cell| cell.text().to_owned())
             .collect();
         assert_eq!(last[6], "(why)");
         assert!(
-            last[7].starts_with("only an exec is judged before it happens"),
+            last[7].starts_with("what the call names is the caller's word"),
             "{last:?}"
         );
         assert_eq!(last[..6].concat(), "");
@@ -287,7 +289,11 @@ effect = "record"
         let found = rows(&policies(check_files([("k.toml", file.as_str())])));
         assert_eq!(
             modes(&found),
-            [json!(["kill", "alert"]), json!(["kill", "alert"])]
+            [
+                json!(["kill", "alert"]),
+                json!(["kill", "alert"]),
+                json!(["kill", "alert"])
+            ]
         );
         assert_eq!(found[0]["reason"], "observe: reports what would be killed");
     }

@@ -75,13 +75,16 @@ impl<'a> View<'a> {
     pub(super) fn kernel(&self, id: FieldId) -> Option<Value<'a>> {
         let change = self.event.kernel.as_ref()?;
         match self.kind() {
-            // Only those that succeeded are recorded.
-            Kind::Mount | Kind::Umount | Kind::PivotRoot | Kind::Chroot
+            // Of mounts only those that succeeded are recorded.
+            Kind::ModuleLoad
+            | Kind::ModuleUnload
+            | Kind::Bpf
+            | Kind::KexecLoad
+            | Kind::IoUringSetup
                 if id == FieldId::Result =>
             {
-                None
+                Some(Value::Int(change.result?.into()))
             }
-            _ if id == FieldId::Result => Some(Value::Int(change.result?.into())),
             Kind::ModuleLoad | Kind::ModuleUnload => module(change, id),
             Kind::Bpf => program(change, id),
             Kind::Mount | Kind::Umount | Kind::PivotRoot | Kind::Chroot => {

@@ -211,11 +211,6 @@ fn what_the_kernel_judges_of_files_and_connections() {
             "exe(=/x) | file(=/x)",
         ),
         // A close has no such flags.
-        (
-            "close_write",
-            "file.create || file.path == '/x'",
-            "file(=/x)",
-        ),
         ("connect", "net.dst.port == 22", "DstPort(22..22)"),
         (
             "connect",

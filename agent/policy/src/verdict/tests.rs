@@ -245,16 +245,6 @@ fn what_the_kernel_judges_of_files_and_connections() {
         ("connect", "result < 0 && result > 0", "!Result(0..)"),
         (
             "connect",
-            "net.dst.ip == 'localhost'",
-            "(a text is no address, or is not written as events have it)",
-        ),
-        (
-            "connect",
-            "cidr('::ffff:10.0.0.0/104').containsIP(net.dst.ip)",
-            "(no address is IPv4 mapped to IPv6: write it as IPv4)",
-        ),
-        (
-            "connect",
             "net.source == 'object'",
             "only the agent can judge net.source",
         ),

@@ -13,6 +13,8 @@ const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 const RAW_TRACEPOINT_OPEN: i32 = 17;
 const LINK_GET_FD_BY_ID: i32 = 30;
+/// `BPF_LINK_TYPE_ITER` of `enum bpf_link_type`.
+const LINK_ITERATOR: u32 = 4;
 const LINK_GET_NEXT_ID: i32 = 31;
 const ENABLE_STATS: i32 = 32;
 
@@ -92,7 +94,8 @@ pub struct Attached {
     pub runs: u64,
 }
 
-/// Every program that is attached by a link, in the order of the links' ids.
+/// Every program that is attached by a link, in the order of the links' ids; not iterators, which run when
+/// they are read and on no event.
 ///
 /// # Errors
 /// Without the right to ask.
@@ -115,7 +118,11 @@ pub fn attached() -> nix::Result<Vec<Attached>> {
         let mut name = [0u8; 64];
         let mut asked = Words::new();
         asked.set_pointer(16, name.as_mut_ptr()).set(24, 64);
-        let program = info_into(&fd, asked)?.get(8);
+        let told = info_into(&fd, asked)?;
+        if told.get(0) == LINK_ITERATOR {
+            continue;
+        }
+        let program = told.get(8);
         let Ok(fd) = open(PROG_GET_FD_BY_ID, Words::new().set(0, program)) else {
             continue;
         };

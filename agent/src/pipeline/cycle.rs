@@ -34,7 +34,7 @@ use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
 /// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
-const CYCLE_BYTES: u64 = 2 * 1024 * 1024;
+const CYCLE_BYTES: u64 = 512 * 1024;
 /// A cycle that read more than this is followed by the next at once.
 const BUSY_BYTES: u64 = 256 * 1024;
 /// Pause after a cycle that read something.

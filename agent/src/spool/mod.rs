@@ -69,7 +69,7 @@ use lane::{Lane, failed};
 use quarantine::Quarantine;
 
 /// Bytes of bodies of one lane that may be sent and not yet answered.
-pub const IN_FLIGHT_BYTES: u64 = 8 * 1024 * 1024;
+pub const IN_FLIGHT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Segments of bulk that one append may give up on a full disk: what others
 /// fill faster than that is not won by giving up everything.

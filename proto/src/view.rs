@@ -2,6 +2,7 @@
 
 mod kernel;
 mod privilege;
+pub mod workload;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -251,6 +252,7 @@ impl<'a> View<'a> {
             .or_else(|| self.file(id))
             .or_else(|| self.network(id))
             .or_else(|| self.common(id))
+            .or_else(|| self.workload(id))
             .or_else(|| self.exited(id))
             .or_else(|| self.privilege(id))
             .or_else(|| self.kernel(id))

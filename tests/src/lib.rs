@@ -10,6 +10,7 @@ pub mod args;
 pub mod bench;
 pub mod check;
 pub mod clock;
+pub mod container;
 pub mod ctl;
 pub mod duck;
 pub mod elf;

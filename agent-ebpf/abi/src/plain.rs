@@ -1,6 +1,6 @@
 //! Reading the fixed parts out of bytes.
 
-use crate::event::{file, kernel, network, privilege, process};
+use crate::event::{cgroup, file, kernel, network, privilege, process};
 use crate::record::Header;
 use crate::verdict::Sharer;
 
@@ -19,6 +19,8 @@ unsafe impl Plain for process::Fork {}
 unsafe impl Plain for process::Exec {}
 // SAFETY: as above.
 unsafe impl Plain for process::Exit {}
+// SAFETY: as above.
+unsafe impl Plain for cgroup::Cgroup {}
 // SAFETY: as above.
 unsafe impl Plain for file::Open {}
 // SAFETY: as above.

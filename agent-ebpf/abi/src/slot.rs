@@ -149,6 +149,8 @@ slots! {
     CSS_SET_SUBSYS = Field("css_set", "subsys");
     CSS_SET_DEFAULT = Field("css_set", "dfl_cgrp");
     CSS_CGROUP = Field("cgroup_subsys_state", "cgroup");
+    CGROUP_ROOT = Field("cgroup", "root");
+    CGROUP_ROOT_HIERARCHY = Field("cgroup_root", "hierarchy_id");
     CGROUP_KN = Field("cgroup", "kn");
     KERNFS_ID = Field("kernfs_node", "id");
     CGROUP_PIDS = Value("cgroup_subsys_id", "pids_cgrp_id");

@@ -35,5 +35,8 @@ doors! {
     door_sys_enter, AT_SYS_ENTER, "sys_enter";
     door_state, AT_STATE, "inet_sock_set_state";
     door_module_load, AT_MODULE_LOAD, "module_load";
+    door_cgroup_mkdir, AT_CGROUP_MKDIR, "cgroup_mkdir";
+    door_cgroup_rename, AT_CGROUP_RENAME, "cgroup_rename";
+    door_cgroup_rmdir, AT_CGROUP_RMDIR, "cgroup_rmdir";
     door_state_again, AT_STATE_AGAIN, "inet_sock_set_state";
 }

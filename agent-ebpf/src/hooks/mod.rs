@@ -1,5 +1,6 @@
 //! One file per event family; `syscall` holds the two tracepoints that families share.
 
+mod cgroup;
 mod door;
 mod file;
 mod kernel;

@@ -35,6 +35,10 @@ static COMPAT_MASK: u32 = 0;
 #[unsafe(no_mangle)]
 static CGROUP_INDEX: u32 = slot::NONE;
 
+/// Number of the hierarchy whose cgroups records name (`cgroup_root.hierarchy_id`).
+#[unsafe(no_mangle)]
+static CGROUP_HIERARCHY: u32 = 0;
+
 /// Value of a slot; a constant to the verifier when `index` is one to the compiler.
 #[inline(always)]
 pub(crate) fn value(index: usize) -> u32 {
@@ -59,6 +63,12 @@ pub(crate) fn compat_mask() -> u32 {
 pub(crate) fn cgroup_index() -> u32 {
     // SAFETY: a static; volatile as in `value`.
     unsafe { ptr::read_volatile(ptr::addr_of!(CGROUP_INDEX)) }
+}
+
+#[inline(always)]
+pub(crate) fn cgroup_hierarchy() -> u32 {
+    // SAFETY: a static; volatile as in `value`.
+    unsafe { ptr::read_volatile(ptr::addr_of!(CGROUP_HIERARCHY)) }
 }
 
 /// Actions of a system call number.

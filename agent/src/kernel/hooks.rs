@@ -52,6 +52,25 @@ macro_rules! with_path {
 /// The program that runs at every system call's entry.
 pub(super) const SYS_ENTER: &str = "sys_enter";
 
+/// A hook that tells of cgroups.
+const fn cgroup_hook(program: &'static str, door: &'static str, behind: &'static str) -> Hook {
+    Hook {
+        program,
+        door,
+        behind,
+        tracepoint: program,
+        kinds: &[],
+        required: &[
+            s::CGROUP_ROOT,
+            s::CGROUP_ROOT_HIERARCHY,
+            s::CGROUP_KN,
+            s::KERNFS_ID,
+        ],
+        on_demand: false,
+        can_lack: None,
+    }
+}
+
 pub(super) const HOOKS: &[Hook] = &[
     Hook {
         program: "sched_process_fork",
@@ -176,6 +195,10 @@ pub(super) const HOOKS: &[Hook] = &[
         on_demand: false,
         can_lack: None,
     },
+    // What they tell is no event: from them events know whose they are.
+    cgroup_hook("cgroup_mkdir", "door_cgroup_mkdir", "AT_CGROUP_MKDIR"),
+    cgroup_hook("cgroup_rename", "door_cgroup_rename", "AT_CGROUP_RENAME"),
+    cgroup_hook("cgroup_rmdir", "door_cgroup_rmdir", "AT_CGROUP_RMDIR"),
     // Only the names of modules come from it; that one was loaded is told by its call.
     Hook {
         program: "module_load",

@@ -6,6 +6,7 @@
 mod btf;
 pub mod canary;
 mod cast;
+pub mod cgroup;
 mod error;
 pub mod fanotify;
 mod filter;
@@ -168,6 +169,10 @@ impl Kernel {
 
         let btf = aya::Btf::from_sys_fs().map_err(Error::BtfLoad)?;
         let (cgroup, cgroup_controller) = cgroup_index(&slots);
+        let hierarchy = cgroup::hierarchy(cgroup_controller).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cgroups that come and go are not seen: events do not say whose they are");
+            u32::MAX
+        });
         let compat_mask = COMPAT_MASK;
         let syscalls = syscalls::table();
         let object = cast::Completed::new(&OBJECT.bytes, &mut slots);
@@ -181,6 +186,7 @@ impl Kernel {
             .override_global("SYSCALLS", &syscalls[..], true)
             .override_global("COMPAT_MASK", &compat_mask, true)
             .override_global("CGROUP_INDEX", &cgroup, true)
+            .override_global("CGROUP_HIERARCHY", &hierarchy, true)
             .load(object.bytes())
             .map_err(|error| Error::Load(Box::new(error)))?;
 

@@ -11,6 +11,7 @@ use sumun_proto::v1::{
 use sumun_proto::{BATCH_MAX, FORMAT};
 
 use crate::enrich::process::{DROPPED, ImageKey, Node};
+use crate::enrich::workload::Workload;
 use crate::kernel::StreamId;
 
 /// A batch is closed when its estimated size passes this; the largest single
@@ -52,6 +53,8 @@ pub struct BatchBuilder {
     batch: Batch,
     cgroup_controller: String,
     entries: HashMap<Entry, u32>,
+    /// Those of `batch`, in the same order.
+    workloads: Vec<Rc<Workload>>,
     rules: HashMap<(u32, usize), u32>,
     /// Of a rule in the batch, by its index there and the exception's.
     exceptions: HashMap<(u32, usize), u32>,
@@ -85,6 +88,7 @@ impl BatchBuilder {
             },
             cgroup_controller: origin.cgroup_controller.clone(),
             entries: HashMap::new(),
+            workloads: Vec::new(),
             rules: HashMap::new(),
             exceptions: HashMap::new(),
             bytes: 64,
@@ -128,8 +132,13 @@ impl BatchBuilder {
             && batch.clock_steps.is_empty()
     }
 
-    /// Index (from one) of an image with the credentials of this event.
-    pub fn image(&mut self, node: &Rc<Node>, actor: &Actor) -> u32 {
+    /// Index (from one) of an image with the credentials of this event, in the workload of its cgroup.
+    pub fn image(
+        &mut self,
+        node: &Rc<Node>,
+        actor: &Actor,
+        workload: Option<&Rc<Workload>>,
+    ) -> u32 {
         let program = node.program();
         let part = if program.is_some() {
             Part::Whole
@@ -154,6 +163,7 @@ impl BatchBuilder {
             0 => "unified".into(),
             _ => self.cgroup_controller.clone(),
         };
+        image.workload = workload.map_or(0, |workload| self.workload(workload));
         image.ns = namespaces(node);
         if let Some(program) = program {
             image.seen = true;
@@ -300,6 +310,22 @@ impl BatchBuilder {
             highest: self.highest,
             times: self.times.unwrap_or_default(),
         }
+    }
+
+    /// Index (from one) of a workload: a batch has few.
+    fn workload(&mut self, workload: &Rc<Workload>) -> u32 {
+        let known = self
+            .workloads
+            .iter()
+            .rposition(|known| Rc::ptr_eq(known, workload));
+        if let Some(index) = known {
+            return index_of(index + 1);
+        }
+        let told = &workload.told;
+        self.bytes += 64 + told.cgroup.len() + 2 * told.container_id.len() + told.unit.len();
+        self.batch.workloads.push(told.clone());
+        self.workloads.push(Rc::clone(workload));
+        index_of(self.workloads.len())
     }
 
     fn ancestor(&mut self, node: &Rc<Node>) -> u32 {

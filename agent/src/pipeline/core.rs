@@ -21,9 +21,10 @@ use crate::enforce::lineage::Untold;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
 use crate::enrich::process::{ImageKey, Node, Tree};
+use crate::enrich::workload::{Workload, Workloads};
 use crate::kernel::StreamId;
 use crate::receive::record::{Body, Malformed, Record};
-use crate::receive::{file, kernel, network, privilege, process};
+use crate::receive::{cgroup, file, kernel, network, privilege, process};
 
 /// Counters of the pipeline since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Counts {
 pub struct Core {
     /// Processes.
     pub tree: Tree,
+    /// Whose they are.
+    pub workloads: Workloads,
     /// Sequences.
     pub streams: Streams,
     /// Stored read positions.
@@ -108,6 +111,10 @@ impl Core {
             Body::Task(task) => {
                 process::task(tree, &record, task);
                 return;
+            }
+            // So do cgroups, to the table of workloads.
+            Body::Cgroup(cgroup) => {
+                return cgroup::cgroup(&mut self.workloads, &record, cgroup);
             }
             body => {
                 let actor = body.actor();
@@ -195,10 +202,12 @@ impl Core {
             level: header.level.into(),
             seq: header.seq,
         });
+        let workload = self.workloads.of(actor.cgroup_id);
+        let by = (node, actor, workload.as_ref());
         let lane = if life { &mut self.life } else { &mut self.bulk };
         let held = lane.holds(stream, header.seq);
         let batch = lane.open();
-        event.image = batch.image(node, actor);
+        event.image = batch.image(node, actor, workload.as_ref());
         batch.event(event, stream, header.seq);
         let generation = header.generation;
         let mut found = self.detector.judge(generation, batch.batch()).to_vec();
@@ -241,13 +250,13 @@ impl Core {
             if found.is_empty() {
                 return;
             }
-            self.alerts(event, (&found, &verdicts), node, actor, header);
+            self.alerts(event, (&found, &verdicts), by, header);
             return;
         }
         self.counts.events += 1;
         if found.iter().any(|hit| hit.alert) {
             let event = batch.batch().events.last().cloned();
-            self.alerts(event, (&found, &verdicts), node, actor, header);
+            self.alerts(event, (&found, &verdicts), by, header);
         }
     }
 
@@ -255,8 +264,7 @@ impl Core {
         &mut self,
         event: Option<Event>,
         (found, verdicts): (&[Hit], &[Option<Verdict>]),
-        node: &Rc<Node>,
-        actor: &Actor,
+        (node, actor, workload): (&Rc<Node>, &Actor, Option<&Rc<Workload>>),
         header: &Header,
     ) {
         let (stream, generation) = (stream_of(header), header.generation);
@@ -279,7 +287,7 @@ impl Core {
                         verdict: verdict(),
                         ..event.clone()
                     },
-                    by: Some((Rc::clone(node), *actor)),
+                    by: Some((Rc::clone(node), *actor, workload.cloned())),
                 };
                 let goes_out = self.folds.take(
                     (judged_by, hit.rule),
@@ -300,7 +308,7 @@ impl Core {
             let rule = batch.rule((generation, hit.rule), || {
                 self.detector.describe(generation, hit.rule)
             });
-            let image = batch.image(node, actor);
+            let image = batch.image(node, actor, workload);
             let event = Event {
                 image,
                 rules: Vec::new(),
@@ -393,7 +401,9 @@ fn other(record: &Record<'_>) -> Event {
         Body::Mount(kind, mount) => kernel::mount(*kind, record, mount),
         Body::Setup(kind, setup) => kernel::setup(*kind, setup),
         // They have been dealt with.
-        Body::Fork(_) | Body::Exec(_) | Body::Exit(_) | Body::Task(_) => Event::default(),
+        Body::Fork(_) | Body::Exec(_) | Body::Exit(_) | Body::Task(_) | Body::Cgroup(_) => {
+            Event::default()
+        }
     }
 }
 

@@ -29,7 +29,8 @@ use crate::enforce::deny::Denier;
 use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::lineage::{self, Untold};
 use crate::enrich::process::{Limits, Tree};
-use crate::kernel::{HookStatus, Kernel, StreamId, heap};
+use crate::enrich::workload::Workloads;
+use crate::kernel::{HookStatus, Kernel, StreamId, cgroup, heap};
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
@@ -206,6 +207,7 @@ impl Pipeline {
         }
         let mut core = Core {
             tree: Tree::new(tree),
+            workloads: Workloads::default(),
             streams: Streams::new(reused && !known, since),
             consumed,
             clock,
@@ -220,7 +222,7 @@ impl Pipeline {
             repair: false,
             untold: Untold::default(),
         };
-        restore(&mut core.tree, &spool, boot_id);
+        restore(&mut core, &spool, boot_id);
         let spool_epoch = spool.statistics(Lane::Life)?.epoch;
         let mut pipeline = Self {
             kernel,
@@ -282,6 +284,7 @@ impl Pipeline {
             );
             pipeline.unwatched(before.as_ref(), attached_ns, why);
         }
+        pipeline.bootstrap_cgroups();
         pipeline.bootstrap()?;
         pipeline.guard()?;
         pipeline.keeper.settle(HELD_WITHIN);
@@ -401,6 +404,7 @@ impl Pipeline {
         }
         self.tell(life_emptied);
         self.core.tree.end_cycle(bulk_emptied);
+        self.core.workloads.end_cycle(bulk_emptied);
         if bulk_emptied {
             self.core.detector.retire(self.generation);
             self.core.folds.retire(self.generation);
@@ -685,6 +689,27 @@ impl Pipeline {
         }
     }
 
+    /// Takes the cgroups that are there; what goes on meanwhile is told by records.
+    fn bootstrap_cgroups(&mut self) {
+        let mut alive = HashSet::new();
+        let workloads = &mut self.core.workloads;
+        let walked = cgroup::walk(self.kernel.cgroup_controller(), |id, path| {
+            alive.insert(id);
+            workloads.made(id, path);
+        });
+        match walked {
+            Ok(cgroup::Walked { left_out: 0, .. }) => workloads.removed_all_but(&alive),
+            Ok(cgroup::Walked { left_out, .. }) => tracing::warn!(
+                left_out,
+                "some cgroups are not looked at: events of processes in them do not say whose they are"
+            ),
+            Err(error) => tracing::warn!(
+                %error,
+                "workloads that were there before the agent are not known: their events do not say whose they are"
+            ),
+        }
+    }
+
     fn bootstrap(&mut self) -> anyhow::Result<()> {
         let mut alive = HashSet::new();
         let core = &mut self.core;
@@ -705,6 +730,7 @@ impl Pipeline {
         }
         self.last_repair = Some(Instant::now());
         self.core.repair = false;
+        self.bootstrap_cgroups();
         let mut alive = HashSet::new();
         let core = &mut self.core;
         if let Err(error) = self
@@ -834,6 +860,9 @@ impl Pipeline {
         set(&counters.excepted, counts.excepted);
         set(&counters.folded, counts.folded);
         set(&counters.gaps, counts.gaps);
+        let workloads = self.core.workloads.stats();
+        set(&counters.cgroups_left_out, workloads.left_out);
+        set(&counters.cgroups_unknown, workloads.unknown);
         let denials = self.core.denier.denials().iter().flatten();
         for (counter, count) in counters.denials.iter().flatten().zip(denials) {
             set(counter, *count);
@@ -930,14 +959,15 @@ fn drain(ring: &mut crate::kernel::Ring, max_bytes: u64, core: &mut Core) -> u64
 
 /// Images of batches that are still in the spool: the ancestry of processes whose
 /// parents have exited, which the task iterator cannot tell.
-fn restore(tree: &mut Tree, spool: &Spool, boot_id: [u8; 16]) {
+fn restore(core: &mut Core, spool: &Spool, boot_id: [u8; 16]) {
     for body in spool.life_bodies() {
         // What cannot be read is reported by the spool; the rest of the tree still helps.
         if let Ok(body) = body
             && let Ok(batch) = <sumun_proto::v1::Batch as prost::Message>::decode(body.as_slice())
             && batch.boot_id == boot_id
         {
-            crate::enrich::restore::images(tree, &batch);
+            crate::enrich::restore::images(&mut core.tree, &batch);
+            core.workloads.restore(&batch);
         }
     }
 }

@@ -195,10 +195,11 @@ impl Core {
             })
             .collect();
         let verdicts = vec![Some(verdict.clone()); found.len()];
+        let workload = self.workloads.of(actor.cgroup_id);
         let lane = if life { &mut self.life } else { &mut self.bulk };
         let held = lane.holds(STREAM, seq);
         let batch = lane.open();
-        event.image = batch.image(&node, &actor);
+        event.image = batch.image(&node, &actor, workload.as_ref());
         batch.event(event, STREAM, seq);
         batch.verdict(verdict);
         for hit in &found {
@@ -224,7 +225,8 @@ impl Core {
             seq,
             boot_ns: call.boot_ns,
         };
-        self.alerts(event, (&found, &verdicts), &node, &actor, &header);
+        let by = (&node, &actor, workload.as_ref());
+        self.alerts(event, (&found, &verdicts), by, &header);
     }
 
     /// The process that made a call, as it was when it made it.

@@ -1,5 +1,6 @@
 //! From the bytes of a ring to the typed event: one file per event family.
 
+pub mod cgroup;
 pub mod file;
 pub mod kernel;
 pub mod network;

@@ -4,6 +4,7 @@
 //! on trust: lengths, kinds and spans are checked, and what does not fit is an error that the
 //! pipeline counts and reports as a gap, never a panic.
 
+use sumun_abi::event::cgroup::Cgroup;
 use sumun_abi::event::file::{Change, Names, Open};
 use sumun_abi::event::kernel::{Module, Mount, Program, Setup};
 use sumun_abi::event::kind;
@@ -73,6 +74,8 @@ pub enum Body {
     Task(Exec),
     /// An exit.
     Exit(Exit),
+    /// A cgroup was made, renamed or removed.
+    Cgroup(Cgroup),
     /// An open.
     Open(Open),
     /// An explicit close after writing.
@@ -108,13 +111,14 @@ pub enum Body {
 }
 
 impl Body {
-    /// Who did it.
+    /// Who did it; of a cgroup, nobody.
     #[must_use]
     pub fn actor(&self) -> Actor {
         match self {
             Body::Fork(fork) => fork.actor,
             Body::Exec(exec) | Body::Task(exec) => exec.actor,
             Body::Exit(exit) => exit.actor,
+            Body::Cgroup(_) => Actor::default(),
             Body::Open(open) | Body::CloseWrite(open) => open.actor,
             Body::Rename(names) | Body::Unlink(names) => names.actor,
             Body::Connect(connection) | Body::Accept(connection) | Body::OwnEnd(_, connection) => {
@@ -158,6 +162,9 @@ impl<'a> Record<'a> {
             kind::EXEC => Body::Exec(fixed(bytes)?),
             kind::TASK => Body::Task(fixed(bytes)?),
             kind::EXIT => Body::Exit(fixed(bytes)?),
+            kind::CGROUP_MKDIR | kind::CGROUP_RMDIR | kind::CGROUP_RENAME => {
+                Body::Cgroup(fixed(bytes)?)
+            }
             kind::OPEN => Body::Open(fixed(bytes)?),
             kind::CLOSE_WRITE => Body::CloseWrite(fixed(bytes)?),
             kind::RENAME => Body::Rename(fixed(bytes)?),
@@ -192,6 +199,7 @@ impl<'a> Record<'a> {
     fn spans(&self) -> Vec<Span> {
         match &self.body {
             Body::Exec(exec) | Body::Task(exec) => vec![exec.exe, exec.cwd, exec.args],
+            Body::Cgroup(cgroup) => vec![cgroup.path],
             Body::Open(open) | Body::CloseWrite(open) => vec![open.path],
             Body::Rename(names) | Body::Unlink(names) => {
                 vec![names.base, names.name, names.to_base, names.to_name]

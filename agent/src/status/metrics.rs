@@ -212,6 +212,16 @@ impl Collector for Scrape {
                 "Alerts that an exception kept from being raised",
                 &counters.excepted,
             ),
+            (
+                "cgroups_left_out",
+                "Cgroups that were not taken because there were too many",
+                &counters.cgroups_left_out,
+            ),
+            (
+                "events_without_workload",
+                "Events whose cgroup was not known, those that no rule wanted included",
+                &counters.cgroups_unknown,
+            ),
             ("gaps", "Gap records written to the spool", &counters.gaps),
             (
                 "sent_batches",

@@ -274,6 +274,10 @@ pub struct Counters {
     pub folded: AtomicU64,
     /// Alerts that an exception kept from being raised.
     pub excepted: AtomicU64,
+    /// Cgroups that were not taken because there were too many.
+    pub cgroups_left_out: AtomicU64,
+    /// Events whose cgroup was not known.
+    pub cgroups_unknown: AtomicU64,
     /// Gap records written to the spool.
     pub gaps: AtomicU64,
     /// Batches given to the connection, repeats included.

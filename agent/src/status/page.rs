@@ -121,6 +121,8 @@ pub(super) fn json(status: &Status) -> Value {
             "alerts": count(&counters.alerts),
             "excepted": count(&counters.excepted),
             "folded": count(&counters.folded),
+            "cgroups_left_out": count(&counters.cgroups_left_out),
+            "events_without_workload": count(&counters.cgroups_unknown),
             "gaps": count(&counters.gaps),
         },
         "deny": {

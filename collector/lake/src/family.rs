@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use sumun_proto::v1::Kind;
+use sumun_proto::view::workload::OF_WORKLOAD;
 use sumun_proto::{FIELDS, FieldId, FieldInfo, FieldType};
 
 /// A table of the lake.
@@ -81,6 +82,7 @@ pub const UNKNOWABLE: &[FieldId] = &[
     FieldId::MountTarget,
     FieldId::MountType,
     FieldId::NetProto,
+    FieldId::WorkloadKind,
 ];
 
 /// Column of the bits of [`UNKNOWABLE`]; NULL when none is set.
@@ -92,6 +94,11 @@ pub const ANCESTORS_UNKNOWN_COLUMN: &str = "_ancestors_unknown";
 /// Bit of a field in `_unknown`.
 #[must_use]
 pub fn unknown_bit(id: FieldId) -> Option<i64> {
+    // What the path of a cgroup tells is known as a whole, or not at all.
+    let id = match OF_WORKLOAD.contains(&id) {
+        true => FieldId::WorkloadKind,
+        false => id,
+    };
     let position = UNKNOWABLE.iter().position(|field| *field == id)?;
     Some(1 << position)
 }

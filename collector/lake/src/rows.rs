@@ -14,6 +14,7 @@ use datafusion::arrow::array::{
 use datafusion::arrow::compute::interleave;
 use datafusion::arrow::datatypes::{DataType, Schema};
 use sumun_proto::v1::{Batch, Event, Gap, Image, Kind, Lane};
+use sumun_proto::view::workload::OF_WORKLOAD;
 use sumun_proto::view::{ancestor_value, boot_id_text, is_first};
 use sumun_proto::{FieldId, FieldType, Host, Value, View, catalogue, text};
 
@@ -156,7 +157,10 @@ fn is_of_batch(column: Column) -> bool {
 /// Whether the value depends on the image alone. The thread is the event's.
 fn is_of_image(column: Column) -> bool {
     match column {
-        Column::Field(id) => id != FieldId::ProcTid && id.info().name.starts_with("proc."),
+        Column::Field(id) => {
+            OF_WORKLOAD.contains(&id)
+                || id != FieldId::ProcTid && id.info().name.starts_with("proc.")
+        }
         Column::AncestorsPid
         | Column::AncestorsExecId
         | Column::AncestorsExePath

@@ -1,5 +1,6 @@
 //! Fixed parts of the records, one file per event family.
 
+pub mod cgroup;
 pub mod file;
 pub mod kernel;
 pub mod network;
@@ -17,6 +18,12 @@ pub mod kind {
     pub const EXIT: u16 = 3;
     /// A process found by the task iterator: the same fixed part as `EXEC`.
     pub const TASK: u16 = 4;
+    /// [`super::cgroup::Cgroup`]
+    pub const CGROUP_MKDIR: u16 = 5;
+    /// [`super::cgroup::Cgroup`]
+    pub const CGROUP_RMDIR: u16 = 6;
+    /// [`super::cgroup::Cgroup`]: only version 1 renames.
+    pub const CGROUP_RENAME: u16 = 7;
     /// [`super::file::Open`]
     pub const OPEN: u16 = 100;
     /// [`super::file::Open`], at an explicit close of a file open for writing.

@@ -26,6 +26,7 @@ use sumun_proto::v1::{self, Event, RuleRef};
 
 use super::lanes::LaneWriter;
 use crate::enrich::process::Node;
+use crate::enrich::workload::Workload;
 use crate::kernel::StreamId;
 use crate::spool::{self, Spool};
 
@@ -47,7 +48,7 @@ pub struct Sample {
     /// Its event.
     pub event: Event,
     /// Who did it; `None` when that was in the memory of an agent that was killed.
-    pub by: Option<(Rc<Node>, Actor)>,
+    pub by: Option<(Rc<Node>, Actor, Option<Rc<Workload>>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -336,7 +337,7 @@ fn add(lane: &mut LaneWriter, ended: &Ended, at_ns: u64) {
     let batch = lane.open();
     let rule = batch.rule(*key, || (**rule).clone());
     let image = match &fold.sample.by {
-        Some((node, actor)) => batch.image(node, actor),
+        Some((node, actor, workload)) => batch.image(node, actor, workload.as_ref()),
         None => 0,
     };
     let event = Event {

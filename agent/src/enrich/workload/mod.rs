@@ -1,0 +1,348 @@
+//! Whose a process is: every cgroup that a record may still name, with the workload it belongs to.
+//!
+//! A cgroup is known from the record of its making, which comes before any process can be in it; those that were
+//! there before come from a walk after the hooks are attached, and after a restart those that have gone since from
+//! batches still in the spool. A cgroup that was removed stays until the bulk ring has been read beyond
+//! its end.
+//!
+//! Memory is bounded by numbers: [`CGROUPS_MAX`] in all and [`NESTED_MAX`] below one workload, so that who may make
+//! cgroups crowds out only its own. What is left out is counted; its events name no workload.
+
+pub mod path;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::rc::Rc;
+
+use sumun_proto::v1;
+
+/// Most cgroups that are kept.
+pub const CGROUPS_MAX: usize = 64 * 1024;
+/// Most cgroups that are kept below the one of a workload.
+pub const NESTED_MAX: usize = 1024;
+
+/// A workload: one cgroup with all below it.
+#[derive(Debug)]
+pub struct Workload {
+    /// As batches tell it.
+    pub told: v1::Workload,
+    /// The host's runtimes may be asked of it.
+    pub by_host: bool,
+}
+
+/// Counters, for status and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadStats {
+    /// Cgroups known.
+    pub cgroups: usize,
+    /// Cgroups that were not taken or given up early, because there were too many.
+    pub left_out: u64,
+    /// Records that named a cgroup of which nothing was known.
+    pub unknown: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    path: Rc<str>,
+    workload: Rc<Workload>,
+}
+
+/// All cgroups that a record may still name, by id.
+#[derive(Debug, Default)]
+pub struct Workloads {
+    cgroups: HashMap<u64, Known>,
+    /// Of those that are there now.
+    paths: HashMap<Rc<str>, u64>,
+    /// Removed ones, oldest first, with the cycle in which that was read.
+    gone: VecDeque<(u64, u64)>,
+    /// Cgroups below each workload, itself included.
+    below: HashMap<u64, usize>,
+    cycle: u64,
+    stats: WorkloadStats,
+}
+
+impl Workloads {
+    /// A cgroup was made, or found; the ones above it have to be known before.
+    pub fn made(&mut self, id: u64, path: &str) {
+        if id == 0 {
+            return;
+        }
+        if let Some(known) = self.cgroups.get(&id)
+            && &*known.path == path
+        {
+            // One of before a restart that is still there.
+            self.gone.retain(|(_, gone)| *gone != id);
+            self.paths.insert(Rc::clone(&known.path), id);
+            return;
+        }
+        self.forget(id);
+        let workload = self.workload_of(id, path);
+        let below = self.below.get(&workload.told.id).copied().unwrap_or(0);
+        if self.cgroups.len() >= CGROUPS_MAX || below >= NESTED_MAX {
+            self.stats.left_out += 1;
+            return;
+        }
+        *self.below.entry(workload.told.id).or_default() += 1;
+        let path: Rc<str> = path.into();
+        self.paths.insert(Rc::clone(&path), id);
+        self.cgroups.insert(id, Known { path, workload });
+    }
+
+    /// A cgroup has another path, and so has all below it.
+    pub fn renamed(&mut self, id: u64, path: &str) {
+        let Some(known) = self.cgroups.get(&id) else {
+            return self.made(id, path);
+        };
+        let before = format!("{}/", known.path);
+        let mut below: Vec<(u64, String)> = self
+            .paths
+            .iter()
+            .filter_map(|(known, id)| {
+                Some((*id, format!("{path}/{}", known.strip_prefix(&before)?)))
+            })
+            .collect();
+        // Parents first.
+        below.sort_by_key(|(_, path)| path.len());
+        self.made(id, path);
+        for (id, path) in below {
+            self.made(id, &path);
+        }
+    }
+
+    /// A cgroup was removed. Records that were written before may still name it.
+    pub fn removed(&mut self, id: u64) {
+        if let Some(known) = self.cgroups.get(&id) {
+            if self.paths.get(&known.path) == Some(&id) {
+                self.paths.remove(&known.path);
+            }
+            self.gone.push_back((self.cycle, id));
+        }
+    }
+
+    /// Removes all but these, which a walk has found.
+    pub fn removed_all_but(&mut self, alive: &HashSet<u64>) {
+        let gone: Vec<u64> = self
+            .paths
+            .values()
+            .filter(|id| !alive.contains(id))
+            .copied()
+            .collect();
+        for id in gone {
+            self.removed(id);
+        }
+    }
+
+    /// The workload of a cgroup that a record names.
+    pub fn of(&mut self, cgroup: u64) -> Option<Rc<Workload>> {
+        match self.cgroups.get(&cgroup) {
+            Some(known) => Some(Rc::clone(&known.workload)),
+            None => {
+                self.stats.unknown += 1;
+                None
+            }
+        }
+    }
+
+    /// Adds the cgroups that a batch of before a restart names and that are not known. They count as gone until a walk
+    /// finds them.
+    pub fn restore(&mut self, batch: &v1::Batch) {
+        for image in &batch.images {
+            let told = (image.workload as usize)
+                .checked_sub(1)
+                .and_then(|index| batch.workloads.get(index));
+            let (Some(told), id) = (told, image.cgroup_id) else {
+                continue;
+            };
+            if id == 0 || self.cgroups.contains_key(&id) || self.cgroups.len() >= CGROUPS_MAX {
+                continue;
+            }
+            let path = if told.id == id {
+                told.cgroup.as_str()
+            } else {
+                ""
+            };
+            let workload = Rc::new(Workload {
+                told: told.clone(),
+                by_host: path::classify(&told.cgroup).by_host,
+            });
+            *self.below.entry(told.id).or_default() += 1;
+            let path = path.into();
+            self.cgroups.insert(id, Known { path, workload });
+            self.gone.push_back((self.cycle, id));
+        }
+    }
+
+    /// A cycle of reading is over.
+    pub fn end_cycle(&mut self, bulk_emptied: bool) {
+        if bulk_emptied {
+            while let Some((cycle, id)) = self.gone.front().copied() {
+                if cycle >= self.cycle {
+                    break;
+                }
+                self.gone.pop_front();
+                self.forget(id);
+            }
+        }
+        self.cycle += 1;
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> WorkloadStats {
+        WorkloadStats {
+            cgroups: self.cgroups.len(),
+            ..self.stats
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        let Some(known) = self.cgroups.remove(&id) else {
+            return;
+        };
+        if self.paths.get(&known.path) == Some(&id) {
+            self.paths.remove(&known.path);
+        }
+        let workload = known.workload.told.id;
+        if let Some(below) = self.below.get_mut(&workload) {
+            *below -= 1;
+            if *below == 0 {
+                self.below.remove(&workload);
+            }
+        }
+    }
+
+    /// The workload that a new cgroup belongs to: that of the cgroup in which its workload is rooted, or one of its own.
+    fn workload_of(&self, id: u64, path: &str) -> Rc<Workload> {
+        let place = path::classify(path);
+        let root = &path[..place.root];
+        let rooted = (root != path)
+            .then(|| self.cgroups.get(self.paths.get(root)?))
+            .flatten();
+        if let Some(known) = rooted
+            && known.workload.told.nested == place.nested
+        {
+            return Rc::clone(&known.workload);
+        }
+        // A container in a container is told apart, and is part of the outer one.
+        let id = rooted.map_or(id, |known| known.workload.told.id);
+        Rc::new(Workload {
+            told: v1::Workload {
+                id,
+                kind: place.kind.to_string(),
+                cgroup: if root.is_empty() { "/" } else { root }.to_owned(),
+                container_id: place.container.to_owned(),
+                runtime: place.runtime.to_owned(),
+                nested: place.nested.to_owned(),
+                pod_uid: place.pod_uid,
+                pod_qos: place.pod_qos.to_owned(),
+                ecs_task: place.ecs_task.to_owned(),
+                unit: place.unit.to_owned(),
+                slice: place.slice.to_owned(),
+                login_uid: place.login_uid,
+                login_session: place.login_session.to_owned(),
+            },
+            by_host: place.by_host,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4f0a5a3b1c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f607";
+
+    fn workload(all: &mut Workloads, cgroup: u64) -> Option<(u64, String)> {
+        let workload = all.of(cgroup)?;
+        Some((workload.told.id, workload.told.cgroup.clone()))
+    }
+
+    #[test]
+    fn what_is_below_a_workload_belongs_to_it_also_when_its_path_is_used_again() {
+        let mut all = Workloads::default();
+        all.made(1, "/");
+        all.made(5, "/system.slice");
+        all.made(6, "/system.slice/a.service");
+        all.made(7, "/system.slice/a.service/worker");
+        let unit = Some((6, "/system.slice/a.service".to_owned()));
+        assert_eq!(workload(&mut all, 7), unit);
+        all.removed(7);
+        all.removed(6);
+        all.made(8, "/system.slice/a.service");
+        all.made(9, "/system.slice/a.service/worker");
+        assert_eq!(workload(&mut all, 7), unit);
+        assert_eq!(workload(&mut all, 9).map(|(id, _)| id), Some(8));
+        all.end_cycle(false);
+        assert_eq!(workload(&mut all, 7), unit);
+        // Only once what was written before its end has been read.
+        all.end_cycle(true);
+        assert_eq!(workload(&mut all, 7), None);
+        assert_eq!(workload(&mut all, 8).map(|(id, _)| id), Some(8));
+        assert_eq!(all.stats().unknown, 1);
+    }
+
+    #[test]
+    fn a_rename_moves_what_is_below() {
+        let mut all = Workloads::default();
+        all.made(1, "/");
+        all.made(2, "/a");
+        all.made(3, "/a/b");
+        all.made(4, "/a/b/c");
+        all.renamed(3, &format!("/a/docker-{ID}.scope"));
+        let moved = all.of(4).expect("a workload");
+        assert_eq!((moved.told.id, moved.told.container_id.as_str()), (3, ID));
+        all.made(5, &format!("/a/docker-{ID}.scope/d"));
+        assert_eq!(workload(&mut all, 5).map(|(id, _)| id), Some(3));
+    }
+
+    #[test]
+    fn one_workload_cannot_crowd_out_the_others() {
+        let mut all = Workloads::default();
+        all.made(1, "/");
+        all.made(2, &format!("/docker/{ID}"));
+        for id in 10..10 + 2 * NESTED_MAX as u64 {
+            all.made(id, &format!("/docker/{ID}/{id}"));
+        }
+        assert_eq!(all.stats().left_out, NESTED_MAX as u64 + 1);
+        all.made(5, "/system.slice/b.service");
+        assert!(all.of(5).is_some());
+        // What comes and goes leaves room.
+        for id in 10..10 + 2 * NESTED_MAX as u64 {
+            all.removed(id);
+        }
+        all.end_cycle(true);
+        all.end_cycle(true);
+        assert_eq!(all.stats().cgroups, 3);
+        assert_eq!(all.below.values().sum::<usize>(), 3);
+    }
+
+    #[test]
+    fn those_of_a_batch_are_known_until_they_are_gone_for_certain() {
+        let mut first = Workloads::default();
+        first.made(6, "/system.slice/a.service");
+        first.made(7, "/system.slice/a.service/worker");
+        let told = first.of(7).expect("a workload").told.clone();
+        let batch = v1::Batch {
+            images: vec![v1::Image {
+                cgroup_id: 7,
+                workload: 1,
+                ..v1::Image::default()
+            }],
+            workloads: vec![told],
+            ..v1::Batch::default()
+        };
+        let mut all = Workloads::default();
+        all.restore(&batch);
+        all.made(6, "/system.slice/a.service");
+        assert_eq!(workload(&mut all, 7).map(|(id, _)| id), Some(6));
+        all.made(7, "/system.slice/a.service/worker");
+        for _ in 0..3 {
+            all.end_cycle(true);
+        }
+        assert_eq!(workload(&mut all, 7).map(|(id, _)| id), Some(6));
+        let alive = HashSet::from([6]);
+        all.removed_all_but(&alive);
+        all.end_cycle(true);
+        all.end_cycle(true);
+        assert_eq!(workload(&mut all, 7), None);
+    }
+}

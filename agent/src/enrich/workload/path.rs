@@ -1,0 +1,594 @@
+//! What the path of a cgroup tells of whose it is.
+//!
+//! Runtimes and systemd name their cgroups in a few shapes. Who may make a cgroup decides what its name is
+//! worth: at the root of the hierarchy and below runtimes' units only root of the host can, below a user's
+//! manager the user, inside a container the container. So the outermost container and the
+//! outermost unit are the true ones, and what stands below them is somebody's word.
+
+use std::fmt;
+
+/// What a workload is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The root cgroup.
+    Host,
+    /// Any cgroup that has no known shape.
+    #[default]
+    Cgroup,
+    /// A systemd slice.
+    Slice,
+    /// A systemd unit.
+    Unit,
+    /// A session of the login manager.
+    Session,
+    /// The cgroup of a Kubernetes pod, around those of its containers.
+    Pod,
+    /// A container.
+    Container,
+    /// A machine of systemd-machined: a container with an init, or a virtual machine.
+    Machine,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Kind::Host => "host",
+            Kind::Cgroup => "cgroup",
+            Kind::Slice => "slice",
+            Kind::Unit => "unit",
+            Kind::Session => "session",
+            Kind::Pod => "pod",
+            Kind::Container => "container",
+            Kind::Machine => "machine",
+        })
+    }
+}
+
+/// A path taken apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// What the workload is.
+    pub kind: Kind,
+    /// Bytes of the path up to the end of the workload's own cgroup.
+    pub root: usize,
+    /// Container or machine.
+    pub container: &'a str,
+    /// The runtime, if the shape tells.
+    pub runtime: &'static str,
+    /// The innermost container inside that one.
+    pub nested: &'a str,
+    /// Kubernetes pod.
+    pub pod_uid: String,
+    /// Its quality of service.
+    pub pod_qos: &'static str,
+    /// ECS task.
+    pub ecs_task: &'a str,
+    /// The outermost unit.
+    pub unit: &'a str,
+    /// The innermost slice above unit and container.
+    pub slice: &'a str,
+    /// User of the slice.
+    pub login_uid: Option<u32>,
+    /// Session of the login manager.
+    pub login_session: &'a str,
+    /// A runtime of the host made the container's cgroup, or at least no user and no other container did: the host's
+    /// runtimes may be asked of it.
+    pub by_host: bool,
+}
+
+/// Takes a path apart.
+#[must_use]
+pub fn classify(path: &str) -> Place<'_> {
+    let mut place = Place {
+        root: path.len(),
+        ..Place::default()
+    };
+    let mut walk = Walk::default();
+    let (mut end, mut at) = (0, 0);
+    for component in path.split('/') {
+        let start = at;
+        at += component.len() + 1;
+        if !component.is_empty() {
+            end = start + component.len();
+            walk.step(&mut place, component, end);
+        }
+    }
+    if place.pod_uid.is_empty() {
+        place.pod_qos = "";
+    }
+    if end == 0 {
+        place.kind = Kind::Host;
+    } else if place.kind == Kind::Cgroup && walk.slice_end == end {
+        place.kind = Kind::Slice;
+    }
+    place
+}
+
+/// Where a walk down a path is.
+#[derive(Default)]
+struct Walk {
+    /// Below `kubepods`: what has no quality of its own is guaranteed.
+    kubepods: bool,
+    /// The component above is a pod, a folder of Docker, or a task of ECS.
+    above: Above,
+    /// Below what a user of the host can write to.
+    of_user: bool,
+    slice_end: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Above {
+    #[default]
+    Other,
+    Docker,
+    Ecs,
+    EcsTask,
+    Pod,
+    Lxc,
+}
+
+impl Walk {
+    fn step<'a>(&mut self, place: &mut Place<'a>, component: &'a str, end: usize) {
+        let above = std::mem::take(&mut self.above);
+        if matches!(place.kind, Kind::Container | Kind::Machine) {
+            if let Some((id, _)) = container(component, above).filter(|(id, _)| is_hex_id(id)) {
+                if id != place.container {
+                    place.nested = id;
+                }
+            } else if component == "docker" {
+                self.above = Above::Docker;
+            }
+            return;
+        }
+        if let Some((id, runtime)) = container(component, above) {
+            place.by_host = !self.of_user && (place.unit.is_empty() || is_runtime(place.unit));
+            place.kind = Kind::Container;
+            (place.container, place.runtime, place.root) = (id, runtime, end);
+            if let Some(slice) = component.split_once(".slice:").map(|(slice, _)| slice) {
+                self.pod(place, slice);
+            }
+            if !place.by_host {
+                // Whose pod it says it is counts only from who may say it.
+                place.pod_uid.clear();
+                (place.pod_qos, place.ecs_task) = ("", "");
+            }
+            return;
+        }
+        if let Some((name, runtime)) = machine(component, place.slice) {
+            place.by_host = false;
+            place.kind = Kind::Machine;
+            (place.container, place.runtime, place.root) = (name, runtime, end);
+            place.unit = component;
+            return;
+        }
+        if !place.unit.is_empty() && !is_runtime(place.unit) {
+            // Below a unit only containers are looked for.
+            self.above = folder(component);
+            return;
+        }
+        if component == "kubepods" || component == "kubepods.slice" {
+            self.kubepods = true;
+        }
+        if self.pod(place, component) {
+            self.above = Above::Pod;
+            place.kind = Kind::Pod;
+            place.root = end;
+            if component.ends_with(".slice") {
+                place.slice = component;
+            }
+            return;
+        }
+        if place.kind == Kind::Pod {
+            return;
+        }
+        if above == Above::Ecs {
+            place.ecs_task = component;
+            self.above = Above::EcsTask;
+            return;
+        }
+        self.above = folder(component);
+        if component.ends_with(".slice") {
+            place.slice = component;
+            self.slice_end = end;
+            if let Some(task) = component
+                .strip_prefix("ecstasks-")
+                .and_then(|rest| rest.strip_suffix(".slice"))
+            {
+                place.ecs_task = task;
+            }
+            if let Some(uid) = component
+                .strip_prefix("user-")
+                .and_then(|rest| rest.strip_suffix(".slice"))
+                .and_then(|uid| uid.parse().ok())
+            {
+                place.login_uid = Some(uid);
+                self.of_user = true;
+            }
+        } else if place.unit.is_empty() && is_unit(component) {
+            place.unit = component;
+            place.kind = Kind::Unit;
+            place.root = end;
+            if let Some(session) = component
+                .strip_prefix("session-")
+                .and_then(|rest| rest.strip_suffix(".scope"))
+                .filter(|_| place.login_uid.is_some())
+            {
+                place.kind = Kind::Session;
+                place.login_session = session;
+            }
+        }
+    }
+
+    /// Takes a pod's name from a component: `pod<uid>`, or `…-pod<uid with underscores>` of a slice.
+    fn pod(&mut self, place: &mut Place<'_>, component: &str) -> bool {
+        let slice = component.strip_suffix(".slice").unwrap_or(component);
+        let qos = match slice {
+            "burstable" if self.kubepods => "burstable",
+            "besteffort" if self.kubepods => "besteffort",
+            _ if slice.contains("kubepods-burstable") => "burstable",
+            _ if slice.contains("kubepods-besteffort") => "besteffort",
+            _ => "",
+        };
+        if !qos.is_empty() {
+            place.pod_qos = qos;
+        }
+        let uid = match slice.rsplit_once("-pod") {
+            Some((above, uid)) if above.contains("kubepods") => uid,
+            _ if self.kubepods => slice.strip_prefix("pod").unwrap_or_default(),
+            _ => "",
+        };
+        if !is_pod_uid(uid) {
+            return false;
+        }
+        if self.of_user || !(place.unit.is_empty() || is_runtime(place.unit)) {
+            return false;
+        }
+        place.pod_uid = uid.replace('_', "-");
+        if place.pod_qos.is_empty() {
+            place.pod_qos = "guaranteed";
+        }
+        true
+    }
+}
+
+fn folder(component: &str) -> Above {
+    match component {
+        "docker" => Above::Docker,
+        "ecs" => Above::Ecs,
+        "lxc" | "lxc.payload" => Above::Lxc,
+        _ => Above::Other,
+    }
+}
+
+/// Names that runtimes give their scopes.
+const PREFIXES: [(&str, &str); 5] = [
+    ("docker-", "docker"),
+    ("cri-containerd-", "containerd"),
+    ("crio-", "cri-o"),
+    ("libpod-", "podman"),
+    ("nerdctl-", "containerd"),
+];
+
+/// A container's id and runtime, if the component is its cgroup.
+fn container(component: &str, above: Above) -> Option<(&str, &'static str)> {
+    let scope = component.strip_suffix(".scope");
+    for (prefix, runtime) in PREFIXES {
+        // Also without systemd: libpod-ID. `crio-conmon-ID` and `libpod-conmon-ID` watch over containers.
+        let name = scope.unwrap_or(component);
+        if let Some(id) = name.strip_prefix(prefix).filter(|id| is_hex_id(id)) {
+            return Some((id, runtime));
+        }
+    }
+    // runc's way to write systemd's names where it does not use systemd.
+    if let Some((slice, rest)) = component.split_once(".slice:")
+        && let Some((runtime, id)) = rest.split_once(':')
+        && !slice.is_empty()
+        && is_id(id)
+    {
+        let runtime = match runtime {
+            "cri-containerd" | "nerdctl" => "containerd",
+            "docker" => "docker",
+            "crio" => "cri-o",
+            "libpod" => "podman",
+            _ => "",
+        };
+        return Some((id, runtime));
+    }
+    if let Some(name) = component.strip_prefix("lxc.payload.") {
+        return (!name.is_empty()).then_some((name, "lxc"));
+    }
+    match above {
+        Above::Docker if is_hex_id(component) => Some((component, "docker")),
+        Above::Lxc if !component.starts_with('.') => Some((component, "lxc")),
+        // On Fargate a task's containers are named by the task and a number.
+        Above::EcsTask if is_id(component) => {
+            let runtime = if is_hex_id(component) { "docker" } else { "" };
+            Some((component, runtime))
+        }
+        Above::Pod if is_id(component) => Some((component, "")),
+        _ if is_hex_id(component) => Some((component, "")),
+        _ => None,
+    }
+}
+
+/// A machine's name and what runs it, if the component is its unit.
+fn machine<'a>(component: &'a str, slice: &str) -> Option<(&'a str, &'static str)> {
+    if let Some(name) = component
+        .strip_prefix("systemd-nspawn@")
+        .and_then(|rest| rest.strip_suffix(".service"))
+    {
+        return Some((name, "nspawn"));
+    }
+    let name = component
+        .strip_prefix("machine-")
+        .and_then(|rest| rest.strip_suffix(".scope"))
+        .filter(|_| slice == "machine.slice")?;
+    let runtime = if name.starts_with("qemu") {
+        "qemu"
+    } else {
+        "nspawn"
+    };
+    Some((name, runtime))
+}
+
+/// The ids that runtimes draw: 64 hexadecimal digits.
+fn is_hex_id(id: &str) -> bool {
+    id.len() == 64
+        && id
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// What an id can be made of where its place alone says that it is one.
+fn is_id(id: &str) -> bool {
+    !id.is_empty()
+        && id.len() <= 128
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && !is_unit(id)
+}
+
+/// A UUID, in a slice with underscores, or the hash of a static pod.
+fn is_pod_uid(uid: &str) -> bool {
+    let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if uid.len() == 32 {
+        return hex(uid);
+    }
+    let groups: Vec<&str> = uid.split(['-', '_']).collect();
+    let lengths = [8, 4, 4, 4, 12];
+    groups.len() == lengths.len()
+        && groups
+            .iter()
+            .zip(lengths)
+            .all(|(group, len)| group.len() == len && hex(group))
+}
+
+fn is_unit(component: &str) -> bool {
+    [".service", ".scope", ".socket", ".mount", ".swap"]
+        .iter()
+        .any(|suffix| component.len() > suffix.len() && component.ends_with(suffix))
+}
+
+/// Units of runtimes: containers below them are theirs.
+fn is_runtime(unit: &str) -> bool {
+    let name = unit.strip_suffix(".service").unwrap_or(unit);
+    matches!(
+        name,
+        "containerd"
+            | "docker"
+            | "crio"
+            | "podman"
+            | "kubelet"
+            | "k3s"
+            | "k3s-agent"
+            | "rke2-server"
+            | "rke2-agent"
+            | "k0scontroller"
+            | "k0sworker"
+            | "ecs"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4f0a5a3b1c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f607";
+    const INNER: &str = "aaaaaaaabbbbbbbbccccccccddddddddeeeeeeeeffffffff0000000011111111";
+    const UID: &str = "8a5f1e0c-6b1d-4d57-9f5d-0c5b7c3e2a11";
+    const TASK: &str = "0123456789abcdef0123456789abcdef";
+
+    /// Kind, container, runtime, pod, its quality, unit, slice, and what is below the workload's own cgroup.
+    fn told(path: &str) -> (String, String, String, String, String, String) {
+        let place = classify(path);
+        (
+            format!("{} {}", place.kind, place.runtime)
+                .trim()
+                .to_owned(),
+            place.container.into(),
+            format!("{} {}", place.pod_uid, place.pod_qos)
+                .trim()
+                .to_owned(),
+            place.unit.into(),
+            place.slice.into(),
+            path[place.root..].into(),
+        )
+    }
+
+    fn expect(path: &str, wanted: [&str; 6]) {
+        let [kind, container, pod, unit, slice, rest] = wanted.map(str::to_owned);
+        assert_eq!(
+            told(path),
+            (kind, container, pod, unit, slice, rest),
+            "{path}"
+        );
+    }
+
+    #[test]
+    fn what_runtimes_and_systemd_name_is_told() {
+        let under = UID.replace('-', "_");
+        let burst = format!("{UID} burstable");
+        let guaranteed = format!("{UID} guaranteed");
+        let best = format!("{UID} besteffort");
+        expect("/", ["host", "", "", "", "", ""]);
+        expect(
+            &format!("/docker/{ID}"),
+            ["container docker", ID, "", "", "", ""],
+        );
+        expect(
+            &format!("/docker/{ID}/init.scope/x"),
+            ["container docker", ID, "", "", "", "/init.scope/x"],
+        );
+        expect(
+            &format!("/system.slice/docker-{ID}.scope"),
+            ["container docker", ID, "", "", "system.slice", ""],
+        );
+        expect(
+            &format!("/kubepods/burstable/pod{UID}/{ID}"),
+            ["container", ID, &burst, "", "", ""],
+        );
+        expect(
+            &format!("/kubepods/burstable/pod{UID}"),
+            ["pod", "", &burst, "", "", ""],
+        );
+        expect(
+            &format!("/kubelet/kubepods/pod{UID}/{ID}/sub"),
+            ["container", ID, &guaranteed, "", "", "/sub"],
+        );
+        let slice = format!("kubepods-besteffort-pod{under}.slice");
+        expect(
+            &format!("/kubepods.slice/kubepods-besteffort.slice/{slice}/cri-containerd-{ID}.scope"),
+            ["container containerd", ID, &best, "", &slice, ""],
+        );
+        let slice = format!("kubepods-pod{under}.slice");
+        expect(
+            &format!("/kubepods.slice/{slice}/crio-{ID}.scope"),
+            ["container cri-o", ID, &guaranteed, "", &slice, ""],
+        );
+        expect(
+            &format!(
+                "/system.slice/containerd.service/kubepods-burstable-pod{under}.slice:cri-containerd:{ID}"
+            ),
+            [
+                "container containerd",
+                ID,
+                &burst,
+                "containerd.service",
+                "system.slice",
+                "",
+            ],
+        );
+        expect(
+            &format!("/machine.slice/libpod-{ID}.scope/container"),
+            [
+                "container podman",
+                ID,
+                "",
+                "",
+                "machine.slice",
+                "/container",
+            ],
+        );
+        expect(
+            &format!("/libpod_parent/libpod-{ID}"),
+            ["container podman", ID, "", "", "", ""],
+        );
+        expect(
+            &format!("/machine.slice/libpod-conmon-{ID}.scope"),
+            [
+                "unit",
+                "",
+                "",
+                &format!("libpod-conmon-{ID}.scope"),
+                "machine.slice",
+                "",
+            ],
+        );
+        expect("/lxc.payload.web", ["container lxc", "web", "", "", "", ""]);
+        expect(
+            "/machine.slice/systemd-nspawn@web.service/payload/init.scope",
+            [
+                "machine nspawn",
+                "web",
+                "",
+                "systemd-nspawn@web.service",
+                "machine.slice",
+                "/payload/init.scope",
+            ],
+        );
+        expect(
+            "/system.slice/nginx.service/worker",
+            ["unit", "", "", "nginx.service", "system.slice", "/worker"],
+        );
+        expect("/system.slice", ["slice", "", "", "", "system.slice", ""]);
+        expect("/mine/of/all", ["cgroup", "", "", "", "", ""]);
+    }
+
+    #[test]
+    fn tasks_of_ecs_and_logins_are_told() {
+        let path = format!("/ecs/{TASK}/{ID}");
+        assert_eq!(
+            (classify(&path).ecs_task, classify(&path).container),
+            (TASK, ID)
+        );
+        let path = format!("/ecs/{TASK}/{TASK}-1234567890");
+        assert_eq!(classify(&path).ecs_task, TASK);
+        assert_eq!(classify(&path).container, &path[path.len() - 43..]);
+        let path = format!("/ecstasks.slice/ecstasks-{TASK}.slice/docker-{ID}.scope");
+        assert_eq!(
+            (classify(&path).ecs_task, classify(&path).runtime),
+            (TASK, "docker")
+        );
+        let place = classify("/user.slice/user-1000.slice/session-3.scope");
+        assert_eq!((place.login_uid, place.login_session), (Some(1000), "3"));
+        assert_eq!((place.kind, place.unit), (Kind::Session, "session-3.scope"));
+    }
+
+    /// Who cannot make a cgroup at the top cannot take another's name.
+    #[test]
+    fn an_imitation_is_not_believed() {
+        // A user's manager hands its cgroups to the user.
+        let path = format!(
+            "/user.slice/user-1000.slice/user@1000.service/kubepods/burstable/pod{UID}/{ID}"
+        );
+        let place = classify(&path);
+        assert_eq!(
+            (place.pod_uid.as_str(), place.unit, place.by_host),
+            ("", "user@1000.service", false)
+        );
+        // So does a unit with Delegate= to its user.
+        let path = format!("/system.slice/app.service/kubepods/pod{UID}/{ID}");
+        let place = classify(&path);
+        assert_eq!(
+            (place.pod_uid.as_str(), place.unit, place.by_host),
+            ("", "app.service", false)
+        );
+        let under = UID.replace('-', "_");
+        let path =
+            format!("/system.slice/app.service/kubepods-pod{under}.slice:cri-containerd:{ID}");
+        assert_eq!(classify(&path).pod_uid, "");
+        // A container that may make cgroups makes them below its own.
+        let path = format!("/docker/{ID}/kubepods/burstable/pod{UID}/{INNER}");
+        let place = classify(&path);
+        assert_eq!(
+            (place.container, place.nested, place.pod_uid.as_str()),
+            (ID, INNER, "")
+        );
+        assert_eq!(&path[..place.root], format!("/docker/{ID}"));
+        // A user's unit of the name of a system's.
+        let place =
+            classify("/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service");
+        assert_eq!(place.unit, "user@1000.service");
+        assert_eq!(place.slice, "user-1000.slice");
+    }
+
+    #[test]
+    fn arbitrary_paths_never_panic() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let path = String::from_utf8_lossy(bytes);
+            let place = classify(&path);
+            assert!(path.get(..place.root).is_some());
+        });
+    }
+}

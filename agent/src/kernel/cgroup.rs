@@ -1,0 +1,169 @@
+//! The hierarchy whose cgroups records name: its number in the kernel, where it is mounted, and
+//! what is in it.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use sumun_proto::text;
+
+/// Most cgroups that a walk reads; the rest are counted.
+pub const WALK_MAX: usize = 100_000;
+/// Deepest cgroup that is walked to: paths of the kernel's tracepoints are cut long before.
+const DEPTH_MAX: usize = 128;
+
+/// The kernel's number (`cgroup_root.hierarchy_id`) of the hierarchy of a v1 controller, or of `unified`.
+///
+/// # Errors
+/// `/proc` does not name it.
+pub fn hierarchy(controller: &str) -> io::Result<u32> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    number_in(&text, controller).ok_or_else(|| {
+        io::Error::other(format!(
+            "/proc/self/cgroup has no hierarchy of {controller}"
+        ))
+    })
+}
+
+/// The number of a hierarchy in `/proc/PID/cgroup`: lines of number, controllers and path.
+fn number_in(text: &str, controller: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let (number, rest) = line.split_once(':')?;
+        let (controllers, _) = rest.split_once(':')?;
+        let found = match controller {
+            "unified" => controllers.is_empty(),
+            _ => controllers.split(',').any(|known| known == controller),
+        };
+        found.then(|| number.parse().ok())?
+    })
+}
+
+/// What a walk found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Cgroups that were told of.
+    pub cgroups: usize,
+    /// Folders that were not entered: beyond the bounds, or gone before they could be read.
+    pub left_out: usize,
+}
+
+/// Tells id and path of every cgroup of the hierarchy, parents first.
+///
+/// # Errors
+/// The hierarchy is not mounted with its root in this mount namespace.
+pub fn walk(controller: &str, mut each: impl FnMut(u64, &str)) -> io::Result<Walked> {
+    let root = mount(controller)?;
+    let mut walked = Walked::default();
+    let mut open = vec![(root, String::from("/"), 0_usize)];
+    while let Some((folder, path, depth)) = open.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&folder) else {
+            walked.left_out += 1;
+            continue;
+        };
+        if walked.cgroups >= WALK_MAX || depth > DEPTH_MAX {
+            walked.left_out += 1;
+            continue;
+        }
+        // On kernels of 64 bits the inode's number is the whole id (`kernfs_ino`, include/linux/kernfs.h).
+        each(metadata.ino(), &path);
+        walked.cgroups += 1;
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let name = text::from_bytes(entry.file_name().as_bytes());
+                let below = if path == "/" {
+                    format!("/{name}")
+                } else {
+                    format!("{path}/{name}")
+                };
+                open.push((entry.path(), below, depth + 1));
+            }
+        }
+    }
+    Ok(walked)
+}
+
+/// Where the hierarchy is mounted with its root: a mount of a part of it, as in a container, tells of that part only.
+fn mount(controller: &str) -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    mounts_in(&text, controller)
+        .into_iter()
+        .find(|path| is_root(path))
+        .ok_or_else(|| {
+            io::Error::other(format!(
+                "the cgroup hierarchy of {controller} is not mounted with its root here"
+            ))
+        })
+}
+
+/// The first inode of a hierarchy is its root (`kernfs_create_root`, fs/kernfs/mount.c).
+fn is_root(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.ino() == 1)
+}
+
+/// Mount points of a hierarchy in `/proc/self/mountinfo`.
+fn mounts_in(text: &str, controller: &str) -> Vec<PathBuf> {
+    let mounted = |line: &str| {
+        let (place, kind) = line.split_once(" - ")?;
+        let mut kind = kind.split(' ');
+        let (filesystem, options) = (kind.next()?, kind.nth(1).unwrap_or_default());
+        let matches = match controller {
+            "unified" => filesystem == "cgroup2",
+            _ => filesystem == "cgroup" && options.split(',').any(|option| option == controller),
+        };
+        let path = place.split(' ').nth(4)?;
+        matches.then(|| PathBuf::from(unescape(path).into_owned()))
+    };
+    text.lines().filter_map(mounted).collect()
+}
+
+/// Blanks and the like stand as `\\040` in mountinfo.
+fn unescape(path: &str) -> std::borrow::Cow<'_, str> {
+    let escapes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    let mut path = std::borrow::Cow::Borrowed(path);
+    for (escape, meant) in escapes {
+        if path.contains(escape) {
+            path = path.replace(escape, meant).into();
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hierarchy_is_found_by_its_controller() {
+        let text = "12:pids:/a\n4:cpu,cpuacct:/\n1:name=systemd:/x:y\n0::/unified\n";
+        assert_eq!(number_in(text, "pids"), Some(12));
+        assert_eq!(number_in(text, "cpuacct"), Some(4));
+        assert_eq!(number_in(text, "unified"), Some(0));
+        assert_eq!(number_in(text, "memory"), None);
+    }
+
+    #[test]
+    fn mounts_are_found_by_file_system_and_controller() {
+        let text = "30 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
+                    31 25 0:27 / /sys/fs/cgroup/my\\040pids rw shared:9 - cgroup cgroup rw,pids\n\
+                    32 25 0:28 /docker/x /elsewhere rw master:1 - cgroup cgroup rw,pids\n";
+        assert_eq!(
+            mounts_in(text, "unified"),
+            [Path::new("/sys/fs/cgroup/unified")]
+        );
+        assert_eq!(
+            mounts_in(text, "pids"),
+            [Path::new("/sys/fs/cgroup/my pids"), Path::new("/elsewhere")]
+        );
+        assert!(mounts_in(text, "memory").is_empty());
+    }
+}

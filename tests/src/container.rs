@@ -1,0 +1,177 @@
+//! Containers by the runtimes that are there: bundles for runc, and cgroups that are made by hand.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::elf;
+
+/// Where the hierarchy is mounted that names processes' cgroups: of the pids controller, else the unified one.
+#[must_use]
+pub fn hierarchy() -> PathBuf {
+    let pids = Path::new("/sys/fs/cgroup/pids");
+    if pids.join("cgroup.procs").exists() {
+        pids.into()
+    } else {
+        "/sys/fs/cgroup".into()
+    }
+}
+
+/// Whether a program is installed.
+#[must_use]
+pub fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// An id as runtimes draw them, but told by its number: 64 hexadecimal digits.
+#[must_use]
+pub fn id(number: u64) -> String {
+    let mut id = String::new();
+    for part in 0..4_u64 {
+        let word = number
+            .wrapping_add(part)
+            .wrapping_add(u64::from(std::process::id()) << 32)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // Writing to a string cannot fail.
+        let _ = write!(id, "{word:016x}");
+    }
+    id
+}
+
+/// A pod's uid, told by its number.
+#[must_use]
+pub fn pod_uid(number: u64) -> String {
+    let id = id(number ^ 0xffff_0000);
+    let groups = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
+    groups.map(|(from, to)| &id[from..to]).join("-")
+}
+
+/// A root file system with nothing but programs that end at once.
+#[derive(Debug)]
+pub struct Rootfs {
+    path: PathBuf,
+}
+
+impl Rootfs {
+    /// Makes it in a folder.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn make(folder: &Path) -> Result<Self> {
+        let path = folder.join("rootfs");
+        for name in ["proc", "dev"] {
+            fs::create_dir_all(path.join(name))?;
+        }
+        elf::write(&path.join("program"))?;
+        Ok(Self { path })
+    }
+
+    /// Adds a program of this name.
+    ///
+    /// # Errors
+    /// There is one.
+    pub fn program(&self, name: &str) -> Result<()> {
+        fs::hard_link(self.path.join("program"), self.path.join(name))
+            .with_context(|| format!("add the program {name}"))
+    }
+
+    /// Runs a program in a container of runc until it ends.
+    ///
+    /// # Errors
+    /// runc cannot be started.
+    pub fn run(&self, bundle: &Path, id: &str, cgroup: &str, program: &str) -> Result<Output> {
+        fs::create_dir_all(bundle)?;
+        let namespaces: Vec<_> = ["pid", "mount", "ipc", "uts"]
+            .iter()
+            .map(|kind| json!({ "type": kind }))
+            .collect();
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": { "uid": 0, "gid": 0 },
+                "args": [format!("/{program}")],
+                "cwd": "/",
+            },
+            "root": { "path": self.path, "readonly": true },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": { "namespaces": namespaces, "cgroupsPath": cgroup },
+        });
+        fs::write(bundle.join("config.json"), config.to_string())?;
+        Command::new("runc")
+            .arg("--root")
+            .arg(bundle.join("state"))
+            .args(["run", "--bundle"])
+            .arg(bundle)
+            .arg(id)
+            .stdin(Stdio::null())
+            .output()
+            .context("start runc")
+    }
+}
+
+/// A cgroup that is removed when it is dropped.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes it with those above it; the path begins with a slash.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make(path: &str) -> Result<Self> {
+        let path = hierarchy().join(path.trim_start_matches('/'));
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// Its id: the number of its inode.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn id(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(fs::metadata(&self.path)?.ino())
+    }
+
+    /// Runs a program in it until it ends: a shell joins it and becomes the program.
+    ///
+    /// # Errors
+    /// It cannot be started, or the shell does not get there.
+    pub fn run(&self, program: &Path) -> Result<()> {
+        let script = r#"echo $$ > "$1/cgroup.procs" && exec "$2""#;
+        let output = Command::new("/bin/sh")
+            .args(["-c", script, "sh"])
+            .arg(&self.path)
+            .arg(program)
+            .output()?;
+        // The program ends with the number of its arguments.
+        ensure!(
+            output.status.code() == Some(1),
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Those above it, as far as nobody else is in them.
+        let top = hierarchy();
+        let mut path = self.path.as_path();
+        while path != top && fs::remove_dir(path).is_ok() {
+            path = match path.parent() {
+                Some(parent) => parent,
+                None => break,
+            };
+        }
+    }
+}

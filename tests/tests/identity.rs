@@ -1,0 +1,299 @@
+//! Whose it was: on every event, from the first one of a container on.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use sumun_tests::check::{int, list, text};
+use sumun_tests::clock::unix_ns;
+use sumun_tests::container::{Cgroup, Rootfs, has, id, pod_uid};
+use sumun_tests::elf;
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
+use sumun_tests::programs::long;
+
+/// How long the store may take until an answer is complete.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const POLICY: &str = r#"
+[policy]
+name = "identity"
+version = 1
+
+[[rule]]
+id = "in-container"
+on = ["exec"]
+when = 'container.id.startsWith("CONTAINER") && proc.exe.name.startsWith("prog-")'
+
+[[rule]]
+id = "in-unit"
+on = ["exec"]
+when = 'unit == "sumun-test.service" && !has(container.id)'
+"#;
+
+/// Process life is always collected; other kinds only if a rule asks for them.
+const PROGRAMS: &str = r#"kind in ["exec", "exit"] && proc.exe.name.startsWith("prog-")"#;
+
+/// What a program should be told to belong to.
+struct Wanted {
+    container: String,
+    pod: String,
+}
+
+fn run_all(count: u64, workers: u64, each: impl Fn(u64) + Sync) {
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        break;
+                    }
+                    each(number);
+                }
+            });
+        }
+    });
+}
+
+/// Each program's exec and exit, with the identity that the oracle has.
+fn check(rows: &[Value], wanted: &HashMap<String, Wanted>) {
+    let mut seen: HashMap<&str, [u32; 2]> = HashMap::new();
+    for row in rows {
+        let name = text(row, "proc.exe.name");
+        let of = &wanted[name];
+        assert_eq!(text(row, "container.id"), of.container, "{row}");
+        assert_eq!(text(row, "k8s.pod.uid"), of.pod, "{row}");
+        assert_eq!(text(row, "workload.kind"), "container", "{row}");
+        assert!(int(row, "workload.id") > Some(0), "{row}");
+        let seen = seen.entry(name).or_default();
+        match text(row, "kind") {
+            "exec" => seen[0] += 1,
+            "exit" => seen[1] += 1,
+            other => panic!("{other}: {row}"),
+        }
+    }
+    assert_eq!(seen.len(), wanted.len());
+    for (name, seen) in seen {
+        assert_eq!(seen, [1, 1], "{name}");
+    }
+}
+
+fn nobody_is_unknown(collector: &Collector, since: u64, until: u64) {
+    let ctl = collector.ctl();
+    let life = r#"kind in ["fork", "exec", "exit"]"#;
+    let filter =
+        format!("{life} && has(workload.kind) && has(workload.id) && has(workload.cgroup)");
+    let named = ctl.complete_events(since, until, &filter, LIMIT);
+    let all = ctl.complete_events(since, until, life, LIMIT);
+    let (named, all) = (named.expect("an answer"), all.expect("an answer"));
+    println!(
+        "{} events, {} with a workload",
+        all.rows.len(),
+        named.rows.len()
+    );
+    assert_eq!(named.rows.len(), all.rows.len());
+}
+
+#[test]
+fn short_lived_cgroups_are_told_apart_from_their_first_event_on() {
+    let Some(turn) = Turn::take("short_lived_cgroups_are_told_apart") else {
+        return;
+    };
+    let scratch = scratch();
+    let count = if long() { 10_000 } else { 400 };
+    let collector = Collector::start().expect("a collector");
+    let mut agent = Agent::start(turn, &collector, &[]).expect("an agent");
+    elf::write(&scratch.path().join("program")).expect("a program");
+    let mut wanted = HashMap::new();
+    for number in 0..count {
+        let name = format!("prog-{number}");
+        fs::hard_link(scratch.path().join("program"), scratch.path().join(&name)).expect("a name");
+        // Containers of one pod share its cgroup, which comes and goes with them.
+        let of = Wanted {
+            container: id(number),
+            pod: pod_uid(number / 5),
+        };
+        wanted.insert(name, of);
+    }
+    let since = unix_ns();
+    run_all(count, 4, |number| {
+        let name = format!("prog-{number}");
+        let Wanted { container, pod } = &wanted[&name];
+        let path = format!("/kubepods/burstable/pod{pod}/{container}");
+        // Another's removal of the pod's cgroup may come in between.
+        let cgroup = (0..100)
+            .find_map(|_| Cgroup::make(&path).ok())
+            .expect("a cgroup");
+        cgroup
+            .run(&scratch.path().join(&name))
+            .expect("a program that runs");
+    });
+    let until = unix_ns();
+    let filter = PROGRAMS;
+    let ctl = collector.ctl();
+    let answer = ctl
+        .complete_events(since, until, filter, LIMIT)
+        .expect("an answer");
+    check(&answer.rows, &wanted);
+    let quality = text(&answer.rows[0], "k8s.pod.qos");
+    assert_eq!(quality, "burstable");
+    nobody_is_unknown(&collector, since, until);
+    agent.stop().expect("the agent stops when told to");
+}
+
+#[test]
+fn containers_of_runc_are_known_before_their_first_program() {
+    let Some(turn) = Turn::take("containers_of_runc_are_known") else {
+        return;
+    };
+    if !has("runc") {
+        println!("SKIPPED containers_of_runc_are_known: runc is not installed");
+        return;
+    }
+    let scratch = scratch();
+    let count = if long() { 1000 } else { 200 };
+    let collector = Collector::start().expect("a collector");
+    let mut agent = Agent::start(turn, &collector, &[]).expect("an agent");
+    let rootfs = Rootfs::make(scratch.path()).expect("a root file system");
+    let mut wanted = HashMap::new();
+    for number in 0..count {
+        let name = format!("prog-{number}");
+        rootfs.program(&name).expect("a program");
+        let of = Wanted {
+            container: id(number),
+            pod: pod_uid(number),
+        };
+        wanted.insert(name, of);
+    }
+    let since = unix_ns();
+    run_all(count, 4, |number| {
+        let name = format!("prog-{number}");
+        let Wanted { container, pod } = &wanted[&name];
+        let bundle = scratch.path().join(format!("bundle-{number}"));
+        let cgroup = format!("/kubepods/pod{pod}/{container}");
+        let output = rootfs
+            .run(&bundle, container, &cgroup, &name)
+            .expect("runc");
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    });
+    let until = unix_ns();
+    for Wanted { container, pod } in wanted.values() {
+        // runc leaves the pod's cgroup.
+        drop(Cgroup::make(&format!("/kubepods/pod{pod}/{container}")));
+    }
+    let filter = PROGRAMS;
+    let ctl = collector.ctl();
+    let answer = ctl
+        .complete_events(since, until, filter, LIMIT)
+        .expect("an answer");
+    check(&answer.rows, &wanted);
+    assert_eq!(text(&answer.rows[0], "k8s.pod.qos"), "guaranteed");
+    nobody_is_unknown(&collector, since, until);
+    agent.stop().expect("the agent stops when told to");
+}
+
+#[test]
+fn what_was_there_before_the_agent_is_known_and_goes_on_after_a_restart() {
+    let Some(turn) = Turn::take("what_was_there_before_the_agent") else {
+        return;
+    };
+    let scratch = scratch();
+    let (outer, inner) = (id(7001), id(7002));
+    let policy = POLICY.replace("CONTAINER", &outer);
+    let name = |name: &str| {
+        let path = scratch.path().join(name);
+        elf::write(&path).expect("a program");
+        path
+    };
+    let before = Cgroup::make(&format!("/docker/{outer}")).expect("a cgroup");
+    let nested = Cgroup::make(&format!("/docker/{outer}/docker/{inner}")).expect("a cgroup");
+    let unit = Cgroup::make("/system.slice/sumun-test.service").expect("a cgroup");
+    let collector = Collector::start().expect("a collector");
+    let mut agent = Agent::start(turn, &collector, &[("identity", &policy)]).expect("an agent");
+    let since = unix_ns();
+    before
+        .run(&name("prog-before"))
+        .expect("a program that runs");
+    nested
+        .run(&name("prog-nested"))
+        .expect("a program that runs");
+    unit.run(&name("prog-unit")).expect("a program that runs");
+    // Someone who may make cgroups only below the unit's takes a pod's name.
+    let pod = pod_uid(7003);
+    let imitation = format!("/system.slice/sumun-test.service/kubepods/pod{pod}/{inner}");
+    let imitation = Cgroup::make(&imitation).expect("a cgroup");
+    imitation
+        .run(&name("prog-imitation"))
+        .expect("a program that runs");
+    agent.kill();
+    let late = Cgroup::make(&format!("/kubepods/besteffort/pod{pod}/{inner}")).expect("a cgroup");
+    late.run(&name("prog-unwatched"))
+        .expect("a program that runs");
+    let numbers = (before.id().expect("an id"), late.id().expect("an id"));
+    // Gone before the next agent can look.
+    drop(late);
+    agent.run().expect("the agent starts again");
+    before
+        .run(&name("prog-after"))
+        .expect("a program that runs");
+    let until = unix_ns();
+
+    let ctl = collector.ctl();
+    let ask = |name: &str| -> Value {
+        let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
+        let mut answer = ctl
+            .complete_events(since, until, &filter, LIMIT)
+            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        assert_eq!(answer.rows.len(), 1, "{name}: {:?}", answer.rows);
+        answer.rows.remove(0)
+    };
+    for name in ["prog-before", "prog-after"] {
+        let row = ask(name);
+        assert_eq!(text(&row, "container.id"), outer, "{row}");
+        assert_eq!(text(&row, "container.runtime"), "docker", "{row}");
+        assert_eq!(
+            int(&row, "workload.id"),
+            Some(numbers.0.cast_signed()),
+            "{row}"
+        );
+        assert_eq!(list(&row, "rules"), ["identity/in-container"], "{row}");
+    }
+    let row = ask("prog-nested");
+    assert_eq!(text(&row, "container.id"), outer, "{row}");
+    assert_eq!(text(&row, "container.nested_id"), inner, "{row}");
+    assert_eq!(
+        int(&row, "workload.id"),
+        Some(numbers.0.cast_signed()),
+        "{row}"
+    );
+    let row = ask("prog-unit");
+    assert_eq!(
+        (text(&row, "unit"), text(&row, "slice")),
+        ("sumun-test.service", "system.slice")
+    );
+    assert_eq!(list(&row, "rules"), ["identity/in-unit"], "{row}");
+    let row = ask("prog-imitation");
+    assert_eq!(
+        (text(&row, "k8s.pod.uid"), text(&row, "unit")),
+        ("", "sumun-test.service"),
+        "{row}"
+    );
+    let row = ask("prog-unwatched");
+    assert_eq!(text(&row, "k8s.pod.uid"), pod, "{row}");
+    assert_eq!(text(&row, "k8s.pod.qos"), "besteffort", "{row}");
+    assert_eq!(
+        int(&row, "workload.id"),
+        Some(numbers.1.cast_signed()),
+        "{row}"
+    );
+    agent.stop().expect("the agent stops when told to");
+    drop((nested, imitation));
+}

@@ -173,6 +173,16 @@ pub(crate) static GUARD: Array<Guard> = Array::pinned(1, 0);
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::pinned(1, 0);
 
+/// The agent's own test of the doors that deny: in the low half the thread whose calls fail, in the high half
+/// of which kinds, by `denied`. 0: none.
+#[map]
+pub(crate) static CANARY: Array<u64> = Array::pinned(1, 0);
+
+/// Threads whose connect was just denied, by thread id, until the call returns: its failure has been recorded. Full: the
+/// oldest makes room, and its failure is recorded once more as that of the call.
+#[map]
+pub(crate) static REFUSED: LruHashMap<u32, u64> = LruHashMap::pinned(1024, 0);
+
 /// Credentials as a call began that may change them.
 #[repr(C)]
 #[derive(Clone, Copy)]

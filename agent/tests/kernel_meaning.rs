@@ -32,6 +32,7 @@ use sumun_agent::{
     },
 };
 use sumun_engine::Engine;
+use sumun_policy::doors::Doors;
 use sumun_policy::{CheckedPolicy, Plan, check_file, verdict::VerdictPlan};
 use sumun_proto::{
     Host,
@@ -363,7 +364,7 @@ fn kernel_and_matcher_agree_on_random_rules() {
     let (rounds, mut compiled) = (150, 0);
     for generation in 1..=rounds {
         let policies = [policy(&mut random, &dir_text)];
-        let (plan, late) = VerdictPlan::build(&policies, 0);
+        let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
         compiled += usize::from(late.is_empty());
         let swapped = bench
             .kernel()
@@ -433,7 +434,7 @@ fn kernel_and_matcher_agree_on_random_rules_about_opens_and_connects() {
     let (rounds, mut compiled) = (60, 0);
     for generation in 1..=rounds {
         let policies = [policy_on_later(&mut random, &dir_text, ports)];
-        let (plan, late) = VerdictPlan::build(&policies, 0);
+        let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
         let late: Vec<Kind> = late.iter().map(|late| late.kind).collect();
         compiled += 3 - late.len();
         let (filter, _) = Plan::build(&policies);

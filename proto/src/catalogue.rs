@@ -114,6 +114,7 @@ pub const KINDS: &[(&str, crate::v1::Kind)] = &[
     ("chroot", crate::v1::Kind::Chroot),
     ("kexec_load", crate::v1::Kind::KexecLoad),
     ("io_uring_setup", crate::v1::Kind::IoUringSetup),
+    ("sysctl", crate::v1::Kind::Sysctl),
 ];
 
 /// Table of the lake that holds events of a kind.
@@ -152,7 +153,8 @@ pub fn family(kind: crate::v1::Kind) -> &'static str {
         | Kind::PivotRoot
         | Kind::Chroot
         | Kind::KexecLoad
-        | Kind::IoUringSetup => "kernel",
+        | Kind::IoUringSetup
+        | Kind::Sysctl => "kernel",
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading the fixed parts out of bytes.
 
-use crate::event::{cgroup, file, kernel, network, privilege, process};
+use crate::event::{cgroup, deny, file, kernel, network, privilege, process};
 use crate::record::Header;
 use crate::verdict::Sharer;
 
@@ -47,6 +47,10 @@ unsafe impl Plain for kernel::Program {}
 unsafe impl Plain for kernel::Mount {}
 // SAFETY: as above.
 unsafe impl Plain for kernel::Setup {}
+// SAFETY: as above.
+unsafe impl Plain for kernel::Setting {}
+// SAFETY: as above.
+unsafe impl Plain for deny::Asked {}
 
 /// The value at the start of the bytes; `None` when there are too few. Any alignment will do.
 #[must_use]

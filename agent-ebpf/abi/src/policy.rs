@@ -220,8 +220,10 @@ pub mod whole {
     pub const BIND: u32 = 25;
     /// Sockets that listen.
     pub const LISTEN: u32 = 26;
+    /// Settings of the kernel.
+    pub const SYSCTL: u32 = 27;
     /// Number of kinds; at most 64.
-    pub const COUNT: usize = 27;
+    pub const COUNT: usize = 28;
 }
 
 /// Nobody asked: no walk, no record.
@@ -324,6 +326,12 @@ pub mod tag {
     pub const VERDICT_DST_NET4: u8 = 18;
     /// Destination address, IPv6, likewise.
     pub const VERDICT_DST_NET6: u8 = 19;
+    /// Path that a file is to have, for verdicts, in `Match::file`.
+    pub const VERDICT_TO_PATH: u8 = 20;
+    /// Name of a setting of the kernel, likewise.
+    pub const VERDICT_SETTING: u8 = 21;
+    /// Value that it is to have, likewise.
+    pub const VERDICT_VALUE: u8 = 22;
     /// Bit of the first byte that selects the filter.
     pub const FILTER: u8 = 0x80;
 }

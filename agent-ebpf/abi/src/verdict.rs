@@ -1,5 +1,5 @@
 //! What the kernel decides alone: the rules that kill, judged at each exec, and at each open, close after write, connect
-//! and accept that is about to be recorded.
+//! and accept that is about to be recorded; and the rules that deny, judged where a call can still be made to fail.
 //!
 //! A rule is a set of clauses over up to 64 atoms, each a question about the event whose answer is
 //! yes, no or unknown: a word of bits for the yes, one for the unknown. A clause holds if what it needs is yes and
@@ -28,8 +28,44 @@ pub mod on {
     pub const fn filtered(place: usize) -> u32 {
         2 << place
     }
+
+    /// A call before it happens, by its place in `denied`: for the rules that deny.
+    #[must_use]
+    pub const fn denied(place: usize) -> u32 {
+        1 << (16 + place)
+    }
 }
-const _: () = assert!(filtered::COUNT < 31);
+const _: () = assert!(filtered::COUNT < 15 && denied::COUNT <= 16);
+
+/// Place of a kind that can be denied.
+pub mod denied {
+    /// An exec.
+    pub const EXEC: usize = 0;
+    /// An open.
+    pub const OPEN: usize = 1;
+    /// A rename.
+    pub const RENAME: usize = 2;
+    /// The removal of a name.
+    pub const UNLINK: usize = 3;
+    /// A hard link.
+    pub const LINK: usize = 4;
+    /// A connect, or a datagram to an address.
+    pub const CONNECT: usize = 5;
+    /// A bind.
+    pub const BIND: usize = 6;
+    /// A setting of the kernel.
+    pub const SYSCTL: usize = 7;
+    /// A mount.
+    pub const MOUNT: usize = 8;
+    /// A kernel module.
+    pub const MODULE_LOAD: usize = 9;
+    /// A reach into another process.
+    pub const PTRACE: usize = 10;
+    /// Memory that can be written and executed.
+    pub const MAP_WX: usize = 11;
+    /// Number of these.
+    pub const COUNT: usize = 12;
+}
 
 /// What a number is of.
 pub mod id {
@@ -70,7 +106,7 @@ pub struct Number {
 }
 assert_size!(Number, 24);
 
-/// Atoms that together make a rule kill.
+/// Atoms that together make a rule kill or deny.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clause {
@@ -105,6 +141,12 @@ pub struct Verdicts {
     pub lineage: u64,
     /// Atoms about the path of the file.
     pub file: u64,
+    /// Atoms about the path that a file is to have.
+    pub to: u64,
+    /// Atoms about the name of a setting.
+    pub setting: u64,
+    /// Atoms about the value that it is to have.
+    pub value: u64,
     /// Of those about paths, those that ask for a name.
     pub named: u64,
     /// Atoms about flags, by `ACCESS_BITS`.
@@ -122,7 +164,7 @@ pub struct Verdicts {
 }
 assert_size!(
     Verdicts,
-    16 + 56 + 8 * ACCESS_BITS.len() + 8 * id::COUNT + 24 * NUMBERS + 24 * CLAUSES
+    16 + 80 + 8 * ACCESS_BITS.len() + 8 * id::COUNT + 24 * NUMBERS + 24 * CLAUSES
 );
 
 impl Default for Verdicts {
@@ -136,6 +178,9 @@ impl Default for Verdicts {
             kept: 0,
             lineage: 0,
             file: 0,
+            to: 0,
+            setting: 0,
+            value: 0,
             named: 0,
             access: [0; ACCESS_BITS.len()],
             src_net: 0,

@@ -6,10 +6,12 @@
 //! or by none.
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, cgroup_sock_addr, cgroup_sysctl, map},
     maps::ProgramArray,
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, SockAddrContext, SysctlContext},
 };
+
+use super::deny::ALLOW;
 
 macro_rules! doors {
     ($($door:ident, $behind:ident, $tracepoint:literal;)*) => {$(
@@ -39,4 +41,41 @@ doors! {
     door_cgroup_rename, AT_CGROUP_RENAME, "cgroup_rename";
     door_cgroup_rmdir, AT_CGROUP_RMDIR, "cgroup_rmdir";
     door_state_again, AT_STATE_AGAIN, "inet_sock_set_state";
+}
+
+macro_rules! cgroup_doors {
+    ($($door:ident, $behind:ident, $attach:ident;)*) => {$(
+        /// The program behind the door; one entry. Empty: the call goes on.
+        #[map]
+        static $behind: ProgramArray = ProgramArray::pinned(1, 0);
+
+        /// The door.
+        #[cgroup_sock_addr($attach)]
+        fn $door(ctx: SockAddrContext) -> i32 {
+            // SAFETY: the kernel checks that what stands there has the same context.
+            unsafe { $behind.tail_call(&ctx, 0) };
+            ALLOW
+        }
+    )*};
+}
+
+cgroup_doors! {
+    door_connect4, AT_CONNECT4, connect4;
+    door_connect6, AT_CONNECT6, connect6;
+    door_bind4, AT_BIND4, bind4;
+    door_bind6, AT_BIND6, bind6;
+    door_sendmsg4, AT_SENDMSG4, sendmsg4;
+    door_sendmsg6, AT_SENDMSG6, sendmsg6;
+}
+
+/// The program behind the door of settings; one entry. Empty: the call goes on.
+#[map]
+static AT_SYSCTL: ProgramArray = ProgramArray::pinned(1, 0);
+
+/// The door.
+#[cgroup_sysctl]
+fn door_sysctl(ctx: SysctlContext) -> i32 {
+    // SAFETY: the kernel checks that what stands there has the same context.
+    unsafe { AT_SYSCTL.tail_call(&ctx, 0) };
+    ALLOW
 }

@@ -1,6 +1,7 @@
 //! One file per event family; `syscall` holds the two tracepoints that families share.
 
 mod cgroup;
+mod deny;
 mod door;
 mod file;
 mod kernel;

@@ -49,6 +49,7 @@ const SYN_SENT: u32 = 2;
 const SYN_RECV: u32 = 3;
 
 // include/uapi/asm-generic/errno.h and include/linux/errno.h
+const EPERM: i32 = 1;
 const EINTR: i32 = 4;
 const EBADF: i32 = 9;
 const EFAULT: i32 = 14;
@@ -432,6 +433,9 @@ pub(crate) extern "C" fn sumun_connect(
     let Some((family, dst)) = given(address, len) else {
         return 0;
     };
+    if result == -EPERM && super::deny::network::was_refused(tid, dst.address, dst.port) {
+        return 0;
+    }
     let Some(record) = run.record::<Connection>() else {
         return 0;
     };

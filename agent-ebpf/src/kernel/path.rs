@@ -277,6 +277,12 @@ impl Text {
     /// Says nothing.
     pub(crate) const NONE: Text = Text(0);
 
+    /// Bytes that stand in the record already, of a source (`SOURCE_*`).
+    #[inline(always)]
+    pub(crate) fn at(offset: usize, len: u64, source: u8) -> Text {
+        Text(offset as u64 & 0xffff | (len & 0xffff) << 16 | u64::from(source) << 32)
+    }
+
     /// Writes the span; `more` flaws are added.
     #[inline(always)]
     pub(crate) fn store(self, out: *mut Span, more: u8) {

@@ -1,9 +1,10 @@
-//! Which file and network records leave the kernel, and for which events processes are killed (`verdict`).
+//! Which file and network records leave the kernel, for which events processes are killed (`verdict`), and which calls fail (`deny`).
 //!
 //! Of the former each function answers with a set of clauses; a record is sent when the
 //! intersection over all conditions is not empty. What cannot be judged satisfies
 //! every clause: it is sent, and user space judges again.
 
+pub(crate) mod deny;
 pub(crate) mod early;
 pub(crate) mod exe;
 pub(crate) mod file;

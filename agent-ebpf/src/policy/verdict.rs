@@ -44,7 +44,7 @@ const SSHD: &[u8; 4] = b"sshd";
 /// The agent, of whatever version.
 const AGENT: &[u8; 11] = b"sumun-agent";
 /// Inode number of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
-const FIRST_PID_NAMESPACE: u32 = 0xefff_fffc;
+pub(super) const FIRST_PID_NAMESPACE: u32 = 0xefff_fffc;
 /// `S_IWGRP | S_IWOTH`
 const WRITABLE_BY_OTHERS: u16 = 0o022;
 /// With one of these a path is not known.
@@ -69,7 +69,7 @@ pub(crate) fn asked_at_exec(index: u32) -> bool {
 /// What the path that was just walked satisfies, by its whole and by its last component: the yes of both sets, and which of the
 /// atoms about names, or `None` about all, are not known.
 #[inline(always)]
-fn path(
+pub(super) fn path(
     scratch: *mut Scratch,
     index: u32,
     walked: Walked,
@@ -124,7 +124,7 @@ pub(crate) struct Judged(pub(crate) u64);
 
 impl Judged {
     #[inline(always)]
-    fn new(outcome: u32, rule: u32, error: u64, unknown: bool) -> Judged {
+    pub(super) fn new(outcome: u32, rule: u32, error: u64, unknown: bool) -> Judged {
         Judged(
             u64::from(outcome & 0xff)
                 | u64::from(unknown) << 8
@@ -156,7 +156,7 @@ impl Judged {
 
     /// Writes it into the record of an event of the current process.
     #[inline(always)]
-    fn store(self, out: *mut Verdict) {
+    pub(super) fn store(self, out: *mut Verdict) {
         let task = Task::current();
         let outcome = self.outcome();
         let table = if outcome == outcome::KILLED && task.shares_files() {
@@ -343,7 +343,7 @@ pub(crate) extern "C" fn sumun_judge_connection(
 }
 
 #[inline(always)]
-fn net(scratch: *mut Scratch, index: u32, tag: u8, source: u64, len: u64) -> u64 {
+pub(super) fn net(scratch: *mut Scratch, index: u32, tag: u8, source: u64, len: u64) -> u64 {
     let copied = copy(scratch, 0, source, len);
     find(scratch, first(index, tag), copied).map_or(0, |(found, _)| found.net)
 }
@@ -406,6 +406,22 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
         }
     }
     yes |= numbers(plan, scratch) & !unknown;
+    let (rule, open) = matched(plan, kind, yes, unknown);
+    let Some(rule) = rule else {
+        let outcome = if open {
+            outcome::UNDECIDED
+        } else {
+            outcome::NONE
+        };
+        return Judged::new(outcome, 0, 0, lineage_unknown).0;
+    };
+    let (outcome, error) = kill(who, kind);
+    Judged::new(outcome, rule, error, lineage_unknown).0
+}
+
+/// The rule of the first clause that holds, and whether one could hold if the unknown were known.
+#[inline(always)]
+pub(super) fn matched(plan: &Verdicts, kind: u32, yes: u64, unknown: u64) -> (Option<u32>, bool) {
     let (mut rule, mut open) = (None, false);
     let mut place = 0;
     while place < CLAUSES {
@@ -425,16 +441,7 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
             open = true;
         }
     }
-    let Some(rule) = rule else {
-        let outcome = if open {
-            outcome::UNDECIDED
-        } else {
-            outcome::NONE
-        };
-        return Judged::new(outcome, 0, 0, lineage_unknown).0;
-    };
-    let (outcome, error) = kill(who, kind);
-    Judged::new(outcome, rule, error, lineage_unknown).0
+    (rule, open)
 }
 
 /// Kills a process if it runs and may be killed: the outcome and the error.
@@ -466,7 +473,7 @@ fn kill(who: Image, kind: u32) -> (u32, u64) {
 
 /// Atoms about numbers that are yes.
 #[inline(always)]
-fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
+pub(super) fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
     let mut yes = 0;
     let mut place = 0;
     while place < NUMBERS {
@@ -547,7 +554,7 @@ fn is_called<const N: usize>(dentry: u64, name: &[u8; N]) -> bool {
 /// Neither a user nor a container can have put it there: its file is root's, nobody else may write it, and it is
 /// in the first pid namespace.
 #[inline(always)]
-fn is_of_the_host(task: Task, inode: Object) -> bool {
+pub(super) fn is_of_the_host(task: Task, inode: Object) -> bool {
     task.pid_namespace() == FIRST_PID_NAMESPACE
         && inode.get::<u32>(slot::INODE_UID) == 0
         && inode.get::<u16>(slot::INODE_MODE) & WRITABLE_BY_OTHERS == 0

@@ -1,4 +1,5 @@
-//! Rules that deny: which files they name, and whether whoever holds an open or an exec can judge them.
+//! Rules that deny: whether the kernel judges them alone; if not, which files they name, and whether whoever holds an open or
+//! an exec can judge them.
 //!
 //! The kernel holds the opens of files and folders that were named to it, never those of a pattern. So a
 //! rule is carried out only if every event that it matches is one of a file that it names, as
@@ -9,12 +10,14 @@ use std::collections::BTreeSet;
 use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
+use crate::doors::{Door, Doors};
 use crate::explain::{Effective, each_list};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Set, TextTest};
 use crate::list::List;
 use crate::narrow::narrow;
 use crate::plan::Clause;
+use crate::verdict::{Late, late_alone};
 
 /// Most files and folders that all rules together may name.
 pub const NAMES_MAX: usize = 4096;
@@ -88,9 +91,10 @@ impl Names {
 }
 
 /// The rules that deny in `enforce` and that can be carried out by holding opens and executions, on
-/// each of their kinds.
+/// each of their kinds; but for those that the kernel judges alone: `late` is what
+/// [`crate::verdict::VerdictPlan::build`] leaves to the agent with the same doors.
 #[must_use]
-pub fn plan(policies: &[CheckedPolicy]) -> Vec<DenyRule> {
+pub fn plan(policies: &[CheckedPolicy], doors: &Doors, late: &[Late]) -> Vec<DenyRule> {
     let mut plan = Vec::new();
     let mut room = NAMES_MAX;
     let rules = policies
@@ -101,6 +105,9 @@ pub fn plan(policies: &[CheckedPolicy]) -> Vec<DenyRule> {
             continue;
         }
         for kind in &rule.kinds {
+            if by_kernel(number, *kind, doors, late).is_ok() {
+                continue;
+            }
             let Ok(names) = held(rule, *kind) else {
                 continue;
             };
@@ -125,23 +132,97 @@ pub fn plan(policies: &[CheckedPolicy]) -> Vec<DenyRule> {
     plan
 }
 
+/// Whether the kernel judges a rule that denies in `enforce` on a kind, or why not.
+fn by_kernel(number: usize, kind: Kind, doors: &Doors, late: &[Late]) -> Result<Door, String> {
+    let door = doors.door(kind)?;
+    let late = late
+        .iter()
+        .find(|late| late.rule == number && late.kind == kind);
+    match late {
+        Some(late) => Err(late.reason.clone()),
+        None => Ok(door),
+    }
+}
+
+/// Why a rule is not denied on a kind, by whoever could.
+fn both(kind: Kind, held: &str, kernel: &str) -> String {
+    match kind {
+        Kind::Open | Kind::Exec => {
+            format!("{held}; and the kernel does not deny it alone: {kernel}")
+        }
+        _ => kernel.to_owned(),
+    }
+}
+
 /// How a rule that denies is carried out on a kind, and why that is less.
-pub(crate) fn effective(mode: Mode, rule: &Rule, kind: Kind) -> (Effective, String) {
-    match (mode, held(rule, kind)) {
-        (Mode::Observe, Err(why)) => (
+pub(crate) fn effective(
+    mode: Mode,
+    (number, rule): (usize, &Rule),
+    kind: Kind,
+    doors: &Doors,
+    late: &[Late],
+) -> (Effective, String) {
+    let kernel = match mode {
+        Mode::Enforce => by_kernel(number, kind, doors, late),
+        Mode::Observe => doors
+            .door(kind)
+            .and_then(|door| late_alone(rule, kind).map_or(Ok(door), Err)),
+    };
+    match (mode, kernel, held(rule, kind)) {
+        (Mode::Observe, Err(kernel), Err(held)) => (
             Effective::Alert,
-            format!("observe: reports what would be denied; in enforce it would not be: {why}"),
+            format!(
+                "observe: reports what would be denied; in enforce it would not be: {}",
+                both(kind, &held, &kernel)
+            ),
         ),
-        (Mode::Observe, Ok(_)) => (
+        (Mode::Observe, ..) => (
             Effective::Alert,
             "observe: reports what would be denied".to_owned(),
         ),
-        (Mode::Enforce, Err(why)) => (Effective::Alert, format!("not denied: {why}")),
-        (Mode::Enforce, Ok(_)) => (
+        (Mode::Enforce, Ok(Door::Here), _) => (Effective::Deny, String::new()),
+        (Mode::Enforce, Ok(Door::WithLsm), Ok(_)) => (
             Effective::DenyViaAgent,
-            "held by a permission event until the agent has judged it; let through if it does not within 100 ms"
+            "held by a permission event until the agent has judged it, and let through if it does not within 100 ms; where BPF LSM is active the kernel denies it alone"
                 .to_owned(),
         ),
+        (Mode::Enforce, Ok(Door::WithLsm), Err(held)) => (
+            Effective::Deny,
+            match kind {
+                Kind::Open | Kind::Exec => format!("only where BPF LSM is active; elsewhere an alert is raised: {held}"),
+                _ => "only where BPF LSM is active; elsewhere an alert is raised".to_owned(),
+            },
+        ),
+        (Mode::Enforce, Err(kernel), Ok(_)) => (
+            Effective::DenyViaAgent,
+            format!("held by a permission event until the agent has judged it; let through if it does not within 100 ms; the kernel does not deny it alone: {kernel}"),
+        ),
+        (Mode::Enforce, Err(kernel), Err(held)) => (
+            Effective::Alert,
+            format!("not denied: {}", both(kind, &held, &kernel)),
+        ),
+    }
+}
+
+/// Why a rule that denies may not be carried out on a kind, wherever it is loaded, or on many hosts; as far as can be told
+/// without one.
+pub(crate) fn doubted(rule: &Rule, kind: Kind) -> Option<String> {
+    let doors = Doors::foreseen();
+    let kernel = doors
+        .door(kind)
+        .and_then(|door| late_alone(rule, kind).map_or(Ok(door), Err));
+    match (kernel, held(rule, kind)) {
+        (Ok(Door::Here), _) | (_, Ok(_)) => None,
+        (Ok(Door::WithLsm), Err(held)) => Some(match kind {
+            Kind::Open | Kind::Exec => format!(
+                "is denied only where BPF LSM is active, elsewhere an alert is raised: {held}"
+            ),
+            _ => "is denied only where BPF LSM is active, elsewhere an alert is raised".to_owned(),
+        }),
+        (Err(kernel), Err(held)) => Some(format!(
+            "nothing is denied, an alert is raised: {}",
+            both(kind, &held, &kernel)
+        )),
     }
 }
 
@@ -150,7 +231,7 @@ pub(crate) fn held(rule: &Rule, kind: Kind) -> Result<Names, String> {
     let path = match kind {
         Kind::Open => FieldId::FilePath,
         Kind::Exec => FieldId::ProcExePath,
-        _ => return Err("only open and exec can be denied on this rung".to_owned()),
+        _ => return Err("only open and exec can be held".to_owned()),
     };
     let exceptions = rule.exceptions.iter().map(|exception| &exception.predicate);
     for predicate in std::iter::once(&rule.predicate).chain(exceptions) {
@@ -401,7 +482,11 @@ mod tests {
                 r#"proc.exe.path == "/a" && proc.ancestors.exists(a, a.exe.name == "sh")"#,
                 "proc.ancestors is not known before",
             ),
-            ("unlink", r#"file.path == "/a""#, "only open and exec"),
+            (
+                "unlink",
+                r#"file.path == "/a""#,
+                "only open and exec can be held",
+            ),
         ] {
             let kind = match on {
                 "open" => Kind::Open,

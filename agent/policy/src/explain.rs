@@ -9,6 +9,7 @@ use sumun_proto::v1::Kind;
 use crate::coarse::{Taken, listed};
 use crate::condition::condition;
 use crate::deny;
+use crate::doors::Doors;
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::ir::{Expr, Operand, Predicate, Set, Type};
 use crate::list::List;
@@ -72,7 +73,7 @@ pub struct Condition {
 /// Where a condition is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Judged {
-    /// In the kernel: what does not meet it is not sent, or if the kernel kills for the rule, not killed.
+    /// In the kernel: what does not meet it is not sent, or if the kernel kills or denies for the rule, not stopped.
     Kernel,
     /// A looser condition in the kernel, the rest in the agent.
     KernelThenAgent,
@@ -107,6 +108,8 @@ pub enum Cost {
 /// What is done when a rule matches: the fixed list that hosts report from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effective {
+    /// The call fails: the kernel judges it before it does anything. An alert is raised.
+    Deny,
     /// The call fails, once the agent has judged it. An alert is raised.
     DenyViaAgent,
     /// The process is killed by the kernel, before its first instruction. An alert is raised.
@@ -174,6 +177,7 @@ impl Effective {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Effective::Deny => "deny",
             Effective::DenyViaAgent => "deny-via-agent",
             Effective::KillBeforeStart => "kill-before-start",
             Effective::KillAfter => "kill-after",
@@ -187,13 +191,13 @@ impl Effective {
 
 /// How the effect of a rule is carried out on a kind, and why that is less than what was asked for
 /// (empty if it is not). `number` is the rule's place among all rules of the policies that
-/// are loaded together, `late` what [`VerdictPlan::build`] leaves to the agent of them.
+/// are loaded together, `late` what [`VerdictPlan::build`] leaves to the agent of them with these doors.
 #[must_use]
 pub fn effective(
     mode: Mode,
-    rule: &Rule,
-    number: usize,
+    (number, rule): (usize, &Rule),
     kind: Kind,
+    doors: &Doors,
     late: &[Late],
 ) -> (Effective, String) {
     let less = |effective, reason: &str| (effective, reason.to_owned());
@@ -212,7 +216,7 @@ pub fn effective(
     match (rule.effect, mode, kind) {
         (Effect::Record, ..) => less(Effective::Record, ""),
         (Effect::Alert, ..) => less(Effective::Alert, ""),
-        (Effect::Deny, ..) => deny::effective(mode, rule, kind),
+        (Effect::Deny, ..) => deny::effective(mode, (number, rule), kind, doors, late),
         (Effect::Kill, Mode::Observe, _) => {
             less(Effective::Alert, "observe: reports what would be killed")
         }
@@ -239,14 +243,15 @@ pub fn effective(
 #[must_use]
 pub fn explain(policies: &[CheckedPolicy], now_ns: i64) -> Vec<Explained> {
     let (plan, _) = Plan::build(policies);
-    let (_, late) = VerdictPlan::build(policies, now_ns);
+    let doors = Doors::foreseen();
+    let (_, late) = VerdictPlan::build(policies, &doors, now_ns);
     let mut rows = Vec::new();
     let rules = policies
         .iter()
         .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
     for (number, (policy, rule)) in rules.enumerate() {
         for kind in &rule.kinds {
-            let effective = effective(policy.mode, rule, number, *kind, &late);
+            let effective = effective(policy.mode, (number, rule), *kind, &doors, &late);
             rows.push(one(policy, rule, *kind, plan.kind(*kind), effective));
         }
     }
@@ -284,7 +289,9 @@ fn one(
             .map(|part| Condition {
                 text: Predicate::new(part.clone()).to_string(),
                 judged: match effective {
-                    Effective::KillBeforeStart | Effective::KillAfter => Judged::Kernel,
+                    Effective::Deny | Effective::KillBeforeStart | Effective::KillAfter => {
+                        Judged::Kernel
+                    }
                     Effective::DenyViaAgent => Judged::Agent,
                     _ => judged(part, kind, &alone),
                 },
@@ -300,7 +307,7 @@ fn lists(rule: &Rule, kind: Kind, filter: &KindPlan, effective: Effective) -> Ve
     let filtered = matches!(filter, KindPlan::Clauses(_));
     each_list(rule.predicate.expr(), true, &mut |list, atom, positive| {
         let kernel = match effective {
-            Effective::KillBeforeStart => Taken::Items(list.len()),
+            Effective::Deny | Effective::KillBeforeStart => Taken::Items(list.len()),
             _ if filtered => taken(atom, list, positive, kind),
             _ => Taken::Nothing,
         };

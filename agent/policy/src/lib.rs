@@ -10,6 +10,7 @@ pub mod coarse;
 mod condition;
 mod covers;
 pub mod deny;
+pub mod doors;
 mod each;
 mod exception;
 pub mod explain;

@@ -6,6 +6,7 @@ use sumun_proto::v1::{
     EffectiveMode, Kind, LoadedException, LoadedPolicies, LoadedPolicy, LoadedRule, PolicyRef,
 };
 
+use crate::doors::Doors;
 use crate::explain::{Effective, effective};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::time;
@@ -32,11 +33,11 @@ const ITEM_BYTES: usize = 32;
 pub const REPORT_TEXT_MAX: usize = 1024;
 
 /// Policies that are loaded together, as they work on a host: `late` is what
-/// [`crate::verdict::VerdictPlan::build`] leaves to the agent, `blind` says why nothing of a kind is seen there.
+/// [`crate::verdict::VerdictPlan::build`] leaves to the agent with its doors, `blind` says why nothing of a kind is seen there.
 #[must_use]
 pub fn policies(
     policies: &[CheckedPolicy],
-    late: &[Late],
+    (doors, late): (&Doors, &[Late]),
     sha256: impl Fn(&CheckedPolicy) -> String,
     blind: impl Fn(Kind) -> Option<String>,
 ) -> Vec<LoadedPolicy> {
@@ -47,7 +48,7 @@ pub fn policies(
         let rules = rules.map(|(index, known)| {
             rule(known, |kind| match blind(kind) {
                 Some(reason) => (Effective::None, reason),
-                None => effective(policy.mode, known, before + index, kind, late),
+                None => effective(policy.mode, (before + index, known), kind, doors, late),
             })
         });
         loaded.push(LoadedPolicy {
@@ -378,9 +379,10 @@ effect = "record"
                 &[("\"exec\"", "proc.args[0] == \"nc\""), ("\"exec\"", name)],
             ),
         ];
-        let (_, late) = crate::verdict::VerdictPlan::build(&all, 0);
+        let doors = Doors::foreseen();
+        let (_, late) = crate::verdict::VerdictPlan::build(&all, &doors, 0);
         assert_eq!(late.iter().map(|late| late.rule).collect::<Vec<_>>(), [3]);
-        let report = policies(&all, &late, |_| String::new(), |_| None);
+        let report = policies(&all, (&doors, &late), |_| String::new(), |_| None);
         let told: Vec<_> = report
             .iter()
             .flat_map(|policy| &policy.rules)
@@ -401,7 +403,7 @@ effect = "record"
         );
         let report = policies(
             &all,
-            &late,
+            (&doors, &late),
             |_| String::new(),
             |_| Some("no hook".to_owned()),
         );

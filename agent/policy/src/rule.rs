@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use crate::check::Lists;
 use crate::coarse::EXACT_MAX;
 use crate::condition::beyond_the_kernel;
-use crate::deny::{closes, held};
+use crate::deny::{closes, doubted};
 use crate::explain::loosened;
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
@@ -235,11 +235,8 @@ impl Reader<'_> {
                     format!("the rule would close {folder} to every program, so that none starts: name a narrower folder or the programs, or write force = true if that is meant"),
                 );
             }
-            if let Err(why) = held(rule, *kind) {
-                self.warning(
-                    when,
-                    format!("on {name} nothing is denied, an alert is raised: {why}"),
-                );
+            if let Some(why) = doubted(rule, *kind) {
+                self.warning(when, format!("on {name} {why}"));
             }
         }
     }

@@ -12,6 +12,7 @@ use common::{Dice, KINDS};
 use kernel::{passes, policy};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use sumun_policy::doors::Doors;
 use sumun_policy::explain::{Cost, Effective, Filter, Judged};
 use sumun_policy::plan::{KindPlan, is_life};
 use sumun_policy::{Effect, Matcher, Mode, Plan, Verdict, deny, explain};
@@ -364,7 +365,7 @@ fn every_match_of_a_rule_that_denies_is_named() {
             rule.mode = Mode::Enforce;
             rule.rules[0].effect = Effect::Deny;
             let matcher = Matcher::compile(&rule.rules[0].predicate);
-            let plan = deny::plan(&[rule]);
+            let plan = deny::plan(&[rule], &Doors::default(), &[]);
             let Some(planned) = plan.first() else {
                 unnamed.set(unnamed.get() + 1);
                 return Ok(());

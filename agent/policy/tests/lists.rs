@@ -13,6 +13,7 @@ use std::time::Instant;
 use common::{Dice, KINDS};
 use kernel::passes;
 use proptest::prelude::*;
+use sumun_policy::doors::Doors;
 use sumun_policy::ir::Set;
 use sumun_policy::list::{BYTES_MAX, ITEMS_MAX, List, TOTAL_MAX};
 use sumun_policy::plan::{SCOPE_BYTES, scopes};
@@ -258,7 +259,7 @@ fn a_hundred_thousand_paths_are_looked_up_and_stated() {
     assert!(!opened(&path(ITEMS_MAX)));
 
     // Too many for the kernel to judge, on either kind, which is said.
-    let (plan, late) = VerdictPlan::build(&policies, 0);
+    let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
     assert_eq!((plan.clauses.len(), late.len()), (0, 2));
     let says = |kind: Kind, why: &str| {
         let found = late.iter().find(|late| late.kind == kind);

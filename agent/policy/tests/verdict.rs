@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sumun_abi::event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN};
 use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
+use sumun_policy::doors::Doors;
 use sumun_policy::verdict::{AFTER, Atom, End, Id, Outcome, RESULT_ZERO, Texts, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Matcher, Verdict, check_file};
 use sumun_proto::v1::{Image, Kind};
@@ -327,6 +328,9 @@ fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
                 .filter(|_| file.flaws & UNKNOWN_TEXT == 0)?;
             Some(holds(texts, &text::to_bytes(path).expect("in form")))
         }
+        Atom::To(_) | Atom::Setting(_) | Atom::Value(_) => {
+            unreachable!("only rules that deny ask for it")
+        }
         Atom::Flag(bit) => {
             let file = file.filter(|file| file.dev != 0 || file.ino != 0)?;
             let unknown = *bit == OPEN_TRUNCATE && file.flags & OPEN_TRUNCATE_UNKNOWN != 0;
@@ -448,7 +452,7 @@ fn the_kernel_kills_what_the_matcher_matches() {
     };
     let run = TestRunner::new(config).run(&(shapes, events), |(shape, events)| {
         let policy = policy(&mut Dice::new(&shape));
-        let (plan, late) = VerdictPlan::build(std::slice::from_ref(&policy), 0);
+        let (plan, late) = VerdictPlan::build(std::slice::from_ref(&policy), &Doors::default(), 0);
         let late: Vec<(usize, Kind)> = late.iter().map(|late| (late.rule, late.kind)).collect();
         let pairs = RULES * (1 + AFTER.len());
         rules.set(rules.get() + pairs as u64);

@@ -38,6 +38,19 @@ pub struct Told {
     rule: usize,
     error: u32,
     table: u64,
+    /// It was asked about before it happened, by rules that deny; else after, by rules that kill.
+    before: bool,
+}
+
+/// Why a call goes on that a rule, by its number, would have denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// The process is one that no policy may keep from anything.
+    Guarded(usize),
+    /// The kernel's verdicts had expired.
+    Expired(usize),
+    /// Some rule may match.
+    Undecided,
 }
 
 impl Told {
@@ -60,13 +73,48 @@ impl Told {
             rule: verdict.rule as usize,
             error: verdict.error,
             table: verdict.table,
+            before: false,
         })
+    }
+
+    /// Of the record of a call that was asked about before it happened, likewise.
+    #[must_use]
+    pub fn of_call(verdict: &OfRecord) -> Option<Self> {
+        Self::of(verdict).map(|told| Self {
+            before: true,
+            ..told
+        })
+    }
+
+    /// What was done about it by rules that kill.
+    #[must_use]
+    pub fn after(self) -> Option<Self> {
+        (!self.before).then_some(self)
     }
 
     /// The table of open files of a process that the kernel has killed, if others share it.
     #[must_use]
     pub fn table(&self) -> Option<u64> {
         (self.outcome == outcome::KILLED && self.table != 0).then_some(self.table)
+    }
+
+    /// The rule for which the call failed.
+    #[must_use]
+    pub fn denied_by(&self) -> Option<usize> {
+        (self.before && self.outcome == outcome::DENIED).then_some(self.rule)
+    }
+
+    /// Why a call that was asked about before it happened goes on all the same; `None` if it does not, or no rule
+    /// had anything to say.
+    #[must_use]
+    pub(super) fn passed(&self) -> Option<Pass> {
+        match self.outcome {
+            _ if !self.before => None,
+            outcome::GUARDED => Some(Pass::Guarded(self.rule)),
+            outcome::EXPIRED => Some(Pass::Expired(self.rule)),
+            outcome::UNDECIDED => Some(Pass::Undecided),
+            _ => None,
+        }
     }
 
     /// The rule for which the process was killed.
@@ -264,6 +312,7 @@ mod tests {
             rule,
             error,
             table: 0,
+            before: false,
         })
     }
 

@@ -74,6 +74,8 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         (Kind::Setxattr, whole::SETXATTR, &[SETXATTR, FSETXATTR]),
         (Kind::Bind, whole::BIND, &[BIND, SOCKETCALL]),
         (Kind::Listen, whole::LISTEN, &[LISTEN, SOCKETCALL]),
+        // From a door of its own.
+        (Kind::Sysctl, whole::SYSCTL, &[]),
     ]
 };
 
@@ -192,13 +194,15 @@ impl Kernel {
             swapped.unseeded = seeds.len() - told;
         }
         let entries = compiled.filter.entry_actions != 0;
+        let denied = super::doors::wanted(&compiled.filter, &compiled.verdicts);
         if self.attached {
+            self.open_doors(denied)?;
             if entries && !self.entries {
                 self.attach_on_demand()?;
             }
             self.switch(index)?;
             // From here on the new rules are in force, whatever cannot be tidied up.
-            if let Err(error) = self.tidy(index, entries) {
+            if let Err(error) = self.tidy(index, (entries, denied)) {
                 tracing::warn!(
                     error = chain(&error),
                     "the rules are swapped, but not all of the old ones could be removed"
@@ -207,13 +211,14 @@ impl Kernel {
         } else {
             self.active = index;
         }
-        self.entries = entries;
+        (self.entries, self.denied) = (entries, denied);
         Ok(swapped)
     }
 
     /// Waits until nothing is judged by the old rules any more, and removes what only they need.
-    fn tidy(&mut self, index: u32, entries: bool) -> Result<(), Error> {
+    fn tidy(&mut self, index: u32, (entries, denied): (bool, u32)) -> Result<(), Error> {
         self.wait_quiet()?;
+        self.close_doors(denied)?;
         if !entries && self.entries {
             self.pins.remove_link(SYS_ENTER)?;
         }

@@ -7,6 +7,8 @@ mod btf;
 pub mod canary;
 mod cast;
 pub mod cgroup;
+mod cgroup_root;
+mod doors;
 mod error;
 pub mod fanotify;
 mod filter;
@@ -24,6 +26,7 @@ mod streams;
 pub mod syscalls;
 mod tasks;
 mod trie;
+mod tries;
 mod verdicts;
 
 use std::{
@@ -42,6 +45,7 @@ use sha2::{Digest, Sha256};
 use sumun_abi::{loss::Stream, policy::Filter, record::LEVELS};
 
 pub use self::{
+    doors::DoorStatus,
     error::Error,
     filter::Swapped,
     hooks::HookStatus,
@@ -130,6 +134,10 @@ pub struct Kernel {
     control: Array<MapData, u64>,
     maps: filter::Maps,
     verdicts: verdicts::Maps,
+    /// What can make calls fail.
+    deny: doors::State,
+    /// Kinds of which the active rules want the doors, by their places.
+    denied: u32,
     /// True once this agent's programs are the active ones.
     attached: bool,
     /// True if the filter asks for what a call's entry shows.
@@ -207,10 +215,14 @@ impl Kernel {
             guard: take(&mut ebpf, "GUARD")?,
             lease: take(&mut ebpf, "LEASE")?,
         };
+        let deny = doors::State::new(take(&mut ebpf, "CANARY")?);
         let filter = maps
             .filters
             .get(&active, 0)
             .map_err(Error::map("read", "FILTERS"))?;
+        let plan = verdicts.plans.get(&active, 0);
+        let plan = plan.map_err(Error::map("read", "VERDICTS"))?;
+        let denied = doors::wanted(&filter.0, &plan.0);
         let entries = filter.0.entry_actions != 0;
         Ok(Kernel {
             ebpf,
@@ -226,6 +238,8 @@ impl Kernel {
             control,
             maps,
             verdicts,
+            deny,
+            denied,
             attached: false,
             entries,
             cgroup_controller,
@@ -283,7 +297,10 @@ impl Kernel {
         } else {
             self.pins.remove_link(hooks::SYS_ENTER)?;
         }
+        self.open_what_can_be(self.denied);
+        self.hooks.extend(self.hooks_of_doors());
         self.switch(self.active)?;
+        self.close_doors(self.denied)?;
         self.attached = true;
         // What the plan of a previous agent has left.
         self.forget_lineage()?;

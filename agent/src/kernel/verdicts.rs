@@ -1,10 +1,12 @@
-//! The rules that kill: their plan in the kernel, whom they may not kill, how long they hold, and
+//! The rules that kill and deny: their plan in the kernel, whom they may not kill, how long they hold, and
 //! what is known of the ancestors of processes that are older than the plan.
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use sumun_abi::{
     policy::{ACCESS_BITS, tag},
-    verdict::{CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Verdicts, id, on},
+    verdict::{
+        CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Verdicts, denied, id, on,
+    },
 };
 use sumun_policy::verdict::{Atom, End, Id, RESULT_ZERO, TEXT_MAX, Texts, VerdictPlan, kind_bit};
 use sumun_proto::v1::Kind;
@@ -74,6 +76,18 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
                 texts_under(tags, trie, asked, bit, Space::File)?;
                 verdicts.named |= if asked.names.is_empty() { 0 } else { bit };
             }
+            Atom::To(asked) => {
+                verdicts.to |= bit;
+                whole(tag::VERDICT_TO_PATH, trie, asked, bit)?;
+            }
+            Atom::Setting(asked) => {
+                verdicts.setting |= bit;
+                whole(tag::VERDICT_SETTING, trie, asked, bit)?;
+            }
+            Atom::Value(asked) => {
+                verdicts.value |= bit;
+                whole(tag::VERDICT_VALUE, trie, asked, bit)?;
+            }
             Atom::Flag(flag) => {
                 let place = ACCESS_BITS.iter().position(|known| known == flag)?;
                 verdicts.access[place] |= bit;
@@ -138,8 +152,11 @@ fn kinds(asked: u32) -> u32 {
     let others = KINDS.map(|(kind, place)| (kind, on::filtered(place)));
     let all = [exec].into_iter().chain(others);
     all.filter(|(kind, _)| asked & kind_bit(*kind) != 0)
-        .fold(0, |bits, (_, bit)| bits | bit)
+        .fold(asked & DENIED, |bits, (_, bit)| bits | bit)
 }
+
+/// Bits of calls that are asked about before they happen: the policy compiler numbers them as the kernel side does.
+pub(super) const DENIED: u32 = (on::denied(denied::COUNT) - 1) & !(on::denied(0) - 1);
 
 const _: () = assert!(
     NUMBERS == sumun_policy::verdict::NUMBERS_MAX && CLAUSES == sumun_policy::verdict::CLAUSES_MAX
@@ -151,6 +168,11 @@ const _: () = assert!(RESULT_ZERO == 1 << 31);
 fn texts(trie: &mut Trie, asked: &Texts, bit: u64, space: Space) -> Option<()> {
     let tags = (tag::VERDICT_NAME, tag::VERDICT_PATH);
     texts_under(tags, trie, asked, bit, space)
+}
+
+/// Texts without last components.
+fn whole(tag: u8, trie: &mut Trie, asked: &Texts, bit: u64) -> Option<()> {
+    texts_under((tag, tag), trie, asked, bit, Space::File)
 }
 
 fn texts_under(

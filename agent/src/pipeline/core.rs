@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use sumun_abi::event::deny::Asked;
 use sumun_abi::event::process::{Actor, outcome};
 use sumun_abi::record::{Header, RING_LIFE};
 use sumun_abi::verdict::Verdict as OfRecord;
 use sumun_engine::Hit;
+use sumun_policy::Mode;
 use sumun_policy::plan::is_unfiltered;
 use sumun_proto::v1::{self, Event, Gap, Kind, Lane, Verdict};
 
@@ -16,7 +18,7 @@ use super::folds::{Folds, Sample};
 use super::lanes::LaneWriter;
 use super::streams::{Seen, Streams};
 use crate::detect::Detector;
-use crate::enforce::deny::Denier;
+use crate::enforce::deny::{Denier, Of, Passed};
 use crate::enforce::lineage::Untold;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
@@ -24,7 +26,7 @@ use crate::enrich::process::{ImageKey, Node, Tree};
 use crate::enrich::workload::{Workload, Workloads};
 use crate::kernel::StreamId;
 use crate::receive::record::{Body, Malformed, Record};
-use crate::receive::{cgroup, file, kernel, network, privilege, process};
+use crate::receive::{cgroup, deny, file, kernel, network, privilege, process};
 
 /// Counters of the pipeline since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +101,15 @@ impl Core {
         }
         let seen = self.take(&header);
         let told = match &record.body {
+            Body::Asked(asked) => {
+                let told = Told::of_call(&asked.verdict);
+                if told.is_none_or(|told| told.denied_by().is_none()) {
+                    return self.passed(&record, asked, seen);
+                }
+                told
+            }
             Body::Exec(exec) => Told::of_exec(exec),
+            Body::Setting(setting) => Told::of_call(&setting.verdict),
             _ => of_record(&record.body).and_then(|verdict| Told::of(&verdict)),
         };
         let tree = &mut self.tree;
@@ -144,6 +154,22 @@ impl Core {
         }
         if seen == Seen::New {
             self.emit(event, &node, &actor, &header, told);
+        }
+    }
+
+    /// A call that a rule would have denied, and that went on: its own event follows, if it becomes one.
+    fn passed(&mut self, record: &Record<'_>, asked: &Asked, seen: Seen) {
+        let kind = deny::kind(asked);
+        let of = (kind, asked.actor.pid, asked.ino, record.header.boot_ns);
+        if let Some(passed) =
+            Told::of_call(&asked.verdict).and_then(|told| Passed::of_told(told, of))
+            && seen == Seen::New
+        {
+            self.denier.let_through(passed);
+        }
+        if asked.verdict.lineage_unknown != 0 {
+            let node = self.tree.find(&asked.actor);
+            self.untold.processes.push(node);
         }
     }
 
@@ -211,19 +237,32 @@ impl Core {
         batch.event(event, stream, header.seq);
         let generation = header.generation;
         let mut found = self.detector.judge(generation, batch.batch()).to_vec();
+        if told.is_some_and(|told| told.denied_by().is_some()) && !has_failures(kind) {
+            // Other rules are not asked: nothing was opened, executed or changed.
+            found.retain(|hit| hit.deny == Some(Mode::Enforce));
+        }
         let judged = Judged {
             stream,
             seq: header.seq,
             generation,
             kind,
             actor,
-            told,
+            told: told.and_then(Told::after),
             dealt_with: held || !self.detector.knows(generation),
         };
         let mut verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
         let ino = batch.last_ino();
-        let of = (kind, actor.pid, ino, header.boot_ns);
-        self.denier.judge(&found, &mut verdicts, of);
+        let of = Of {
+            kind,
+            pid: actor.pid,
+            ino,
+            boot_ns: header.boot_ns,
+        };
+        let detector = &self.detector;
+        self.denier
+            .judge(&mut found, &mut verdicts, of, told, |rule| {
+                detector.has(generation, rule)
+            });
         if let Some(verdict) = of_event(&verdicts) {
             batch.verdict(verdict.clone());
         }
@@ -372,11 +411,21 @@ impl Core {
     }
 }
 
+/// Kinds of which calls that failed are events, too: rules are about what was tried.
+fn has_failures(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Connect | Kind::Ptrace | Kind::ModuleLoad | Kind::Sysctl
+    )
+}
+
 /// What the kernel's rules that kill made of an event other than an exec.
 fn of_record(body: &Body) -> Option<OfRecord> {
     match body {
         Body::Open(open) | Body::CloseWrite(open) => Some(open.verdict),
         Body::Connect(made) | Body::Accept(made) => Some(made.verdict),
+        Body::Setting(setting) => Some(setting.verdict),
+        Body::Asked(asked) => Some(asked.verdict),
         _ => None,
     }
 }
@@ -400,6 +449,8 @@ fn other(record: &Record<'_>) -> Event {
         Body::Program(kind, program) => kernel::program(*kind, program),
         Body::Mount(kind, mount) => kernel::mount(*kind, record, mount),
         Body::Setup(kind, setup) => kernel::setup(*kind, setup),
+        Body::Setting(written) => kernel::setting(record, written),
+        Body::Asked(asked) => deny::denied(asked),
         // They have been dealt with.
         Body::Fork(_) | Body::Exec(_) | Body::Exit(_) | Body::Task(_) | Body::Cgroup(_) => {
             Event::default()

@@ -10,7 +10,7 @@ use sumun_abi::loss::{Stream, reason};
 use sumun_abi::verdict::Guard;
 use sumun_proto::Host;
 use sumun_proto::catalogue::{KINDS, kind_name};
-use sumun_proto::v1::{Door, Gap, Lane, Loss, Scope};
+use sumun_proto::v1::{Door, Gap, Kind, Lane, Loss, Scope};
 
 use super::applied::Applied;
 use super::batch::Origin;
@@ -30,7 +30,7 @@ use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::lineage::{self, Untold};
 use crate::enrich::process::{Limits, Tree};
 use crate::enrich::workload::Workloads;
-use crate::kernel::{HookStatus, Kernel, StreamId, cgroup, heap};
+use crate::kernel::{DoorStatus, HookStatus, Kernel, StreamId, cgroup, heap};
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
@@ -147,7 +147,7 @@ impl Pipeline {
     /// When the kernel side cannot be attached or the state directory not be written.
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
         let Setup {
-            kernel,
+            mut kernel,
             spool,
             found,
             status,
@@ -159,7 +159,9 @@ impl Pipeline {
             hold,
         } = setup;
         let clock = Clock::new()?;
-        let loaded = policies::load(&policies, &Loaded::default())?;
+        kernel.try_doors()?;
+        let none = Loaded::none(kernel.deniable());
+        let loaded = policies::load(&policies, &none)?;
         let pin_generation = kernel.pin_generation();
         let cpus = kernel.cpus()?;
         let (consumed, before) = Consumed::open(&state, cpus, pin_generation, boot_id)?;
@@ -231,7 +233,7 @@ impl Pipeline {
             status,
             policies,
             core,
-            loaded: Loaded::default(),
+            loaded: none,
             applied: Applied::new(&state),
             keeper: Keeper::default(),
             holding: fanotify::Report::default(),
@@ -264,6 +266,12 @@ impl Pipeline {
         // The filter first: what is attached is judged by it from the first record on.
         pipeline.apply(loaded, true)?;
         pipeline.kernel.attach()?;
+        let doors = pipeline.kernel.deniable();
+        if doors != *pipeline.loaded.doors() {
+            // One of them could be tried, but not kept.
+            let loaded = pipeline.loaded.clone().with_doors(doors);
+            pipeline.apply(loaded, true)?;
+        }
         // Not before: rules of an agent that is long gone would come to life again.
         pipeline.hold()?;
         let attached_ns = boot_ns()?;
@@ -879,20 +887,22 @@ impl Pipeline {
     /// What changes with policies and hooks.
     fn publish(&mut self) {
         let hooks = self.kernel.hooks();
-        self.status.update(|parts| parts.doors = doors(hooks));
+        let doors = doors(hooks, self.kernel.doors(), self.holding.trouble.as_deref());
+        self.status.update(|parts| parts.doors = doors);
         self.holding = self.keeper.report();
         self.status
             .set_policies(self.loaded.report(hooks, &self.holding));
-        let reasons = self.loaded.not_denied(hooks, &self.holding);
-        self.core.denier.set_reasons(reasons);
+        let carried = self.loaded.denied(hooks, &self.holding);
+        self.core.denier.set_carried(carried);
     }
 }
 
-/// How each kind is seen.
-fn doors(hooks: &[HookStatus]) -> Vec<Door> {
+/// How each kind is seen, and what makes its calls fail.
+fn doors(hooks: &[HookStatus], deny: &[DoorStatus], trouble: Option<&str>) -> Vec<Door> {
     KINDS
         .iter()
         .map(|(name, kind)| {
+            let (deny, deny_reason) = denied(*kind, deny, trouble);
             let of_kind: Vec<_> = hooks
                 .iter()
                 .filter(|hook| hook.kinds.contains(name))
@@ -911,11 +921,36 @@ fn doors(hooks: &[HookStatus]) -> Vec<Door> {
             let seen = refused.is_empty() && !of_kind.is_empty();
             Door {
                 kind: (*kind).into(),
-                rung: if seen { "tracepoint" } else { "none" }.into(),
+                rung: match (seen, kind) {
+                    (true, Kind::Sysctl) => "cgroup",
+                    (true, _) => "tracepoint",
+                    (false, _) => "none",
+                }
+                .into(),
                 reason: refused.join("; "),
+                deny,
+                deny_reason,
             }
         })
         .collect()
+}
+
+/// What makes calls of a kind fail on this host, and why it is not better; empty if nothing ever does.
+fn denied(kind: Kind, doors: &[DoorStatus], trouble: Option<&str>) -> (String, String) {
+    let Some(door) = doors.iter().find(|door| door.kind == kind) else {
+        return (String::new(), String::new());
+    };
+    match (&door.reason, trouble) {
+        (None, _) => (door.rung.into(), String::new()),
+        (Some(reason), None) if matches!(kind, Kind::Open | Kind::Exec) => {
+            ("fanotify".into(), format!("{}: {reason}", door.rung))
+        }
+        (Some(reason), Some(trouble)) if matches!(kind, Kind::Open | Kind::Exec) => (
+            "none".into(),
+            format!("{}: {reason}; fanotify: {trouble}", door.rung),
+        ),
+        (Some(reason), _) => ("none".into(), format!("{}: {reason}", door.rung)),
+    }
 }
 
 fn losses(streams: &[(StreamId, Stream)]) -> Vec<Loss> {

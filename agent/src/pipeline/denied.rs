@@ -102,7 +102,7 @@ impl Pending {
                 self.last = call.boot_ns.max(self.last + 1);
                 self.calls.push_back((generation, self.last, call));
             } else {
-                core.denier.let_through(call);
+                core.denier.let_through(deny::Passed::of_call(&call));
             }
         }
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use sumun_engine::Engine;
 use sumun_policy::deny::{self, DenyRule};
+use sumun_policy::doors::{DENIABLE, Doors};
 use sumun_policy::file::FILE_MAX;
 use sumun_policy::verdict::{self, Late, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
@@ -19,6 +20,7 @@ use sumun_proto::v1::{
     EffectiveMode, Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule,
 };
 
+use crate::enforce::deny::Carried;
 use crate::enforce::fanotify as holding;
 use crate::kernel::HookStatus;
 
@@ -37,9 +39,11 @@ pub struct Loaded {
     /// What is wrong with files that have errors.
     refused: Vec<RefusedPolicy>,
     plan: Plan,
+    /// Where the kernel can deny.
+    doors: Doors,
     /// What the kernel judges alone.
     verdicts: VerdictPlan,
-    /// Rules that kill, but that only the agent can judge.
+    /// Rules that kill or deny, but that only the agent can judge.
     late: Vec<Late>,
     /// Rules that deny and can be carried out by holding calls.
     held: Vec<DenyRule>,
@@ -50,7 +54,7 @@ pub struct Loaded {
 
 impl Default for Loaded {
     fn default() -> Self {
-        Self::compile(Vec::new(), Vec::new())
+        Self::none(Doors::default())
     }
 }
 
@@ -68,7 +72,7 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Loaded::default());
+            return Ok(Loaded::none(before.doors.clone()));
         }
         Err(error) => return Err(failed(directory, error)),
     };
@@ -139,10 +143,35 @@ pub fn load(directory: &Path, before: &Loaded) -> Result<Loaded, Error> {
             refused.kept.clear();
         }
     }
-    Ok(Loaded::compile(policies, refused))
+    Ok(Loaded::compile(policies, refused, before.doors.clone()))
 }
 
 impl Loaded {
+    /// No rules, on a host with these doors.
+    #[must_use]
+    pub fn none(doors: Doors) -> Self {
+        Self::compile(Vec::new(), Vec::new(), doors)
+    }
+
+    /// Where the kernel can deny, as these rules were compiled for.
+    #[must_use]
+    pub fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// The same rules for other doors.
+    #[must_use]
+    pub fn with_doors(self, doors: Doors) -> Self {
+        let (verdicts, late) = VerdictPlan::build(&self.policies, &doors, wall_ns());
+        Self {
+            held: deny::plan(&self.policies, &doors, &late),
+            doors,
+            verdicts,
+            late,
+            ..self
+        }
+    }
+
     /// The kernel's filter.
     #[must_use]
     pub fn plan(&self) -> &Plan {
@@ -161,27 +190,31 @@ impl Loaded {
         &self.held
     }
 
-    /// Rules that deny in `enforce` and are not carried out on a kind, by their place among all.
+    /// How rules that deny in `enforce` are carried out on a kind, by their place among all.
     #[must_use]
-    pub fn not_denied(
+    pub fn denied(
         &self,
         hooks: &[HookStatus],
         holding: &holding::Report,
-    ) -> BTreeMap<(usize, i32), String> {
-        let mut reasons = BTreeMap::new();
+    ) -> BTreeMap<(usize, i32), Carried> {
+        let mut carried = BTreeMap::new();
         let mut number = 0;
         for policy in self.report(hooks, holding).policies {
             for rule in policy.rules {
-                let less = |mode: &&EffectiveMode| mode.mode == "alert";
                 if rule.effect == "deny" && policy.mode == "enforce" {
-                    for kind in rule.kinds.iter().filter(less) {
-                        reasons.insert((number, kind.kind), kind.reason.clone());
+                    for kind in &rule.kinds {
+                        let how = match kind.mode.as_str() {
+                            "deny" => Carried::ByKernel,
+                            "deny-via-agent" => Carried::ByHolding,
+                            _ => Carried::Not(kind.reason.clone()),
+                        };
+                        carried.insert((number, kind.kind), how);
                     }
                 }
                 number += 1;
             }
         }
-        reasons
+        carried
     }
 
     /// The same with the exceptions that apply at a time, ns since the Unix epoch, if the kernel's rules
@@ -190,22 +223,26 @@ impl Loaded {
     pub fn renewed(&self, now_ns: i64) -> Option<Self> {
         // Mostly none expires at all.
         verdict::next_expiry(&self.policies, i64::MIN)?;
-        let (verdicts, late) = VerdictPlan::build(&self.policies, now_ns);
+        let (verdicts, late) = VerdictPlan::build(&self.policies, &self.doors, now_ns);
         (verdicts != self.verdicts).then(|| Self {
+            held: deny::plan(&self.policies, &self.doors, &late),
             verdicts,
             late,
             ..self.clone()
         })
     }
 
-    /// The kernel takes none of the rules that kill: all are judged in the agent.
+    /// The kernel takes none of the rules that kill or deny: all are judged in the agent.
     pub fn without_kernel(&mut self, reason: &str) {
         let plan = std::mem::take(&mut self.verdicts);
         let judged = plan.clauses.iter().flat_map(|clause| {
-            let kinds = [Kind::Exec].into_iter().chain(verdict::AFTER);
-            kinds
-                .filter(|kind| clause.kinds & verdict::kind_bit(*kind) != 0)
-                .map(|kind| (clause.rule, kind))
+            let killed = [Kind::Exec].into_iter().chain(verdict::AFTER);
+            let killed = killed.map(|kind| (kind, verdict::kind_bit(kind)));
+            let denied = DENIABLE.map(|kind| (kind, verdict::denied_bit(kind)));
+            killed
+                .chain(denied)
+                .filter(|(_, bit)| clause.kinds & bit != 0)
+                .map(|(kind, _)| (clause.rule, kind))
         });
         let judged: BTreeSet<(usize, Kind)> = judged.collect();
         self.late
@@ -215,6 +252,7 @@ impl Loaded {
                 reason: reason.to_owned(),
             }));
         self.late.sort_by_key(|late| late.rule);
+        self.held = deny::plan(&self.policies, &self.doors, &self.late);
     }
 
     /// The rules.
@@ -269,7 +307,7 @@ impl Loaded {
         let mut loaded = LoadedPolicies {
             hash: self.hash.clone(),
             loaded_ns: self.loaded_ns,
-            policies: report::policies(&self.policies, &self.late, sha256, |kind| {
+            policies: report::policies(&self.policies, (&self.doors, &self.late), sha256, |kind| {
                 blind(hooks, kind)
             }),
             refused: self.refused.clone(),
@@ -334,13 +372,13 @@ impl Loaded {
             .collect()
     }
 
-    fn compile(policies: Vec<CheckedPolicy>, refused: Vec<RefusedPolicy>) -> Self {
+    fn compile(policies: Vec<CheckedPolicy>, refused: Vec<RefusedPolicy>, doors: Doors) -> Self {
         let (plan, warnings) = Plan::build(&policies);
         for warning in warnings {
             tracing::warn!("{warning}");
         }
         let loaded_ns = wall_ns();
-        let (verdicts, late) = VerdictPlan::build(&policies, loaded_ns);
+        let (verdicts, late) = VerdictPlan::build(&policies, &doors, loaded_ns);
         let mut hash = Sha256::new();
         for policy in &policies {
             hash.update(policy.sha256);
@@ -348,9 +386,10 @@ impl Loaded {
         Self {
             engine: Arc::new(Engine::new(&policies)),
             plan,
+            held: deny::plan(&policies, &doors, &late),
+            doors,
             verdicts,
             late,
-            held: deny::plan(&policies),
             hash: hex::encode(hash.finalize()),
             policies,
             refused,

@@ -1,7 +1,8 @@
 //! Modules, BPF programs, mounts and roots, another kernel, io_uring.
 
 use sumun_abi::event::file::CALL_COMPAT;
-use sumun_abi::event::kernel::{Module, Mount, Program, Setup};
+use sumun_abi::event::kernel::{Module, Mount, Program, Setting, Setup};
+use sumun_abi::event::process::outcome;
 use sumun_abi::record::Span;
 use sumun_proto::text;
 use sumun_proto::v1::{Event, File, KernelChange, Kind};
@@ -127,4 +128,32 @@ pub fn setup(kind: Kind, setup: &Setup) -> Event {
         ..KernelChange::default()
     };
     event(kind, setup.actor.tid, (setup.number, setup.flags), change)
+}
+
+/// A setting that is written. Its name is as sysctl(8) has it: a dot parts, and a dot within a name is a slash.
+#[must_use]
+pub fn setting(record: &Record<'_>, setting: &Setting) -> Event {
+    let (name, _, name_flaws) = text_of(record, setting.name);
+    let (value, _, value_flaws) = text_of(record, setting.value);
+    let swapped = |name: String| {
+        let swap = |character| match character {
+            '/' => '.',
+            '.' => '/',
+            other => other,
+        };
+        name.chars().map(swap).collect()
+    };
+    Event {
+        kind: Kind::Sysctl.into(),
+        tid: setting.actor.tid,
+        result: (setting.verdict.outcome == outcome::DENIED).then_some(-libc::EPERM),
+        kernel: Some(KernelChange {
+            name: name.map(swapped),
+            name_flaws,
+            value,
+            value_flaws,
+            ..KernelChange::default()
+        }),
+        ..Event::default()
+    }
 }

@@ -1,6 +1,7 @@
 //! From the bytes of a ring to the typed event: one file per event family.
 
 pub mod cgroup;
+pub mod deny;
 pub mod file;
 pub mod kernel;
 pub mod network;

@@ -5,8 +5,9 @@
 //! pipeline counts and reports as a gap, never a panic.
 
 use sumun_abi::event::cgroup::Cgroup;
+use sumun_abi::event::deny::Asked;
 use sumun_abi::event::file::{Change, Names, Open};
-use sumun_abi::event::kernel::{Module, Mount, Program, Setup};
+use sumun_abi::event::kernel::{Module, Mount, Program, Setting, Setup};
 use sumun_abi::event::kind;
 use sumun_abi::event::network::Connection;
 use sumun_abi::event::privilege::{Credentials, Memory, Reach, Spaces};
@@ -108,6 +109,10 @@ pub enum Body {
     Mount(Kind, Mount),
     /// Another kernel, or an io_uring.
     Setup(Kind, Setup),
+    /// A setting of the kernel.
+    Setting(Setting),
+    /// A call that rules which deny were asked about.
+    Asked(Asked),
 }
 
 impl Body {
@@ -133,6 +138,8 @@ impl Body {
             Body::Program(_, program) => program.actor,
             Body::Mount(_, mount) => mount.actor,
             Body::Setup(_, setup) => setup.actor,
+            Body::Setting(setting) => setting.actor,
+            Body::Asked(asked) => asked.actor,
         }
     }
 }
@@ -171,6 +178,7 @@ impl<'a> Record<'a> {
             kind::UNLINK => Body::Unlink(fixed(bytes)?),
             kind::CONNECT => Body::Connect(fixed(bytes)?),
             kind::ACCEPT => Body::Accept(fixed(bytes)?),
+            kind::ASKED => Body::Asked(fixed(bytes)?),
             number => match Kind::try_from(i32::from(number)) {
                 Ok(kind) => later(kind, bytes)?,
                 Err(_) => return Err(Malformed::Kind(number)),
@@ -217,6 +225,8 @@ impl<'a> Record<'a> {
                 mount.target,
                 mount.fs,
             ],
+            Body::Setting(setting) => vec![setting.name, setting.value],
+            Body::Asked(asked) => vec![asked.path, asked.to_path],
             Body::Fork(_)
             | Body::Exit(_)
             | Body::Connect(_)
@@ -263,6 +273,7 @@ fn later(kind: Kind, bytes: &[u8]) -> Result<Body, Malformed> {
             Body::Mount(kind, fixed(bytes)?)
         }
         Kind::KexecLoad | Kind::IoUringSetup => Body::Setup(kind, fixed(bytes)?),
+        Kind::Sysctl => Body::Setting(fixed(bytes)?),
         Kind::Unspecified
         | Kind::Fork
         | Kind::Exec

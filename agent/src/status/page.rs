@@ -87,6 +87,8 @@ pub(super) fn json(status: &Status) -> Value {
             "kind": kind_name(door.kind()),
             "rung": door.rung,
             "reason": door.reason,
+            "deny": door.deny,
+            "deny_reason": door.deny_reason,
         })).collect::<Vec<_>>(),
         "lanes": lanes,
         "losses": status.progress.losses().iter().map(|loss| json!({
@@ -127,7 +129,7 @@ pub(super) fn json(status: &Status) -> Value {
         },
         "deny": {
             "held": count(&counters.held_calls),
-            "denied": count(&counters.denials[0][0]),
+            "denied": counters.denials.iter().map(|of_mode| count(&of_mode[0])).sum::<u64>(),
             "overflows": count(&counters.held_overflows),
             "restarts": count(&counters.holder_restarts),
         },
@@ -178,6 +180,18 @@ pub fn text(status: &Value) -> String {
             word(&hook["rung"]),
             word(&hook["reason"])
         );
+    }
+    page.push_str("\ndeny\n");
+    for hook in rows("hooks") {
+        if !word(&hook["deny"]).is_empty() {
+            let _ = writeln!(
+                page,
+                "  {:<12} {:<12} {}",
+                word(&hook["kind"]),
+                word(&hook["deny"]),
+                word(&hook["deny_reason"])
+            );
+        }
     }
     page.push_str("\nlanes\n");
     for lane in rows("lanes") {
@@ -283,6 +297,8 @@ mod tests {
                 kind: Kind::Open.into(),
                 rung: "tracepoint".into(),
                 reason: "no BPF LSM".into(),
+                deny: "fanotify".into(),
+                deny_reason: "lsm: no BPF LSM".into(),
             }];
             parts.connection = Connection::Away {
                 reason: "connection refused".into(),

@@ -108,6 +108,8 @@ fn row(agent: &Agent) -> Value {
             "kind": sumun_proto::catalogue::kind_name(door.kind()),
             "rung": door.rung,
             "reason": door.reason,
+            "deny": door.deny,
+            "deny_reason": door.deny_reason,
         })).collect::<Vec<_>>(),
         "trouble": agent.trouble,
     });
@@ -201,6 +203,17 @@ fn page(row: &Value) -> String {
             safe(text(door, "rung")),
             safe(text(door, "reason"))
         ));
+    }
+    page.push_str("\ndeny\n");
+    for door in list_of(row, "doors") {
+        if !text(door, "deny").is_empty() {
+            page.push_str(&format!(
+                "  {:<12} {:<12} {}\n",
+                text(door, "kind"),
+                safe(text(door, "deny")),
+                safe(text(door, "deny_reason"))
+            ));
+        }
     }
     if at(row, "policies").is_some() {
         page.push_str("\npolicies\n");
@@ -302,13 +315,15 @@ mod tests {
                 kind: Kind::Exec.into(),
                 rung: "tracepoint".into(),
                 reason: "no bpf in the LSM list".into(),
+                deny: "fanotify".into(),
+                deny_reason: "no bpf in the LSM list".into(),
             }],
             ..Agent::default()
         };
         let row = row(&agent);
         assert_eq!(
             row.to_string(),
-            r#"{"id":"u","name":"web1","state":"online","reason":"","version":"","kernel":"","enrolled":null,"last_seen":"1970-01-01T00:00:01Z","certificate_expires":null,"lanes":[{"lane":"life","through":null,"spooled_batches":0,"spooled_bytes":0,"spooled_events":3}],"losses":[],"doors":[{"kind":"exec","rung":"tracepoint","reason":"no bpf in the LSM list"}],"trouble":""}"#
+            r#"{"id":"u","name":"web1","state":"online","reason":"","version":"","kernel":"","enrolled":null,"last_seen":"1970-01-01T00:00:01Z","certificate_expires":null,"lanes":[{"lane":"life","through":null,"spooled_batches":0,"spooled_bytes":0,"spooled_events":3}],"losses":[],"doors":[{"kind":"exec","rung":"tracepoint","reason":"no bpf in the LSM list","deny":"fanotify","deny_reason":"no bpf in the LSM list"}],"trouble":""}"#
         );
         assert!(page(&row).contains("exec         tracepoint   no bpf in the LSM list"));
     }

@@ -218,6 +218,10 @@ pub(crate) fn what(row: &Value) -> String {
             format!("{source}{target}{space}{}", safe(fs))
         }
         "kexec_load" | "io_uring_setup" => text(row, "call").to_owned() + &error(row),
+        "sysctl" => {
+            let (name, value) = (text(row, "sysctl.name"), text(row, "sysctl.value"));
+            format!("{} = {}{}", safe(name), safe(value), error(row))
+        }
         "connect" | "accept" => {
             format!(
                 "{} -> {} {}{}",

@@ -83,6 +83,8 @@ pub const UNKNOWABLE: &[FieldId] = &[
     FieldId::MountType,
     FieldId::NetProto,
     FieldId::WorkloadKind,
+    FieldId::SysctlName,
+    FieldId::SysctlValue,
 ];
 
 /// Column of the bits of [`UNKNOWABLE`]; NULL when none is set.

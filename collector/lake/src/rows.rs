@@ -537,6 +537,8 @@ fn visible<'a>(view: &View<'a>, id: FieldId) -> Option<&'a str> {
         FieldId::MountSource => kernel?.source.as_deref()?,
         FieldId::MountTarget => kernel?.target.as_deref()?,
         FieldId::MountType => kernel?.fs.as_deref()?,
+        FieldId::SysctlName => kernel?.name.as_deref()?,
+        FieldId::SysctlValue => kernel?.value.as_deref()?,
         _ => return None,
     };
     (!left.is_empty()).then_some(left)

@@ -90,6 +90,11 @@ impl<'a> View<'a> {
             Kind::Mount | Kind::Umount | Kind::PivotRoot | Kind::Chroot => {
                 mount(change, self.kind(), &self.event.call, id)
             }
+            Kind::Sysctl => match id {
+                FieldId::SysctlName => optional(change.name.as_deref(), change.name_flaws),
+                FieldId::SysctlValue => optional(change.value.as_deref(), change.value_flaws),
+                _ => None,
+            },
             Kind::IoUringSetup if id == FieldId::IoUringEntries => {
                 Some(Value::Int(change.entries?.into()))
             }

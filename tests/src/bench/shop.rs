@@ -126,6 +126,7 @@ pub fn kills() -> String {
 
 #[cfg(test)]
 mod tests {
+    use sumun_policy::doors::Doors;
     use sumun_policy::plan::{KindPlan, Plan};
     use sumun_policy::verdict::VerdictPlan;
     use sumun_policy::{CheckedPolicy, check_files};
@@ -174,7 +175,7 @@ mod tests {
     #[test]
     fn the_kernel_judges_all_rules_that_kill() {
         let policies = checked(&[("kills".to_owned(), kills())]);
-        let (plan, late) = VerdictPlan::build(&policies, 0);
+        let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
         assert!(late.is_empty(), "{late:?}");
         assert!(plan.atoms.len() > 20, "{}", plan.atoms.len());
     }

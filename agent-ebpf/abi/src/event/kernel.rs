@@ -3,6 +3,7 @@
 use crate::assert_size;
 use crate::event::process::Actor;
 use crate::record::{Header, Span};
+use crate::verdict::Verdict;
 
 /// Bytes of a module's name with its NUL (`MODULE_NAME_LEN`, include/linux/moduleparam.h, is 56 on 64 bits).
 pub const MODULE_NAME: usize = 64;
@@ -101,6 +102,32 @@ pub struct Mount {
     pub fs: Span,
 }
 assert_size!(Mount, 32 + 56 + 16 + 40);
+
+/// Bytes of a setting's name, with its NUL.
+pub const SETTING_NAME: usize = 256;
+/// Bytes of a setting's value that are looked at; longer ones are `FLAW_TRUNCATED`.
+pub const SETTING_VALUE: usize = 1024;
+
+/// A setting below `/proc/sys` is being written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Header, kind `SYSCTL`.
+    pub header: Header,
+    /// Who.
+    pub actor: Actor,
+    /// Where in the file it is written.
+    pub position: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Name, parted by slashes.
+    pub name: Span,
+    /// What is written, without a final line feed.
+    pub value: Span,
+    /// What the rules that deny made of it.
+    pub verdict: Verdict,
+}
+assert_size!(Setting, 32 + 56 + 8 + 16 + 24);
 
 /// Another kernel was put in place, or an io_uring set up.
 #[repr(C)]

@@ -1,6 +1,7 @@
 //! Fixed parts of the records, one file per event family.
 
 pub mod cgroup;
+pub mod deny;
 pub mod file;
 pub mod kernel;
 pub mod network;
@@ -8,7 +9,7 @@ pub mod privilege;
 pub mod process;
 
 /// Kinds of records. Ranges: 1-99 process, 100-199 file, 200-299 network,
-/// 300-399 privilege, 400-499 kernel; never reused.
+/// 300-399 privilege, 400-499 kernel, 500-599 verdicts; never reused.
 pub mod kind {
     /// [`super::process::Fork`]
     pub const FORK: u16 = 1;
@@ -90,4 +91,8 @@ pub mod kind {
     pub const KEXEC_LOAD: u16 = 407;
     /// [`super::kernel::Setup`]
     pub const IO_URING_SETUP: u16 = 408;
+    /// [`super::kernel::Setting`]
+    pub const SYSCTL: u16 = 409;
+    /// [`super::deny::Asked`]
+    pub const ASKED: u16 = 500;
 }

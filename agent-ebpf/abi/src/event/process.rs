@@ -162,6 +162,8 @@ pub mod outcome {
     pub const ELSEWHERE: u32 = 6;
     /// The rule matched, but the process may be the sshd that listens: only user space can tell.
     pub const LISTENER: u32 = 7;
+    /// The rule matched, and the call failed with EPERM before it did anything.
+    pub const DENIED: u32 = 8;
 }
 
 /// The file was made by a set-user-id or set-group-id exec (`bprm->secureexec`).

@@ -202,11 +202,30 @@ fn condition(atom: &Expr) -> Result<Formula, &'static str> {
 
 /// A condition on a path or name, or with `yes` false on its negation: the executable's own, or the file's.
 fn one_text(atom: &Expr, yes: bool) -> Result<Formula, &'static str> {
-    let (texts, whose) = match reads_file(atom) {
-        true => (texts(atom, yes, &file)?, Whose::File),
-        false => (texts(atom, yes, &process)?, Whose::Own),
-    };
+    let whose = field_of(atom).map_or(Whose::Own, whose);
+    let mut texts = texts(atom, yes, &|operand| match operand {
+        Operand::Field(field) => part(*field),
+        _ => None,
+    })?;
+    if whose == Whose::Setting {
+        // In the kernel it is a path, in which a dot is no more than a character.
+        for text in texts.paths.iter_mut().chain(&mut texts.prefixes) {
+            swap_dots(text);
+        }
+        texts = Texts::default().union(texts);
+    }
     Ok(Formula::Texts { whose, texts, yes })
+}
+
+/// The name of a setting, from how sysctl(8) writes it to how the kernel does, and back.
+fn swap_dots(name: &mut [u8]) {
+    for byte in name {
+        *byte = match *byte {
+            b'.' => b'/',
+            b'/' => b'.',
+            other => other,
+        };
+    }
 }
 
 /// A path that ends in `/name` has that last component, and more before it.
@@ -252,7 +271,14 @@ fn is_one_of(whose: Whose, names: Vec<Vec<u8>>, paths: Vec<Vec<u8>>) -> Formula 
 
 fn whose(field: FieldId) -> Whose {
     match field {
-        FieldId::FilePath | FieldId::FileName => Whose::File,
+        FieldId::FilePath
+        | FieldId::FileName
+        | FieldId::TargetExePath
+        | FieldId::TargetExeName
+        | FieldId::MountTarget => Whose::File,
+        FieldId::FileNewPath => Whose::To,
+        FieldId::SysctlName => Whose::Setting,
+        FieldId::SysctlValue => Whose::Value,
         _ => Whose::Own,
     }
 }
@@ -264,26 +290,19 @@ enum Part {
     Name,
     /// All of it.
     Whole,
+    /// All of what is no path.
+    Text,
 }
 
 fn part(field: FieldId) -> Option<Part> {
     match field {
-        FieldId::ProcExeName | FieldId::FileName => Some(Part::Name),
-        FieldId::ProcExePath | FieldId::FilePath => Some(Part::Whole),
-        _ => None,
-    }
-}
-
-fn process(operand: &Operand) -> Option<Part> {
-    match operand {
-        Operand::Field(field @ (FieldId::ProcExeName | FieldId::ProcExePath)) => part(*field),
-        _ => None,
-    }
-}
-
-fn file(operand: &Operand) -> Option<Part> {
-    match operand {
-        Operand::Field(field @ (FieldId::FileName | FieldId::FilePath)) => part(*field),
+        FieldId::ProcExeName | FieldId::FileName | FieldId::TargetExeName => Some(Part::Name),
+        FieldId::ProcExePath
+        | FieldId::FilePath
+        | FieldId::FileNewPath
+        | FieldId::TargetExePath
+        | FieldId::MountTarget => Some(Part::Whole),
+        FieldId::SysctlName | FieldId::SysctlValue => Some(Part::Text),
         _ => None,
     }
 }
@@ -295,14 +314,17 @@ fn ancestor(operand: &Operand) -> Option<Part> {
     }
 }
 
-/// Whether a condition is one on the path or name of the file.
-fn reads_file(atom: &Expr) -> bool {
+/// The field that a condition on a text is about.
+fn field_of(atom: &Expr) -> Option<FieldId> {
     match atom {
         Expr::Compare { left: value, .. }
         | Expr::In { value, .. }
         | Expr::Text { value, .. }
-        | Expr::Matches { value, .. } => file(value).is_some(),
-        _ => false,
+        | Expr::Matches { value, .. } => match value {
+            Operand::Field(field) => Some(*field),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -377,6 +399,10 @@ fn texts(
                 prefixes: vec![prefix(text)?],
                 ..Texts::default()
             }),
+            Part::Text => Ok(Texts {
+                prefixes: vec![start(text)?],
+                ..Texts::default()
+            }),
             Part::Name => Err("it knows what a path starts with, not a name"),
         },
         (
@@ -413,7 +439,7 @@ fn one_of(part: Part, literals: &[String]) -> Result<Texts, &'static str> {
             names: all,
             ..Texts::default()
         },
-        Part::Whole => Texts {
+        Part::Whole | Part::Text => Texts {
             paths: all,
             ..Texts::default()
         },
@@ -422,6 +448,9 @@ fn one_of(part: Part, literals: &[String]) -> Result<Texts, &'static str> {
 
 fn glob_texts(part: Part, glob: &str) -> Result<Texts, &'static str> {
     const WHY: &str = "of globs it knows /folder/** and **/name";
+    if part == Part::Text {
+        return Err("of what is no path, it knows ==, in and startsWith");
+    }
     let glob = Glob::parse(glob).map_err(|_| "")?;
     let (mut paths, mut prefixes) = (Vec::new(), Vec::new());
     for shape in glob.shapes() {
@@ -438,7 +467,7 @@ fn glob_texts(part: Part, glob: &str) -> Result<Texts, &'static str> {
             ..Texts::default()
         },
         // In order, and nothing twice.
-        Part::Whole => Texts::default().union(Texts {
+        Part::Whole | Part::Text => Texts::default().union(Texts {
             paths,
             prefixes,
             ..Texts::default()
@@ -460,6 +489,11 @@ fn prefix(text: &str) -> Result<Vec<u8>, &'static str> {
     if matches!(text, "" | "/") {
         return Err("every path starts with it");
     }
+    start(text)
+}
+
+/// The bytes of what a text starts with.
+fn start(text: &str) -> Result<Vec<u8>, &'static str> {
     if !is_plain(text) {
         return Err("the text ends within a character, or is one that no bytes have");
     }

@@ -51,6 +51,12 @@ pub(super) enum Whose {
     Ancestors,
     /// That of the file.
     File,
+    /// That which the file is to have.
+    To,
+    /// No path: the name of a setting.
+    Setting,
+    /// No path: the value of a setting.
+    Value,
 }
 
 impl Formula {
@@ -317,6 +323,9 @@ fn clauses(formula: &Formula, atoms: &mut Atoms) -> Result<Vec<Conjunction>, Too
                 Whose::Own => Atom::Exe(texts.clone()),
                 Whose::Ancestors => Atom::Ancestor(texts.clone()),
                 Whose::File => Atom::File(texts.clone()),
+                Whose::To => Atom::To(texts.clone()),
+                Whose::Setting => Atom::Setting(texts.clone()),
+                Whose::Value => Atom::Value(texts.clone()),
             };
             vec![Conjunction::one(atoms.number(atom), *yes)]
         }

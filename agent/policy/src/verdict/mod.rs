@@ -1,5 +1,6 @@
 //! What the kernel judges alone: the rules that kill, as the kernel evaluates them at an exec, before
-//! it starts, and at the kinds of [`AFTER`], once the call is through.
+//! it starts, and at the kinds of [`AFTER`], once the call is through; and the rules that deny, at the kinds
+//! of [`DENIABLE`] for which a host has a door, before the call does anything.
 //!
 //! A plan has up to [`ATOMS_MAX`] atoms, each a question with the answers yes, no and unknown, and
 //! up to [`CLAUSES_MAX`] clauses. A clause holds if the atoms it needs are all yes and those it
@@ -17,12 +18,15 @@ mod tests;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use sumun_proto::FieldId;
 use sumun_proto::v1::Kind;
 
 pub(crate) use compile::holds_always;
 
 use self::formula::{Atoms, Conjunction, Formula, disjunction};
+use crate::doors::{DENIABLE, Doors};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
+use crate::narrow::on_kind;
 
 /// Most atoms of a plan.
 pub const ATOMS_MAX: usize = 64;
@@ -41,7 +45,7 @@ pub const TEXT_MAX: usize = 254;
 /// knows enough: what a rename or unlink names is the caller's word.
 pub const AFTER: [Kind; 4] = [Kind::Open, Kind::CloseWrite, Kind::Connect, Kind::Accept];
 
-/// The plan of all rules that kill in `enforce` and that the kernel can judge alone.
+/// The plan of all rules that kill or deny in `enforce` and that the kernel can judge alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerdictPlan {
     /// Questions; bit n of a clause's words stands for the n-th.
@@ -66,8 +70,14 @@ pub enum Atom {
         /// From the first to the last, both included.
         range: (u32, u32),
     },
-    /// About the path of the file.
+    /// About the path of the file; of a call that is asked about before it happens, also of what is mounted on, loaded or reached for.
     File(Texts),
+    /// About the path that a file is to have.
+    To(Texts),
+    /// About the name of a setting of the kernel, parted by slashes; its texts are whole ones and prefixes.
+    Setting(Texts),
+    /// About the value that it is to have, likewise.
+    Value(Texts),
     /// Whether this bit of the record's flags (one of `sumun_abi::policy::ACCESS_BITS`) is set.
     Flag(u32),
     /// About an end of the connection: it lies in one of the networks (address with zero host bits, length
@@ -105,9 +115,12 @@ impl Atom {
     /// Number of its texts and networks.
     fn texts(&self) -> usize {
         match self {
-            Atom::Exe(texts) | Atom::Ancestor(texts) | Atom::File(texts) => {
-                texts.names.len() + texts.paths.len() + texts.prefixes.len()
-            }
+            Atom::Exe(texts)
+            | Atom::Ancestor(texts)
+            | Atom::File(texts)
+            | Atom::To(texts)
+            | Atom::Setting(texts)
+            | Atom::Value(texts) => texts.names.len() + texts.paths.len() + texts.prefixes.len(),
             Atom::Net { nets, .. } => nets.len(),
             Atom::Number { .. } | Atom::Flag(_) => 0,
         }
@@ -129,7 +142,7 @@ pub enum Id {
     SrcPort,
     /// `net.dst.port`
     DstPort,
-    /// The IP protocol: 262 is `net.proto == "mptcp"`, any other `"tcp"`.
+    /// The IP protocol: 6 is `net.proto == "tcp"`, 17 `"udp"`, 262 `"mptcp"`.
     Protocol,
     /// `result`, moved up by [`RESULT_ZERO`].
     Result,
@@ -138,12 +151,12 @@ pub enum Id {
 /// What a result of zero is as an [`Id::Result`].
 pub const RESULT_ZERO: u32 = 1 << 31;
 
-/// Atoms that together make a rule kill.
+/// Atoms that together make a rule kill or deny.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerdictClause {
     /// Number of the rule: its place among all rules of the policies, in their order.
     pub rule: usize,
-    /// Kinds that it is about, by [`kind_bit`].
+    /// Kinds that it is about, by [`kind_bit`], or of a rule that denies by [`denied_bit`].
     pub kinds: u32,
     /// Atoms that have to be yes.
     pub need: u64,
@@ -151,12 +164,12 @@ pub struct VerdictClause {
     pub forbid: u64,
 }
 
-/// A rule that kills in `enforce`, but that the kernel does not judge on a kind on which it could.
+/// A rule that kills or denies in `enforce`, but that the kernel does not judge on a kind on which it could.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Late {
     /// Its place among all rules of the policies.
     pub rule: usize,
-    /// One of its kinds: exec or one of [`AFTER`].
+    /// One of its kinds: exec or one of [`AFTER`], or of a rule that denies one for which there is a door.
     pub kind: Kind,
     /// Why only the agent can judge it.
     pub reason: String,
@@ -165,7 +178,7 @@ pub struct Late {
 /// What a plan says of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// This rule kills: that of the first clause that holds.
+    /// This rule kills, or denies: that of the first clause that holds.
     Kills(usize),
     /// No clause holds, but one could if its unknown answers were known.
     Undecided,
@@ -178,24 +191,35 @@ impl VerdictPlan {
     /// the order of the rules. Exceptions that have expired at `now_ns`, ns since the Unix epoch, no
     /// longer count; the others do until the plan is built again, at [`next_expiry`].
     ///
-    /// There is room for execs first: what is killed before it starts is worth more.
+    /// There is room for what is denied first, then for execs: what is stopped before it starts is worth more.
     #[must_use]
-    pub fn build(policies: &[CheckedPolicy], now_ns: i64) -> (Self, Vec<Late>) {
+    pub fn build(policies: &[CheckedPolicy], doors: &Doors, now_ns: i64) -> (Self, Vec<Late>) {
         let mut building = Building::default();
         let mut late = Vec::new();
-        let rules = || {
+        let rules = |effect| {
             policies
                 .iter()
                 .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.mode, rule)))
                 .enumerate()
-                .filter(|(_, (mode, rule))| rule.effect == Effect::Kill && *mode == Mode::Enforce)
+                .filter(move |(_, (mode, rule))| rule.effect == effect && *mode == Mode::Enforce)
         };
-        for kinds in [&[Kind::Exec][..], &AFTER] {
-            for (number, (_, rule)) in rules() {
+        let denied: Vec<Kind> = DENIABLE
+            .into_iter()
+            .filter(|kind| doors.door(*kind).is_ok())
+            .collect();
+        for (effect, kinds) in [
+            (Effect::Deny, &denied[..]),
+            (Effect::Kill, &[Kind::Exec]),
+            (Effect::Kill, &AFTER),
+        ] {
+            for (number, (_, rule)) in rules(effect) {
                 for kind in kinds.iter().filter(|kind| rule.kinds.contains(kind)) {
-                    let added = clauses(rule, *kind, now_ns).and_then(|(atoms, clauses)| {
-                        building.add((number, *kind), &atoms, &clauses)
-                    });
+                    let bit = match effect {
+                        Effect::Deny => denied_bit(*kind),
+                        _ => kind_bit(*kind),
+                    };
+                    let added = clauses(rule, *kind, now_ns)
+                        .and_then(|(atoms, clauses)| building.add((number, bit), &atoms, &clauses));
                     if let Err(reason) = added {
                         late.push(Late {
                             rule: number,
@@ -217,7 +241,9 @@ impl VerdictPlan {
     #[must_use]
     pub fn kept(&self) -> u64 {
         let after = self.clauses.iter();
-        let after = after.filter(|clause| clause.kinds & !kind_bit(Kind::Exec) != 0);
+        // Of an exec that is denied it is the new one that is asked for.
+        let execs = kind_bit(Kind::Exec) | denied_bit(Kind::Exec);
+        let after = after.filter(|clause| clause.kinds & !execs != 0);
         let asked = after.fold(0, |all, clause| all | clause.need | clause.forbid);
         let atoms = self.atoms.iter().enumerate();
         atoms
@@ -229,6 +255,16 @@ impl VerdictPlan {
     /// What the kernel does at an event of a kind, given the answer to each question; `None` is unknown.
     #[must_use]
     pub fn judge(&self, kind: Kind, answer: impl Fn(&Atom) -> Option<bool>) -> Outcome {
+        self.judge_by(kind_bit(kind), answer)
+    }
+
+    /// What the kernel does at a call before it happens, likewise.
+    #[must_use]
+    pub fn judge_before(&self, kind: Kind, answer: impl Fn(&Atom) -> Option<bool>) -> Outcome {
+        self.judge_by(denied_bit(kind), answer)
+    }
+
+    fn judge_by(&self, kind: u32, answer: impl Fn(&Atom) -> Option<bool>) -> Outcome {
         let (mut yes, mut no) = (0_u64, 0_u64);
         for (number, atom) in self.atoms.iter().enumerate() {
             match answer(atom) {
@@ -239,7 +275,7 @@ impl VerdictPlan {
         }
         let mut possible = false;
         let clauses = self.clauses.iter();
-        for clause in clauses.filter(|clause| clause.kinds & kind_bit(kind) != 0) {
+        for clause in clauses.filter(|clause| clause.kinds & kind != 0) {
             if clause.need & !yes == 0 && clause.forbid & !no == 0 {
                 return Outcome::Kills(clause.rule);
             }
@@ -252,14 +288,14 @@ impl VerdictPlan {
     }
 }
 
-/// When an exception of a rule that kills expires next after a time, ns since the Unix epoch: the
+/// When an exception of a rule that kills or denies expires next after a time, ns since the Unix epoch: the
 /// plan has to be built again then, for what it excepted to be killed.
 #[must_use]
 pub fn next_expiry(policies: &[CheckedPolicy], now_ns: i64) -> Option<i64> {
     policies
         .iter()
         .flat_map(|policy| &policy.rules)
-        .filter(|rule| rule.effect == Effect::Kill)
+        .filter(|rule| matches!(rule.effect, Effect::Kill | Effect::Deny))
         .flat_map(|rule| &rule.exceptions)
         .filter_map(|exception| exception.expires_ns)
         .filter(|expires| *expires > now_ns)
@@ -277,17 +313,55 @@ pub fn kind_bit(kind: Kind) -> u32 {
     }
 }
 
+/// The bit of a call that is asked about before it happens in [`VerdictClause::kinds`]; 0: nothing can deny the kind.
+#[must_use]
+pub fn denied_bit(kind: Kind) -> u32 {
+    let place = DENIABLE.iter().position(|known| *known == kind);
+    place.map_or(0, sumun_abi::verdict::on::denied)
+}
+
 /// Why the kernel cannot judge a rule on a kind, all its exceptions included, if it were the only one.
 pub(crate) fn late_alone(rule: &Rule, kind: Kind) -> Option<String> {
+    // One bit is as good as another.
     clauses(rule, kind, i64::MIN)
-        .and_then(|(atoms, clauses)| Building::default().add((0, kind), &atoms, &clauses))
+        .and_then(|(atoms, clauses)| Building::default().add((0, 1), &atoms, &clauses))
         .err()
+}
+
+/// What is known only once a call is through, of what the kernel could judge then.
+fn comes_too_late(field: FieldId, kind: Kind) -> bool {
+    match field {
+        FieldId::Result
+        | FieldId::NetSrcIp
+        | FieldId::NetSrcPort
+        | FieldId::NetSrcPrivate
+        | FieldId::FileCreate => true,
+        // The program may be set-user-id.
+        FieldId::ProcEuid | FieldId::ProcEgid => kind == Kind::Exec,
+        _ => false,
+    }
 }
 
 /// The clauses of a rule on a kind, or why there are none.
 fn clauses(rule: &Rule, kind: Kind, now_ns: i64) -> Result<(Atoms, Vec<Conjunction>), String> {
-    let kills = compile::compile(&rule.predicate, kind)
-        .map_err(|beyond| format!("only the agent can judge {beyond}"))?;
+    let denies = rule.effect == Effect::Deny;
+    if denies {
+        let exceptions = rule.exceptions.iter().map(|exception| &exception.predicate);
+        let late = std::iter::once(&rule.predicate)
+            .chain(exceptions)
+            .flat_map(|predicate| predicate.fields())
+            .find(|field| on_kind(*field, kind) && comes_too_late(*field, kind));
+        if let Some(field) = late {
+            let name = field.info().name;
+            return Err(format!("{name} is not known before the call is made"));
+        }
+    }
+    let only = match denies {
+        true => "before the call is made, the kernel cannot judge",
+        false => "only the agent can judge",
+    };
+    let kills =
+        compile::compile(&rule.predicate, kind).map_err(|beyond| format!("{only} {beyond}"))?;
     let mut parts = vec![kills];
     for exception in &rule.exceptions {
         if exception
@@ -298,7 +372,7 @@ fn clauses(rule: &Rule, kind: Kind, now_ns: i64) -> Result<(Atoms, Vec<Conjuncti
         }
         let excepts = compile::compile(&exception.predicate, kind).map_err(|beyond| {
             let name = &exception.name;
-            format!("only the agent can judge the exception {name:?}: {beyond}")
+            format!("{only} the exception {name:?}: {beyond}")
         })?;
         parts.push(excepts.not());
     }
@@ -320,7 +394,7 @@ impl Building {
     /// Adds a rule on a kind with all its clauses, or nothing of it.
     fn add(
         &mut self,
-        (rule, kind): (usize, Kind),
+        (rule, kinds): (usize, u32),
         atoms: &Atoms,
         clauses: &[Conjunction],
     ) -> Result<(), String> {
@@ -351,7 +425,7 @@ impl Building {
         for clause in clauses {
             let clause = VerdictClause {
                 rule,
-                kinds: kind_bit(kind),
+                kinds,
                 need: word(&clause.need),
                 forbid: word(&clause.forbid),
             };

@@ -8,8 +8,8 @@ use sumun_proto::FieldId;
 use super::formula::Formula;
 use super::{End, Id, NETS_MAX};
 
-/// `IPPROTO_MPTCP`
-const MPTCP: u32 = 262;
+/// `IPPROTO_TCP`, `IPPROTO_UDP` and `IPPROTO_MPTCP`, by their names in events; others are their number there.
+const PROTOCOLS: [(&str, u32); 3] = [("tcp", 6), ("udp", 17), ("mptcp", 262)];
 
 /// What [`sumun_proto::view::is_private`] is true of.
 const PRIVATE: [(IpAddr, u8); 9] = [
@@ -69,18 +69,18 @@ pub(super) fn within(field: FieldId, net: IpNet) -> Result<Formula, &'static str
 /// The field, of which `is_text` is true, is one of the texts.
 pub(super) fn one_of(field: FieldId, texts: &[String]) -> Result<Formula, &'static str> {
     let Some(end) = end(field) else {
-        let mptcp = |yes: bool| match yes {
-            true => vec![(MPTCP, MPTCP)],
-            false => vec![(0, MPTCP - 1), (MPTCP + 1, u32::MAX)],
+        let number = |text: &String| match PROTOCOLS.iter().find(|(name, _)| name == text) {
+            Some((_, number)) => Some(*number),
+            None => {
+                let number: u32 = text.parse().ok()?;
+                let named = PROTOCOLS.iter().any(|(_, known)| *known == number);
+                (!named && number.to_string() == *text).then_some(number)
+            }
         };
-        let known = texts.iter().filter_map(|text| match text.as_str() {
-            "mptcp" => Some(true),
-            "tcp" => Some(false),
-            _ => None,
-        });
+        let known = texts.iter().filter_map(number);
         return Ok(Formula::number(
             Id::Protocol,
-            known.flat_map(mptcp).collect(),
+            known.map(|number| (number, number)).collect(),
         ));
     };
     if texts.is_empty() {

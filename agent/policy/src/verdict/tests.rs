@@ -1,6 +1,7 @@
 //! What the kernel judges alone, what it leaves to the agent and why.
 
 use super::*;
+use crate::doors::Doors;
 use crate::file::check_file;
 
 /// A policy of rules that kill on execs, each with exceptions: (predicate, expiry).
@@ -32,7 +33,7 @@ fn told(when: &str, exceptions: &[(&str, &str)]) -> String {
 
 fn told_on(on: &str, when: &str, exceptions: &[(&str, &str)]) -> String {
     let policy = policy_on(on, "enforce", &[(when, exceptions)]);
-    let (plan, late) = VerdictPlan::build(&[policy], 0);
+    let (plan, late) = VerdictPlan::build(&[policy], &Doors::default(), 0);
     if let [late] = &late[..] {
         assert_eq!(plan, VerdictPlan::default());
         return late.reason.clone();
@@ -76,6 +77,9 @@ fn atom(atom: &Atom) -> String {
         Atom::Exe(of) => format!("exe({})", texts(of)),
         Atom::Ancestor(of) => format!("anc({})", texts(of)),
         Atom::File(of) => format!("file({})", texts(of)),
+        Atom::To(of) => format!("to({})", texts(of)),
+        Atom::Setting(of) => format!("setting({})", texts(of)),
+        Atom::Value(of) => format!("value({})", texts(of)),
         Atom::Flag(bit) => format!("flag({bit})"),
         Atom::Net { end, nets } => {
             let nets = nets.iter().map(|(net, bits)| format!("{net}/{bits}"));
@@ -169,7 +173,7 @@ fn what_the_kernel_judges() {
         ("!has(file.path)", 1),
     ] {
         both.rules[0].predicate = crate::Predicate::parse(when, &crate::Lists::new()).expect(when);
-        let (plan, late) = VerdictPlan::build(std::slice::from_ref(&both), 0);
+        let (plan, late) = VerdictPlan::build(std::slice::from_ref(&both), &Doors::default(), 0);
         assert_eq!((plan.clauses.len(), late.len()), (clauses, 0), "{when}");
     }
 }
@@ -215,7 +219,7 @@ fn what_the_kernel_judges_of_files_and_connections() {
         (
             "connect",
             "net.dst.port in [80, 443] && net.proto == 'tcp'",
-            "!DstPort(0..79) !DstPort(444..) !DstPort(81..442) !Protocol(262..262)",
+            "!DstPort(0..79) !DstPort(444..) !DstPort(81..442) Protocol(6..6)",
         ),
         (
             "connect",
@@ -279,7 +283,7 @@ fn execs_have_room_first_and_one_clause_stands_for_several_kinds() {
         policy_on("open", "enforce", &files),
         policy_on("exec", "enforce", &execs),
     ];
-    let (plan, late) = VerdictPlan::build(&policies, 0);
+    let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
     assert!(
         late.iter()
             .all(|late| late.kind == Kind::Open && late.rule < 64)
@@ -291,7 +295,7 @@ fn execs_have_room_first_and_one_clause_stands_for_several_kinds() {
 
     let mut both = policy("enforce", &execs);
     both.rules[0].kinds = vec![Kind::Exec, Kind::Fork, Kind::Open, Kind::Connect];
-    let (plan, late) = VerdictPlan::build(&[both], 0);
+    let (plan, late) = VerdictPlan::build(&[both], &Doors::default(), 0);
     assert_eq!(late, []);
     let [clause] = plan.clauses[..] else {
         panic!("one clause, not {plan:?}");
@@ -471,7 +475,7 @@ fn an_exception_is_part_of_the_clauses_until_it_expires() {
         (2 * day - 1, true, Some(2 * day)),
         (2 * day, false, None),
     ] {
-        let (plan, left) = VerdictPlan::build(&policies, now);
+        let (plan, left) = VerdictPlan::build(&policies, &Doors::default(), now);
         assert_eq!(
             (left.len() == 1, plan.clauses.is_empty()),
             (late, late),
@@ -493,7 +497,7 @@ fn rules_are_numbered_over_all_policies_and_only_those_that_kill_in_enforce_are_
         policy("observe", &[rule]),
         policy("enforce", &[rule, other, rule]),
     ];
-    let (plan, late) = VerdictPlan::build(&policies, 0);
+    let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
     assert_eq!(late, []);
     let rules: Vec<usize> = plan.clauses.iter().map(|clause| clause.rule).collect();
     assert_eq!(rules, [3, 4, 5]);
@@ -508,7 +512,7 @@ fn what_does_not_fit_is_left_to_the_agent_and_what_comes_later_may_fit_again() {
         .collect();
     let rules: Vec<(&str, &[(&str, &str)])> =
         rules.iter().map(|when| (when.as_str(), &[][..])).collect();
-    let (plan, late) = VerdictPlan::build(&[policy("enforce", &rules)], 0);
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &rules)], &Doors::default(), 0);
     assert_eq!((plan.atoms.len(), plan.clauses.len()), (64, 64));
     assert_eq!(
         late.iter().map(|late| late.rule).collect::<Vec<_>>(),
@@ -525,7 +529,7 @@ fn what_does_not_fit_is_left_to_the_agent_and_what_comes_later_may_fit_again() {
         .collect();
     let pairs: Vec<(&str, &[(&str, &str)])> =
         pairs.iter().map(|when| (when.as_str(), &[][..])).collect();
-    let (plan, late) = VerdictPlan::build(&[policy("enforce", &pairs)], 0);
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &pairs)], &Doors::default(), 0);
     assert_eq!(
         (plan.atoms.len(), plan.clauses.len(), late.len()),
         (64, 32, 8)
@@ -539,7 +543,7 @@ fn what_does_not_fit_is_left_to_the_agent_and_what_comes_later_may_fit_again() {
     let mut ids: Vec<(&str, &[(&str, &str)])> =
         ids.iter().map(|when| (when.as_str(), &[][..])).collect();
     ids.push(("proc.exe.name == 'a' && proc.uid == 2", &[]));
-    let (plan, late) = VerdictPlan::build(&[policy("enforce", &ids)], 0);
+    let (plan, late) = VerdictPlan::build(&[policy("enforce", &ids)], &Doors::default(), 0);
     assert_eq!((plan.atoms.len(), late.len()), (33, 2));
     assert!(
         late[0].reason.contains("more than 32 ranges of numbers"),
@@ -606,4 +610,150 @@ fn the_first_clause_that_holds_decides_and_an_unknown_answer_never_kills() {
         VerdictPlan::default().judge(Kind::Exec, |_| None),
         Outcome::Nothing
     );
+}
+
+/// The clauses of a rule that denies, as [`told`], where every kind has a door.
+fn denied(on: &str, when: &str) -> String {
+    let text = format!(
+        "[policy]\nname = \"p\"\nmode = \"enforce\"\n[[rule]]\nid = \"r\"\non = [{on:?}]\nwhen = \"\"\"{when}\"\"\"\neffect = \"deny\"\nforce = true\n"
+    );
+    let check = check_file("p.toml", &text);
+    let policy = check.policy.unwrap_or_else(|| panic!("{:?}", check.errors));
+    let doors = Doors::of_host(DENIABLE.map(|kind| (kind, Ok(()))).to_vec());
+    let (plan, late) = VerdictPlan::build(&[policy], &doors, 0);
+    if let [late] = &late[..] {
+        return late.reason.clone();
+    }
+    let [clause] = plan.clauses[..] else {
+        panic!("one clause, not {:?}", plan.clauses);
+    };
+    assert_eq!(
+        clause.kinds,
+        denied_bit(
+            DENIABLE
+                .into_iter()
+                .find(|kind| sumun_proto::catalogue::kind_name(*kind) == on)
+                .expect("a kind")
+        )
+    );
+    let atoms = |word: u64, sign: &str| {
+        let set = (0..plan.atoms.len()).filter(|number| word >> number & 1 == 1);
+        set.map(|number| format!("{sign}{}", atom(&plan.atoms[number])))
+            .collect::<Vec<_>>()
+    };
+    let mut parts = [atoms(clause.need, ""), atoms(clause.forbid, "!")].concat();
+    parts.sort();
+    parts.join(" ")
+}
+
+#[test]
+fn what_can_be_denied_is_known_before_the_call() {
+    for (on, when, expected) in [
+        ("connect", "net.dst.port == 25", "DstPort(25..25)"),
+        (
+            "connect",
+            "net.proto == 'udp' && net.dst.ip == '1.2.3.4'",
+            "Dst(1.2.3.4/32) Protocol(17..17)",
+        ),
+        ("connect", "net.proto == '132'", "Protocol(132..132)"),
+        (
+            "sysctl",
+            "sysctl.name == 'kernel.core_pattern'",
+            "setting(=kernel/core_pattern)",
+        ),
+        // A dot within a name is written as a slash, as sysctl(8) does.
+        (
+            "sysctl",
+            "sysctl.name.startsWith('net.ipv4.conf.eth0/1.')",
+            "setting(^net/ipv4/conf/eth0.1/)",
+        ),
+        (
+            "sysctl",
+            "sysctl.value.startsWith('/') && proc.uid == 0",
+            "Uid(0..0) value(^/)",
+        ),
+        (
+            "rename",
+            "file.path == '/a' || file.path.startsWith('/b/')",
+            "file(=/a;^/b/)",
+        ),
+        ("rename", "file.new_path.startsWith('/etc/')", "to(^/etc/)"),
+        ("exec", "proc.exe.name == 'nc'", "exe(nc)"),
+        ("ptrace", "target.exe.name == 'sshd'", "file(sshd)"),
+        (
+            "mount",
+            "mount.target.startsWith('/proc/')",
+            "file(^/proc/)",
+        ),
+    ] {
+        assert_eq!(denied(on, when), expected, "{when}");
+    }
+    for (on, when, reason) in [
+        (
+            "connect",
+            "result == -1",
+            "result is not known before the call is made",
+        ),
+        (
+            "connect",
+            "net.src.port == 1",
+            "net.src.port is not known before",
+        ),
+        (
+            "connect",
+            "'-c' in proc.args",
+            "before the call is made, the kernel cannot judge",
+        ),
+        ("exec", "proc.euid == 0", "proc.euid is not known before"),
+        ("open", "file.create", "file.create is not known before"),
+        (
+            "sysctl",
+            "sysctl.name.glob('kernel.*')",
+            "it knows ==, in and startsWith",
+        ),
+    ] {
+        let told = denied(on, when);
+        assert!(told.contains(reason), "{when}: {told}");
+    }
+}
+
+#[test]
+fn what_no_door_denies_is_not_in_the_plan() {
+    let text = "[policy]\nname = \"p\"\nmode = \"enforce\"\n[[rule]]\nid = \"r\"\non = [\"connect\", \"bind\", \"chmod\"]\nwhen = \"proc.uid == 7\"\neffect = \"deny\"\n";
+    let check = check_file("p.toml", text);
+    let policies = [check.policy.expect("a policy")];
+    let doors = Doors::of_host(vec![
+        (Kind::Connect, Ok(())),
+        (Kind::Bind, Err("no root".to_owned())),
+    ]);
+    let (plan, late) = VerdictPlan::build(&policies, &doors, 0);
+    assert_eq!(late, []);
+    let kinds: Vec<u32> = plan.clauses.iter().map(|clause| clause.kinds).collect();
+    assert_eq!(kinds, [denied_bit(Kind::Connect)]);
+    let uid = |_: &Atom| Some(true);
+    assert_eq!(plan.judge_before(Kind::Connect, uid), Outcome::Kills(0));
+    assert_eq!(
+        plan.judge(Kind::Connect, uid),
+        Outcome::Nothing,
+        "nobody is killed"
+    );
+    let modes = |doors: &Doors| {
+        let of = |kind: &Kind| {
+            let rule = (0, &policies[0].rules[0]);
+            crate::explain::effective(policies[0].mode, rule, *kind, doors, &[])
+        };
+        [Kind::Connect, Kind::Bind, Kind::Chmod].map(|kind| of(&kind))
+    };
+    let said = modes(&doors).map(|(mode, reason)| format!("{} {reason}", mode.name()));
+    assert_eq!(
+        said,
+        [
+            "deny ",
+            "alert not denied: no root",
+            "alert not denied: nothing can deny chmod"
+        ]
+    );
+    // Nobody tried: nothing is promised.
+    let untried = modes(&Doors::default()).map(|(mode, _)| mode.name());
+    assert_eq!(untried, ["alert"; 3]);
 }

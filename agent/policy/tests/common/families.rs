@@ -91,6 +91,7 @@ pub(super) fn kernel(dice: &mut Dice<'_>, unknowns: bool) -> KernelChange {
     let (source, source_flaws) = word(dice, unknowns);
     let (target, target_flaws) = word(dice, unknowns);
     let (fs, fs_flaws) = word(dice, unknowns);
+    let (value, value_flaws) = word(dice, unknowns);
     KernelChange {
         result: dice.chance(12).then(|| dice.pick(&[0, -1])),
         name_unknown: unknowns && name.is_none() && lost == 0,
@@ -109,5 +110,8 @@ pub(super) fn kernel(dice: &mut Dice<'_>, unknowns: bool) -> KernelChange {
         fs_flaws,
         flags: Some(dice.pick(&[0, 1, 4096 | 16384])),
         entries: None,
+        value,
+        value_flaws,
+        name_flaws: 0,
     }
 }

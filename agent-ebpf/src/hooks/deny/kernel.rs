@@ -1,0 +1,139 @@
+//! Settings of the kernel (`/proc/sys`), as they are written: recorded, and denied by a program on the root of all cgroups.
+
+use core::{
+    mem::size_of,
+    ptr::{self, addr_of_mut},
+};
+
+use aya_ebpf::{
+    helpers::generated::{bpf_sysctl_get_name, bpf_sysctl_get_new_value},
+    macros::cgroup_sysctl,
+    programs::SysctlContext,
+};
+use sumun_abi::{
+    event::{
+        kernel::{SETTING_NAME, SETTING_VALUE, Setting},
+        kind,
+        process::outcome,
+    },
+    policy::whole,
+    record::{FLAW_TRUNCATED, RING_BULK, SOURCE_COPY},
+    verdict::{denied, on},
+};
+
+use super::{ALLOW, DENY, is_canary};
+use crate::{
+    kernel::{opaque, path::Text, task::Task},
+    policy::{deny, verdict},
+    run::{self, Run},
+};
+
+/// Where the name lies in the record, and then the value.
+const NAME: usize = size_of::<Setting>();
+const VALUE: usize = NAME + SETTING_NAME;
+
+/// A setting is read or written.
+#[cgroup_sysctl]
+fn deny_sysctl(ctx: SysctlContext) -> i32 {
+    // The agent only reads.
+    if is_canary(denied::SYSCTL) {
+        return DENY;
+    }
+    // SAFETY: the program's own context.
+    let (writes, position) = unsafe {
+        (
+            ptr::addr_of!((*ctx.sysctl).write).read_volatile(),
+            ptr::addr_of!((*ctx.sysctl).file_pos).read_volatile(),
+        )
+    };
+    if writes == 0 {
+        return ALLOW;
+    }
+    let wanted = run::active()
+        .and_then(run::filter)
+        .is_some_and(|filter| filter.whole & 1 << whole::SYSCTL != 0);
+    if !wanted {
+        return ALLOW;
+    }
+    let Some(run) = Run::begin(RING_BULK) else {
+        return ALLOW;
+    };
+    let answer = written(&ctx, run, position);
+    run.end();
+    answer
+}
+
+#[inline(always)]
+fn written(ctx: &SysctlContext, run: Run, position: u32) -> i32 {
+    let Some(index) = run::active() else {
+        return ALLOW;
+    };
+    let Some(filter) = run::filter(index) else {
+        return ALLOW;
+    };
+    let Some(record) = run.record::<Setting>() else {
+        return ALLOW;
+    };
+    // SAFETY: the record is this run's, and what follows its fixed part has room for both texts; the helpers write no
+    // more than they are told and end it with NUL.
+    let (name, value) = unsafe {
+        let bytes: *mut u8 = record.cast();
+        let name = bpf_sysctl_get_name(
+            ctx.sysctl.cast(),
+            bytes.add(NAME).cast(),
+            SETTING_NAME as u64,
+            0,
+        );
+        let value = bpf_sysctl_get_new_value(
+            ctx.sysctl.cast(),
+            bytes.add(VALUE).cast(),
+            SETTING_VALUE as u64,
+        );
+        (i64::from(name), i64::from(value))
+    };
+    let (name_len, name_flaws) = length(name, SETTING_NAME);
+    let (mut value_len, value_flaws) = length(value, SETTING_VALUE);
+    let last = opaque(value_len.wrapping_sub(1));
+    if value_flaws == 0 && last < SETTING_VALUE as u64 {
+        // SAFETY: bound checked.
+        let byte = unsafe {
+            record
+                .cast::<u8>()
+                .add(VALUE + last as usize)
+                .read_volatile()
+        };
+        if byte == b'\n' {
+            value_len = last;
+        }
+    }
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        Task::current().actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).position).write(position);
+        addr_of_mut!((*record).pad).write(0);
+        Text::at(NAME, name_len, SOURCE_COPY).store(addr_of_mut!((*record).name), name_flaws);
+        Text::at(VALUE, value_len, SOURCE_COPY).store(addr_of_mut!((*record).value), value_flaws);
+        verdict::none(addr_of_mut!((*record).verdict));
+    }
+    let mut outcome = outcome::NONE;
+    if verdict::asked(index, on::denied(denied::SYSCTL)) {
+        outcome = deny::sumun_ask_setting(run.level, index) as u32;
+    }
+    let len = opaque(VALUE as u64 + value_len);
+    run.send(RING_BULK, kind::SYSCTL, filter.generation, len as u32);
+    if outcome == outcome::DENIED {
+        DENY
+    } else {
+        ALLOW
+    }
+}
+
+/// Length of a text that a helper wrote, and its flaws.
+#[inline(always)]
+fn length(returned: i64, room: usize) -> (u64, u8) {
+    if returned < 0 || returned as u64 >= room as u64 {
+        // Cut, or there is none (a write of nothing): what is there is no whole text.
+        return (0, FLAW_TRUNCATED);
+    }
+    (returned as u64, 0)
+}

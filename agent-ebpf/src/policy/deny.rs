@@ -1,0 +1,324 @@
+//! Rules that deny, judged before the call does anything.
+//!
+//! What is unknown never denies. Functions here have frames of their own, apart from those of the rules that kill: the
+//! calls that lead to those use all of the stack that there is.
+
+use core::{
+    mem::offset_of,
+    ptr::{addr_of, addr_of_mut},
+};
+
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use sumun_abi::{
+    event::{deny::Asked, kernel::Setting, network::FAMILY_INET, process::outcome},
+    policy::tag,
+    record::{FLAW_TRUNCATED, LEVELS, Span},
+    slot,
+    verdict::{Verdicts, denied, id, on},
+};
+
+use super::{
+    copy, find, first,
+    lineage::{self, Image},
+    verdict::{Judged, is_of_the_host, matched, net, numbers},
+};
+use crate::{
+    kernel::{get, read, task::Task},
+    maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
+    run::{Run, scratch},
+};
+
+// Both begin with a header and who did it.
+const _: () = assert!(offset_of!(Asked, actor) == offset_of!(Setting, actor));
+
+/// Asks the rules about the connect or bind of the record, and writes into it what they made of it. The outcome is returned.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_ask_network(level: u32, index: u32, kind: u32) -> u64 {
+    if level >= LEVELS {
+        return 0;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 0;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return 0;
+    };
+    let Some(record) = (Run { level }).record::<Asked>() else {
+        return 0;
+    };
+    // SAFETY: record and scratch are this run's.
+    unsafe {
+        let port = addr_of!((*record).dst_port).read();
+        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
+        values.add(id::DST_PORT as usize).write(u32::from(port));
+        values
+            .add(id::PROTOCOL as usize)
+            .write(addr_of!((*record).protocol).read());
+        let mut unknown = plan.src_net
+            | plan.numbered[id::SRC_PORT as usize]
+            | plan.numbered[id::RESULT as usize];
+        // Which one it becomes, the kernel has not chosen yet.
+        if port == 0 && kind == on::denied(denied::BIND) {
+            unknown |= plan.numbered[id::DST_PORT as usize];
+        }
+        let (len, dst) = if addr_of!((*record).family).read() == FAMILY_INET {
+            (4, tag::VERDICT_DST_NET4)
+        } else {
+            (16, tag::VERDICT_DST_NET6)
+        };
+        let yes = if plan.dst_net != 0 {
+            net(scratch, index, dst, addr_of!((*record).dst) as u64, len)
+        } else {
+            0
+        };
+        answer(scratch, yes, unknown);
+        let judged = Judged(sumun_ask(level, index, kind));
+        judged.store(addr_of_mut!((*record).verdict));
+        u64::from(judged.outcome())
+    }
+}
+
+/// Asks the rules about the setting of the record, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_ask_setting(level: u32, index: u32) -> u64 {
+    if level >= LEVELS {
+        return 0;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 0;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return 0;
+    };
+    let Some(record) = (Run { level }).record::<Setting>() else {
+        return 0;
+    };
+    // SAFETY: record and scratch are this run's.
+    unsafe {
+        let record_at = record as u64;
+        let (mut yes, mut unknown) = (0, 0);
+        for (span, tag, atoms) in [
+            (
+                addr_of!((*record).name).read(),
+                tag::VERDICT_SETTING,
+                plan.setting,
+            ),
+            (
+                addr_of!((*record).value).read(),
+                tag::VERDICT_VALUE,
+                plan.value,
+            ),
+        ] {
+            if atoms == 0 {
+                continue;
+            }
+            if span.flaws & FLAW_TRUNCATED != 0 {
+                unknown |= atoms;
+            } else {
+                yes |= text(scratch, index, tag, record_at, span);
+            }
+        }
+        answer(scratch, yes, unknown);
+        let judged = Judged(sumun_ask(level, index, on::denied(denied::SYSCTL)));
+        judged.store(addr_of_mut!((*record).verdict));
+        u64::from(judged.outcome())
+    }
+}
+
+/// What a text of the record satisfies.
+#[inline(always)]
+fn text(scratch: *mut Scratch, index: u32, tag: u8, record: u64, span: Span) -> u64 {
+    let source = record + u64::from(span.offset);
+    let copied = copy(scratch, 0, source, u64::from(span.len));
+    match find(scratch, first(index, tag), copied) {
+        Some((found, true)) => found.file | found.file_exact,
+        Some((found, false)) => found.file,
+        None => 0,
+    }
+}
+
+/// Leaves in the scratch what the call satisfies.
+///
+/// # Safety
+/// The scratch is the run's.
+#[inline(always)]
+pub(super) unsafe fn answer(scratch: *mut Scratch, yes: u64, unknown: u64) {
+    // SAFETY: as the caller says.
+    unsafe {
+        addr_of_mut!((*scratch).answers).write(Answers {
+            yes,
+            unknown: unknown & !yes,
+            own_yes: 0,
+            own_unknown: 0,
+        });
+    }
+}
+
+/// Asks the rules about the call of the record, of which the scratch has the answers so far.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
+    let none = Judged::new(outcome::NONE, 0, 0, false).0;
+    if level >= LEVELS {
+        return none;
+    }
+    let Some(scratch) = scratch(level) else {
+        return none;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return none;
+    };
+    let Some(record) = (Run { level }).record::<Asked>() else {
+        return none;
+    };
+    // SAFETY: record and scratch are this run's; the actor and all answers are written.
+    let (actor, answers) = unsafe { (addr_of!((*record).actor), addr_of!((*scratch).answers)) };
+    let who = Image::of_actor(actor);
+    // SAFETY: as above.
+    let (mut yes, mut unknown) = unsafe { ((*answers).yes, (*answers).unknown) };
+    let mut lineage_unknown = false;
+    if lineage::is_kept(plan) {
+        // SAFETY: the scratch is this run's.
+        let words = unsafe { addr_of_mut!((*scratch).words[0]) };
+        lineage::words(words, who, plan, index);
+        // SAFETY: as above; of an exec the answers say what the new executable satisfies.
+        unsafe {
+            yes |= (*words).above_yes;
+            unknown |= (*words).above_unknown;
+            if kind != on::denied(denied::EXEC) {
+                yes |= (*words).exe_yes;
+                unknown |= (*words).exe_unknown;
+            }
+            lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
+        for (id, value) in [
+            (id::UID, addr_of!((*actor).uid).read()),
+            (id::GID, addr_of!((*actor).gid).read()),
+            (id::EUID, addr_of!((*actor).euid).read()),
+            (id::EGID, addr_of!((*actor).egid).read()),
+        ] {
+            values.add(id as usize).write(value);
+        }
+    }
+    yes |= numbers(plan, scratch) & !unknown;
+    decide(plan, kind, yes, unknown, lineage_unknown)
+}
+
+#[inline(always)]
+fn decide(plan: &Verdicts, kind: u32, yes: u64, unknown: u64, lineage_unknown: bool) -> u64 {
+    let (rule, open) = matched(plan, kind, yes, unknown);
+    let Some(rule) = rule else {
+        let outcome = if open {
+            outcome::UNDECIDED
+        } else {
+            outcome::NONE
+        };
+        return Judged::new(outcome, 0, 0, lineage_unknown).0;
+    };
+    // SAFETY: a live map value, written by user space as a whole.
+    let until = LEASE
+        .get_ptr(0)
+        .map_or(0, |until| unsafe { until.read_volatile() });
+    let outcome = if is_guarded(Task::current()) {
+        outcome::GUARDED
+    // SAFETY: no arguments.
+    } else if unsafe { bpf_ktime_get_boot_ns() } > until {
+        outcome::EXPIRED
+    } else {
+        outcome::DENIED
+    };
+    Judged::new(outcome, rule, 0, lineage_unknown).0
+}
+
+/// A name as it lies in memory, filled with zeros.
+const fn name(text: &[u8]) -> (u32, [u64; 3]) {
+    let mut words = [0; 3];
+    let mut place = 0;
+    while place < text.len() {
+        words[place / 8] |= (text[place] as u64) << (place % 8 * 8);
+        place += 1;
+    }
+    (text.len() as u32, words)
+}
+
+/// Programs without which nobody gets in to mend what a rule has broken, and those that run containers: of the host, no rule
+/// denies them anything.
+const GUARDED: [(u32, [u64; 3]); 15] = [
+    name(b"sumun-agent"),
+    name(b"sshd"),
+    name(b"sshd-session"),
+    name(b"sshd-auth"),
+    name(b"kubelet"),
+    name(b"containerd"),
+    name(b"containerd-shim"),
+    name(b"containerd-shim-runc-v1"),
+    name(b"containerd-shim-runc-v2"),
+    name(b"dockerd"),
+    name(b"crio"),
+    name(b"conmon"),
+    name(b"podman"),
+    name(b"runc"),
+    name(b"crun"),
+];
+
+/// The current process is one that no policy may keep from anything.
+#[inline(always)]
+fn is_guarded(task: Task) -> bool {
+    let pid = task.pid();
+    let mm = task.mm();
+    if pid == 1 || mm.address == 0 {
+        return true;
+    }
+    let exe = mm.follow(slot::MM_EXE_FILE);
+    let inode = exe.follow(slot::FILE_INODE);
+    let dentry = exe.number(slot::FILE_DENTRY);
+    if is_called_so(dentry) && is_of_the_host(task, inode) {
+        return true;
+    }
+    let Some(guard) = GUARD.get(0) else {
+        return false;
+    };
+    if u64::from(pid) == guard.pid && task.start() == guard.start_ns {
+        return true;
+    }
+    let ino: u64 = inode.get(slot::INODE_INO);
+    let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
+    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev
+}
+
+/// Whether the last component of a path is a name of `GUARDED`.
+#[inline(always)]
+fn is_called_so(dentry: u64) -> bool {
+    let len: u32 = get(dentry, slot::DENTRY_NAME_LEN);
+    if len > 24 {
+        return false;
+    }
+    let at: u64 = get(dentry, slot::DENTRY_NAME);
+    let mut found: [u64; 3] = [read(at), read(at + 8), read(at + 16)];
+    // What lies behind the name is not part of it.
+    let mut word = 0;
+    while word < 3 {
+        let left = len.saturating_sub(word as u32 * 8);
+        found[word] &= if left >= 8 {
+            u64::MAX
+        } else {
+            (1_u64 << (left * 8)) - 1
+        };
+        word += 1;
+    }
+    let mut called = false;
+    let mut place = 0;
+    while place < GUARDED.len() {
+        let (known, words) = &GUARDED[place];
+        called |=
+            *known == len && words[0] == found[0] && words[1] == found[1] && words[2] == found[2];
+        place += 1;
+    }
+    called
+}

@@ -1,0 +1,115 @@
+//! A kernel side with rules that deny, compiled for its doors as an agent does.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+use sumun_agent::kernel::{Kernel, KernelConfig, LockPlace, Swapped};
+use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
+use sumun_proto::{catalogue::kind_name, v1::Kind};
+
+use super::kernel::{Bench, bench};
+
+pub struct Ruled {
+    pub bench: Bench,
+    generation: u32,
+    dir: tempfile::TempDir,
+}
+
+impl Ruled {
+    /// Or says why these kinds cannot be denied here.
+    pub fn new(name: &str, kinds: &[Kind]) -> Option<Self> {
+        let mut bench = bench(name)?;
+        bench.kernel().try_doors().unwrap();
+        for kind in kinds {
+            let doors = bench.kernel().doors();
+            let door = doors.iter().find(|door| door.kind == *kind).unwrap();
+            if let Some(reason) = &door.reason {
+                eprintln!(
+                    "SKIPPED {name}: {} cannot be denied here: {}: {reason}",
+                    kind_name(*kind),
+                    door.rung
+                );
+                return None;
+            }
+        }
+        bench.kernel().hold_until(u64::MAX).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        Some(Self {
+            bench,
+            generation: 0,
+            dir,
+        })
+    }
+
+    /// The rule that denies on a kind (none on `exit`, which cannot be denied) becomes the only one.
+    pub fn load(&mut self, on: &str, when: &str) {
+        self.generation += 1;
+        let generation = self.generation;
+        load(self.bench.kernel(), on, when, generation);
+    }
+
+    pub fn load_into(&self, kernel: &mut Kernel, on: &str, when: &str) {
+        load(kernel, on, when, 1);
+    }
+
+    /// The next agent takes over; its rules are those that are there.
+    pub fn again(&mut self) {
+        let mut kernel = Kernel::load(&self.bench.config).unwrap();
+        kernel.try_doors().unwrap();
+        kernel.attach().unwrap();
+        self.bench.kernel = Some(kernel);
+    }
+
+    /// A second kernel side, of somebody else.
+    pub fn beside(&self) -> Kernel {
+        let config = KernelConfig {
+            directory: format!("{}-beside", self.bench.config.directory),
+            lock: LockPlace::File(self.dir.path().join("lock")),
+            ..KernelConfig::default()
+        };
+        let mut kernel = Kernel::load(&config).unwrap();
+        kernel.try_doors().unwrap();
+        kernel.attach().unwrap();
+        kernel.hold_until(u64::MAX).unwrap();
+        kernel
+    }
+}
+
+fn load(kernel: &mut Kernel, on: &str, when: &str, generation: u32) {
+    let (effect, when) = match on {
+        "exit" => ("alert", String::new()),
+        _ => ("deny", format!("when = '''{when}'''")),
+    };
+    let text = format!(
+        "[policy]\nname = \"p\"\nmode = \"enforce\"\n[[rule]]\nid = \"r\"\non = [{on:?}]\n{when}\neffect = {effect:?}\n"
+    );
+    let policies = [policy(&text)];
+    let (verdicts, late) = VerdictPlan::build(&policies, &kernel.deniable(), 0);
+    assert_eq!(late, [], "{when}");
+    let (plan, _) = Plan::build(&policies);
+    let swapped = kernel
+        .set_rules(&plan, &verdicts, generation, Vec::new)
+        .unwrap();
+    assert_eq!(swapped, Swapped::default());
+}
+
+fn policy(text: &str) -> CheckedPolicy {
+    let check = check_file("p.toml", text);
+    check.policy.unwrap_or_else(|| panic!("{:?}", check.errors))
+}
+
+/// A socket of MPTCP, if this kernel has it.
+#[expect(unsafe_code, reason = "nix knows no such protocol")]
+pub fn mptcp() -> Option<OwnedFd> {
+    // SAFETY: numbers only; the descriptor is new.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 262);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
+    }
+}

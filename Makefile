@@ -16,12 +16,13 @@ export CARGO_TARGET_DIR ?= $(SUMUN_CACHE)/target
 # Where tests, demo and benchmarks find the three programs.
 export SUMUN_BIN := $(CURDIR)/target/release
 
-.PHONY: help setup setup-test setup-bench build demo lint test test-faults bench clean
+.PHONY: help setup setup-test setup-bench build demo lint test test-kernels test-faults bench clean
 
 help:
 	@echo 'make demo         set up, build, and watch an attack being recorded'
 	@echo 'make build        the programs, in target/release/'
 	@echo 'make test         everything: lint, unit tests, the real kernel, virtual machines'
+	@echo 'make test-kernels the kernel side on 5.10, 6.1, 6.12 and the newest kernel'
 	@echo 'make test-faults  the fault tests in their long form'
 	@echo 'make lint         format, clippy (both sides), dependencies'
 	@echo 'make bench        the figures, on the screen and under target/bench/'
@@ -53,6 +54,10 @@ lint: setup
 test: lint setup-test build
 	@tests/vm/selftest
 	tests/run
+
+# `make test` runs it as well.
+test-kernels: setup-test build
+	@tests/run --test kernels
 
 test-faults: setup-test build
 	@export SUMUN_FAULTS=long

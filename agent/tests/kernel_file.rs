@@ -64,7 +64,11 @@ fn opens_say_what_was_granted_and_where_the_object_is() {
     let (first, second, third) = (dir.join("first"), dir.join("second"), dir.join("third"));
     fs::write(&second, "content").unwrap();
     std::os::unix::fs::symlink(&second, dir.join("link")).unwrap();
-    bench.kernel().set_filter(&all(&[Kind::Open]), 7).unwrap();
+    let generation = bench.generation(7);
+    bench
+        .kernel()
+        .set_filter(&all(&[Kind::Open]), generation)
+        .unwrap();
     drop(bench.settle());
 
     drop(fs::File::create_new(&first).unwrap());
@@ -124,7 +128,7 @@ fn opens_say_what_was_granted_and_where_the_object_is() {
         (created.path.source, created.path.flaws & !FLAW_RACY),
         (SOURCE_OBJECT, 0)
     );
-    assert_eq!(created.header.generation, 7);
+    assert_eq!(created.header.generation, generation);
     assert_eq!(open_of(&seen, &second).flags, ACCESS_WRITE | ACCESS_APPEND);
     assert_eq!(open_of(&seen, &dir).flags, ACCESS_PATH);
     let found: Vec<_> = opens(&seen)
@@ -149,7 +153,7 @@ fn paths_cross_mounts_and_depth_is_marked() {
     let Some(mut bench) = kernel::bench("walk") else {
         return;
     };
-    bench.kernel().set_filter(&all(&[Kind::Open]), 1).unwrap();
+    bench.ask(&[Kind::Open]);
     drop(fs::File::open("/proc/self/../version").unwrap());
     drop(fs::File::open("/").unwrap());
     drop(fs::File::open("/proc").unwrap());
@@ -187,7 +191,7 @@ fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
     let dir = tempfile::tempdir().unwrap();
     let target = fs::canonicalize(dir.path()).unwrap().join("target");
     fs::write(&target, "").unwrap();
-    bench.kernel().set_filter(&all(&[Kind::Open]), 1).unwrap();
+    bench.ask(&[Kind::Open]);
     drop(bench.settle());
     // A sibling closes whatever descriptor the opener is about to get.
     let probe = fs::File::open(&target).unwrap();
@@ -268,20 +272,14 @@ fn closes_are_told_while_they_are_asked_for() {
             .filter(|path| path.starts_with(dir.to_str().unwrap()))
             .collect()
     };
-    bench
-        .kernel()
-        .set_filter(&all(&[Kind::CloseWrite]), 1)
-        .unwrap();
+    bench.ask(&[Kind::CloseWrite]);
     fs::write(dir.join("one"), "").unwrap();
     drop(fs::File::open(dir.join("one")).unwrap());
     assert_eq!(closes(&bench.settle()), [dir.join("one").to_str().unwrap()]);
-    bench.kernel().set_filter(&Plan::default(), 2).unwrap();
+    bench.ask(&[]);
     fs::write(dir.join("two"), "").unwrap();
     assert_eq!(closes(&bench.settle()), Vec::<String>::new());
-    bench
-        .kernel()
-        .set_filter(&all(&[Kind::CloseWrite]), 3)
-        .unwrap();
+    bench.ask(&[Kind::CloseWrite]);
     fs::write(dir.join("three"), "").unwrap();
     assert_eq!(
         closes(&bench.settle()),
@@ -298,10 +296,7 @@ fn renames_and_unlinks_carry_the_directory_and_the_callers_name() {
     let dir = fs::canonicalize(dir.path()).unwrap();
     fs::create_dir(dir.join("sub")).unwrap();
     fs::write(dir.join("a"), "").unwrap();
-    bench
-        .kernel()
-        .set_filter(&all(&[Kind::Rename, Kind::Unlink]), 1)
-        .unwrap();
+    bench.ask(&[Kind::Rename, Kind::Unlink]);
     let here = fs::File::open(&dir).unwrap();
     let sub = fs::File::open(dir.join("sub")).unwrap();
     nix::fcntl::renameat2(
@@ -382,13 +377,7 @@ fn thirty_two_bit_calls_are_no_way_around() {
         );
         return;
     }
-    bench
-        .kernel()
-        .set_filter(
-            &all(&[Kind::Open, Kind::CloseWrite, Kind::Rename, Kind::Unlink]),
-            1,
-        )
-        .unwrap();
+    bench.ask(&[Kind::Open, Kind::CloseWrite, Kind::Rename, Kind::Unlink]);
     // open, openat, openat2, creat; close; rename, renameat2; unlink, rmdir.
     let flags = (libc::O_WRONLY | libc::O_TRUNC) as u32;
     let how = low.put(&[u64::from(flags).to_ne_bytes(), [0; 8], [0; 8]].concat());

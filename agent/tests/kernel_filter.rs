@@ -91,6 +91,7 @@ fn touch(path: &Path) {
 }
 
 fn set(bench: &mut Bench, plan: &Plan, generation: u32) {
+    let generation = bench.generation(generation);
     assert_eq!(bench.kernel().set_filter(plan, generation).unwrap(), []);
 }
 

@@ -124,7 +124,7 @@ fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
         touch(format!("before{round}"));
         fork();
         // Like a kill: nothing is released, nothing was committed.
-        drop(bench.kernel.take());
+        bench.quit();
         touch(format!("between{round}"));
         fork();
         let mut next = Kernel::load(&bench.config).unwrap();
@@ -199,7 +199,7 @@ fn other_sizes_begin_anew() {
         return;
     };
     let generation = bench.kernel().pin_generation();
-    drop(bench.kernel.take());
+    bench.quit();
     bench.config.bulk_bytes /= 2;
     let next = Kernel::load(&bench.config).unwrap();
     assert!(!next.reused());
@@ -231,7 +231,7 @@ fn release_leaves_nothing() {
     };
     let dir = bench.config.bpffs.join(&bench.config.directory);
     assert!(dir.is_dir());
-    drop(bench.kernel.take());
+    bench.quit();
     assert!(sumun_agent::kernel::release(&bench.config).unwrap());
     assert!(!dir.exists());
     assert!(!sumun_agent::kernel::release(&bench.config).unwrap());
@@ -302,7 +302,7 @@ fn a_take_over_under_load_neither_loses_nor_doubles() {
             count
         });
         for _ in 0..5 {
-            drop(bench.kernel.take());
+            bench.quit();
             let mut next = Kernel::load(&bench.config).unwrap();
             next.attach().unwrap();
             bench.kernel = Some(next);

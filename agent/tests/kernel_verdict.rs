@@ -43,6 +43,7 @@ fn bench(name: &str) -> Option<Bench> {
 }
 
 fn load(bench: &mut Bench, plan: &VerdictPlan, generation: u32, seeds: Vec<Seed>) {
+    let generation = bench.generation(generation);
     let swapped = bench
         .kernel()
         .set_rules(&Plan::default(), plan, generation, || seeds)
@@ -139,7 +140,8 @@ fn killed_before_the_first_instruction_every_time() {
         vec![],
     );
     let mut seen = Vec::new();
-    for turn in 0..1000 {
+    let turns = kernel::times(1000);
+    for turn in 0..turns {
         assert!(was_killed(&touch(&evil, &file), &file), "turn {turn}");
         if turn % 100 == 0 {
             seen.extend(bench.drain());
@@ -149,13 +151,13 @@ fn killed_before_the_first_instruction_every_time() {
     fs::remove_file(&file).unwrap();
     seen.extend(bench.settle());
     let killed = execs(&seen, &evil);
-    assert_eq!(killed.len(), 1000);
+    assert_eq!(killed.len(), turns);
     for exec in killed {
         assert_eq!(
             (exec.outcome, exec.rule, exec.error),
             (outcome::KILLED, 7, 0)
         );
-        assert_eq!(exec.header.generation, 3);
+        assert_eq!(exec.header.generation, bench.generation(3));
     }
     assert_eq!(execs(&seen, &good)[0].outcome, outcome::NONE);
 
@@ -179,7 +181,7 @@ fn verdicts_hold_without_an_agent_until_they_expire() {
         vec![],
     );
     // As if it had been killed: pins and programs stay.
-    drop(bench.kernel.take());
+    bench.quit();
     for _ in 0..50 {
         assert!(was_killed(&touch(&evil, &file), &file));
     }
@@ -391,7 +393,7 @@ fn ancestors_stay_right_over_many_forks() {
     load(&mut bench, &asked, 1, seeds);
     let out = dir.path().join("out");
     // So many that the map would be full if it kept those that have ended.
-    let rounds = 8500;
+    let rounds = kernel::times(8500);
     let script = format!(
         "i=0; while [ $i -lt {rounds} ]; do i=$((i+1)); ( {} -c 'echo x >> {}' ) ; done 2>/dev/null",
         tool.display(),
@@ -504,7 +506,7 @@ fn no_exec_is_judged_by_half_a_plan() {
             let missing = runs.abs_diff(execs.len());
             assert!(missing <= left_out as usize, "each is recorded once");
             for exec in execs {
-                let odd = exec.header.generation % 2 == 1;
+                let odd = exec.header.generation % 2 == bench.generation(1) % 2;
                 let expected = match shell.file_name().unwrap().to_str().unwrap() {
                     "both" => true,
                     "odd" => odd,

@@ -36,6 +36,7 @@ doors! {
     door_sys_exit, AT_SYS_EXIT, "sys_exit";
     door_sys_enter, AT_SYS_ENTER, "sys_enter";
     door_state, AT_STATE, "inet_sock_set_state";
+    door_exec_again, AT_EXEC_AGAIN, "sched_process_exec";
     door_module_load, AT_MODULE_LOAD, "module_load";
     door_cgroup_mkdir, AT_CGROUP_MKDIR, "cgroup_mkdir";
     door_cgroup_rename, AT_CGROUP_RENAME, "cgroup_rename";

@@ -24,7 +24,7 @@ use crate::{
         task::Task,
         value,
     },
-    maps::EXITED,
+    maps::{EXECUTED, EXITED},
     policy::{
         lineage, sharers as table,
         verdict::{self, Judged},
@@ -81,9 +81,35 @@ fn generation(index: u32) -> u32 {
 /// An exec that succeeded, before the new image runs its first instruction.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    executed(&ctx, false)
+}
+
+/// The same once more, after the first. The kernel leaves a program out while it is under way on the same CPU: where
+/// tracepoints can be preempted (7.x), an exec that comes in between would be neither judged nor recorded. It
+/// cannot be in both at once, and what the first has done the second finds done.
+#[btf_tracepoint(function = "sched_process_exec")]
+fn sched_process_exec_again(ctx: BtfTracePointContext) -> i32 {
+    executed(&ctx, true)
+}
+
+#[inline(always)]
+fn executed(ctx: &BtfTracePointContext, again: bool) -> i32 {
+    let task = Task(Object::argument(ctx.arg(0)));
+    let key = [u64::from(task.pid()), task.start()];
+    let number = task.image();
+    if again {
+        // SAFETY: the value is copied at once; a task executes one image at a time.
+        let seen = unsafe { EXECUTED.get(&key) }.is_some_and(|seen| *seen == number);
+        let _ = EXECUTED.remove(&key);
+        if seen {
+            return 0;
+        }
+    } else {
+        // Before anything can go wrong: what the first counts as lost, the second does not tell.
+        let _ = EXECUTED.insert(&key, &number, 0);
+    }
     if let Some(run) = Run::begin(RING_LIFE) {
         let index = run::active().unwrap_or(0);
-        let task = Task(Object::argument(ctx.arg(0)));
         let old_tid: u32 = ctx.arg(1);
         let binprm: u64 = ctx.arg(2);
         let mut flags = 0;

@@ -160,6 +160,7 @@ impl Kernel {
             kinds: vec!["sysctl"],
             available: sysctl.reason.is_none(),
             reason: sysctl.reason.clone(),
+            verified_instructions: None,
         })
     }
 

@@ -97,6 +97,22 @@ pub(super) const HOOKS: &[Hook] = &[
         on_demand: false,
         can_lack: None,
     },
+    // After the first, for what that one misses.
+    Hook {
+        program: "sched_process_exec_again",
+        door: "door_exec_again",
+        behind: "AT_EXEC_AGAIN",
+        tracepoint: "sched_process_exec",
+        kinds: &["exec"],
+        required: with_path![
+            s::TASK_REAL_PARENT,
+            s::MM_ARG_START,
+            s::MM_ARG_END,
+            s::INODE_UID,
+        ],
+        on_demand: false,
+        can_lack: None,
+    },
     Hook {
         program: "sched_process_exit",
         door: "door_exit",
@@ -265,4 +281,7 @@ pub struct HookStatus {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Instructions that the kernel's verifier walked through before it took the programs; told from 5.16 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_instructions: Option<u64>,
 }

@@ -289,7 +289,7 @@ impl Kernel {
                 if attached.is_err() {
                     self.vacate(hook);
                 }
-                status_of(hook, attached)
+                self.verified(hook, status_of(hook, attached))
             })
             .collect();
         if self.entries {
@@ -395,6 +395,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// The status, with what the verifier had to do for the hook.
+    fn verified(&mut self, hook: &hooks::Hook, status: HookStatus) -> HookStatus {
+        let count = |program: &mut BtfTracePoint| {
+            let info = program.info().ok()?;
+            info.verified_instruction_count().map(u64::from)
+        };
+        let counts = [hook.program, hook.door]
+            .map(|name| tracepoint(&mut self.ebpf, name).ok().and_then(count));
+        HookStatus {
+            verified_instructions: counts.into_iter().sum(),
+            ..status
+        }
+    }
+
     /// Puts a hook's program behind its door.
     fn install(&mut self, hook: &hooks::Hook) -> Result<(), String> {
         let failed = |error: &dyn std::error::Error| {
@@ -473,6 +487,7 @@ fn status_of(hook: &hooks::Hook, tried: Result<(), String>) -> HookStatus {
         kinds: hook.kinds.to_vec(),
         available: tried.is_ok(),
         reason: tried.err(),
+        verified_instructions: None,
     }
 }
 

@@ -126,7 +126,8 @@ pub fn probe() -> ProbeReport {
                         if kernel.lacks(hook) {
                             return status_of(hook, Ok(()));
                         }
-                        status_of(hook, kernel.prepare(hook, &btf))
+                        let status = status_of(hook, kernel.prepare(hook, &btf));
+                        kernel.verified(hook, status)
                     };
                     report.hooks = HOOKS.iter().map(tried).collect();
                 }

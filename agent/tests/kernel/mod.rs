@@ -14,6 +14,7 @@ use std::{
     fs::File,
     path::Path,
     process::Command,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -33,8 +34,26 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Bench {
     pub kernel: Option<Kernel>,
     pub config: KernelConfig,
-    _turn: Flock<File>,
-    _dir: tempfile::TempDir,
+    /// The generations of this test's filters are above this: see [`Bench::generation`].
+    before: u32,
+    /// Is as [`bench`] makes it, for any test.
+    common: bool,
+    turn: Option<Flock<File>>,
+    dir: Option<tempfile::TempDir>,
+}
+
+/// In a virtual machine, where loading takes seconds, the tests of one program use one kernel side
+/// after each other.
+static SHARED: Mutex<Option<Bench>> = Mutex::new(None);
+
+/// True where tests hand on what they have loaded; what the last one used is not released.
+fn shares() -> bool {
+    std::env::var_os("SUMUN_TEST_SHARE").is_some()
+}
+
+/// So many times; in a virtual machine, where each takes far longer, a tenth.
+pub fn times(count: usize) -> usize {
+    if shares() { count / 10 } else { count }
 }
 
 /// The reason why tests on the kernel cannot run here, if there is one.
@@ -50,7 +69,14 @@ pub fn unable() -> Option<&'static str> {
 
 /// Loads and attaches, or says why not.
 pub fn bench(name: &str) -> Option<Bench> {
-    bench_with(name, |_| {})
+    let handed_on = SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(mut bench) = handed_on {
+        bench.before = bench.kernel().last_generation();
+        return Some(bench);
+    }
+    let mut bench = bench_with(name, |_| {})?;
+    bench.common = true;
+    Some(bench)
 }
 
 pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<Bench> {
@@ -74,8 +100,10 @@ pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<
     let mut bench = Bench {
         kernel: Some(kernel),
         config,
-        _turn: turn,
-        _dir: dir,
+        before: 0,
+        common: false,
+        turn: Some(turn),
+        dir: Some(dir),
     };
     bench.kernel().attach().unwrap();
     for hook in bench.kernel().hooks() {
@@ -86,6 +114,23 @@ pub fn bench_with(name: &str, change: impl FnOnce(&mut KernelConfig)) -> Option<
 
 impl Drop for Bench {
     fn drop(&mut self) {
+        if self.common
+            && shares()
+            && !std::thread::panicking()
+            && let Some(kernel) = self.kernel.take()
+        {
+            let mut next = Bench {
+                kernel: Some(kernel),
+                config: self.config.clone(),
+                before: 0,
+                common: true,
+                turn: self.turn.take(),
+                dir: self.dir.take(),
+            };
+            next.clear();
+            *SHARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
+            return;
+        }
         let released = match self.kernel.take() {
             Some(kernel) => kernel.release(),
             None => sumun_agent::kernel::release(&self.config).map(drop),
@@ -116,8 +161,29 @@ impl Seen {
 }
 
 impl Bench {
+    /// Ends the agent as a signal would: pins and programs stay.
+    pub fn quit(&mut self) {
+        self.common = false;
+        drop(self.kernel.take());
+    }
+
     pub fn kernel(&mut self) -> &mut Kernel {
         self.kernel.as_mut().unwrap()
+    }
+
+    /// The n-th generation of this test's filters: verdicts are kept by generation, and a kernel side
+    /// may have had filters of other tests.
+    pub fn generation(&self, n: u32) -> u32 {
+        self.before + n
+    }
+
+    /// Asks for nothing, and kills nobody, any more.
+    fn clear(&mut self) {
+        let generation = self.kernel().last_generation() + 1;
+        let widened = self.kernel().set_filter(&Plan::default(), generation);
+        assert_eq!(widened.unwrap(), []);
+        self.kernel().hold_until(0).unwrap();
+        drop(self.settle());
     }
 
     /// Everything that is in both rings now; given up.
@@ -163,7 +229,8 @@ impl Bench {
         let plan = Plan {
             kinds: kinds.iter().map(|kind| (*kind, KindPlan::All)).collect(),
         };
-        self.kernel().set_filter(&plan, 1).unwrap();
+        let generation = self.kernel().last_generation() + 1;
+        self.kernel().set_filter(&plan, generation).unwrap();
         drop(self.settle());
     }
 

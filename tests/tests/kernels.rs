@@ -1,0 +1,373 @@
+//! The kernel side on other kernels: each of tests/vm/fetch-kernels is booted once, and the tests of
+//! `agent/tests` that ask the kernel run in it. What came of them is the table in docs/kernel-support.md, and
+//! what the verifier had to walk through is held to what is recorded there.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sumun_tests::programs;
+
+/// As tests/vm/fetch-kernels names them.
+const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
+
+/// Without these the table says little: where continuous integration runs (`CI` is set), they are no skip.
+const REQUIRED: [&str; 2] = ["5.10", "6.12"];
+
+/// Test programs of `agent/tests`, with the heading they stand under.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("kernel_process", "processes, tracepoint"),
+    ("kernel_file", "files, tracepoint"),
+    ("kernel_file_changes", "changes of files, tracepoint"),
+    ("kernel_network", "connections, tracepoint"),
+    ("kernel_sockets", "sockets, tracepoint"),
+    ("kernel_privilege", "privileges, tracepoint"),
+    ("kernel_kernel", "the kernel itself, tracepoint"),
+    ("kernel_filter", "what leaves the kernel"),
+    ("kernel_verdict", "kill-before-start, tracepoint"),
+    ("kernel_kill_after", "kill-after, tracepoint"),
+];
+
+/// Programs of the host that the tests run under their own names, which busybox's one would not take.
+const TOOLS: [&str; 4] = ["/bin/cat", "/bin/true", "/bin/sleep", "/bin/bash"];
+
+/// What the verifier may have to walk through for all programs together.
+const INSTRUCTIONS_MAX: u64 = 1_500_000;
+
+/// What came of one test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Ok,
+    Skipped(String),
+}
+
+/// What a kernel said.
+#[derive(Default)]
+struct Said {
+    /// By (place in [`PROGRAMS`], name of the test).
+    tests: BTreeMap<(usize, String), Outcome>,
+    /// By hook; of kernels that count them (from 5.16).
+    instructions: BTreeMap<String, u64>,
+    /// By rung; with the reason why not.
+    rungs: BTreeMap<&'static str, Option<String>>,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The test programs, as cargo names them; built before this one.
+fn test_programs() -> Vec<PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).args([
+        "test",
+        "--release",
+        "--workspace",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    for (program, _) in PROGRAMS {
+        cargo.args(["--test", program]);
+    }
+    let output = cargo.output().expect("cargo can be run");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let mut found = BTreeMap::new();
+    for line in said.lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else {
+            continue;
+        };
+        if let (Some(name), Some(path)) = (
+            message["target"]["name"].as_str(),
+            message["executable"].as_str(),
+        ) {
+            found.insert(name.to_owned(), PathBuf::from(path));
+        }
+    }
+    PROGRAMS
+        .iter()
+        .map(|(program, _)| {
+            found.remove(*program).unwrap_or_else(|| {
+                panic!(
+                    "cargo names no test {program}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                )
+            })
+        })
+        .collect()
+}
+
+/// Boots a kernel and runs everything in it. `None` if it is not there.
+fn boot(kernel: &str, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<Said> {
+    let cache = PathBuf::from(std::env::var_os("SUMUN_CACHE").expect("tests/run sets SUMUN_CACHE"));
+    if !cache.join("kernels").join(kernel).join("vmlinuz").exists() {
+        let reason = format!("no kernel {kernel}: tests/vm/fetch-kernels {kernel}");
+        assert!(
+            std::env::var_os("CI").is_none() || !REQUIRED.contains(&kernel),
+            "{reason}"
+        );
+        eprintln!("SKIPPED kernels: {reason}");
+        return None;
+    }
+    let script = scratch.join("guest.sh");
+    let mut lines = String::from("/sumun/sumun-agent probe -o json | sed 's/^/PROBE /'\n");
+    for (place, _) in PROGRAMS.iter().enumerate() {
+        // Each with a limit of its own: one that hangs is named.
+        writeln!(
+            lines,
+            "echo PROGRAM {place} $(cut -d' ' -f1 /proc/uptime); SUMUN_TEST_SHARE=1 timeout 200 /sumun/{place} --test-threads=1 --show-output 2>/tmp/errors; status=$?; echo; [ $status = 0 ] || tail -n 50 /tmp/errors; echo STATUS {place} $status"
+        )
+        .expect("a string takes everything");
+    }
+    fs::write(&script, lines).expect("the scratch directory can be written");
+
+    let mut command = Command::new(root().join("tests/vm/run"));
+    command.args(["--timeout", "900", "--memory", "2048"]);
+    command.arg("--file").arg(format!(
+        "{}:/sumun/sumun-agent",
+        programs::path("sumun-agent").display()
+    ));
+    for (place, program) in programs_of_tests.iter().enumerate() {
+        command
+            .arg("--file")
+            .arg(format!("{}:/sumun/{place}", program.display()));
+    }
+    for tool in TOOLS {
+        command.arg("--file").arg(tool);
+    }
+    command
+        .arg("--file")
+        .arg(format!("{}:/sumun/guest.sh", script.display()))
+        .args([kernel, "--", "sh", "/sumun/guest.sh"]);
+    let output = command.output().expect("the harness can be started");
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    let said = read(&text);
+    let passed = PROGRAMS
+        .iter()
+        .enumerate()
+        .all(|(place, _)| text.lines().any(|line| line == format!("STATUS {place} 0")));
+    assert!(
+        output.status.success() && passed,
+        "{kernel}: {}\n{text}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Some(said)
+}
+
+/// Reads what the guest printed.
+fn read(text: &str) -> Said {
+    let mut said = Said::default();
+    let mut probe = String::new();
+    let mut place = 0;
+    let mut reasons = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(json) = line.strip_prefix("PROBE ") {
+            probe.push_str(json);
+            probe.push('\n');
+        } else if let Some(number) = line.strip_prefix("PROGRAM ") {
+            let (number, second) = number.split_once(' ').expect("two numbers of ours");
+            place = number.parse().expect("a number of ours");
+            println!("{second:>7} s {}", PROGRAMS[place].0);
+        } else if let Some((name, reason)) = line
+            .strip_prefix("SKIPPED ")
+            .and_then(|skipped| skipped.split_once(": "))
+        {
+            reasons.insert((place, name.to_owned()), reason.to_owned());
+        } else if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|test| test.split_once(" ... "))
+            .map(|(name, _)| name)
+        {
+            // Of a program that ended well; a test's child may have printed into the line.
+            said.tests.insert((place, name.to_owned()), Outcome::Ok);
+        }
+    }
+    for (key, reason) in reasons {
+        said.tests.insert(key, Outcome::Skipped(reason));
+    }
+    // What the tests run as their actors is no test.
+    said.tests.retain(|(_, name), _| name != "actor");
+
+    let probe: serde_json::Value =
+        serde_json::from_str(&probe).unwrap_or_else(|error| panic!("{error}: {text}"));
+    for hook in probe["hooks"].as_array().into_iter().flatten() {
+        let name = hook["hook"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(hook["available"], true, "{hook}");
+        if let Some(count) = hook["verified_instructions"].as_u64() {
+            said.instructions.insert(name, count);
+        }
+    }
+    for rung in ["lsm", "fentry", "fanotify"] {
+        let reason = (probe[rung]["available"] != true).then(|| {
+            probe[rung]["reason"]
+                .as_str()
+                .unwrap_or("no reason given")
+                .to_owned()
+        });
+        said.rungs.insert(rung, reason);
+    }
+    said
+}
+
+fn table(said: &BTreeMap<&str, Said>) -> String {
+    let mut rows: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
+    let mut skips: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for kernel in KERNELS {
+        for ((place, name), outcome) in &said[kernel].tests {
+            let cells = rows.entry((*place, name)).or_insert_with(|| vec!["-"; 4]);
+            let column = KERNELS.iter().position(|one| one == &kernel);
+            cells[column.expect("one of them")] = match outcome {
+                Outcome::Ok => "yes",
+                Outcome::Skipped(reason) => {
+                    skips
+                        .entry(format!("{}: {reason}", name.replace('_', " ")))
+                        .or_default()
+                        .push(kernel);
+                    "skipped"
+                }
+            };
+        }
+    }
+    let mut text =
+        String::from("| seen in a test | 5.10 | 6.1 | 6.12 | newest |\n|---|---|---|---|---|\n");
+    let mut under = usize::MAX;
+    for ((place, name), cells) in rows {
+        if place != under {
+            under = place;
+            writeln!(text, "| **{}** | | | | |", PROGRAMS[place].1).expect("a string");
+        }
+        writeln!(
+            text,
+            "| {} | {} |",
+            name.replace('_', " "),
+            cells.join(" | ")
+        )
+        .expect("a string");
+    }
+    text.push_str("| **rungs that were tried out** | | | | |\n");
+    for rung in ["fentry", "lsm", "fanotify"] {
+        let cells: Vec<&str> = KERNELS
+            .iter()
+            .map(|kernel| match &said[kernel].rungs[rung] {
+                None => "yes",
+                Some(_) => "no",
+            })
+            .collect();
+        writeln!(text, "| {rung} | {} |", cells.join(" | ")).expect("a string");
+    }
+    for (reason, kernels) in skips {
+        writeln!(text, "\nSkipped on {}: {reason}.", kernels.join(", ")).expect("a string");
+    }
+    text
+}
+
+fn instructions(said: &BTreeMap<&str, Said>) -> String {
+    let mut text = String::from("| program | 6.1 | 6.12 | newest |\n|---|---|---|---|\n");
+    let hooks: std::collections::BTreeSet<&String> = said
+        .values()
+        .flat_map(|one| one.instructions.keys())
+        .collect();
+    let cell = |kernel: &str, hook: &str| {
+        said[kernel]
+            .instructions
+            .get(hook)
+            .map_or("-".to_owned(), u64::to_string)
+    };
+    for hook in hooks {
+        writeln!(
+            text,
+            "| {hook} | {} | {} | {} |",
+            cell("6.1", hook),
+            cell("6.12", hook),
+            cell("newest", hook)
+        )
+        .expect("a string");
+    }
+    text
+}
+
+/// The part of the page between the two marks of this name, and where it lies.
+fn part<'a>(page: &'a str, name: &str) -> (&'a str, std::ops::Range<usize>) {
+    let (begin, end) = (
+        format!("<!-- {name} -->\n"),
+        format!("<!-- end of {name} -->"),
+    );
+    let from = page.find(&begin).map(|at| at + begin.len());
+    let from = from.unwrap_or_else(|| panic!("docs/kernel-support.md has no mark {begin}"));
+    let to = page[from..].find(&end).map(|at| from + at);
+    let to = to.unwrap_or_else(|| panic!("docs/kernel-support.md has no mark {end}"));
+    (&page[from..to], from..to)
+}
+
+/// What is recorded of a hook on a kernel.
+fn recorded(page: &str, hook: &str, kernel: &str) -> Option<u64> {
+    let column = ["6.1", "6.12", "newest"]
+        .iter()
+        .position(|one| *one == kernel)?;
+    let (rows, _) = part(page, "instructions");
+    let row = rows
+        .lines()
+        .find(|line| line.starts_with(&format!("| {hook} |")))?;
+    row.split('|').nth(2 + column)?.trim().parse().ok()
+}
+
+#[test]
+fn every_kernel_does_what_the_table_says() {
+    if cfg!(not(target_arch = "x86_64")) {
+        eprintln!("SKIPPED kernels: the guests are x86_64");
+        return;
+    }
+    let page_path = root().join("docs/kernel-support.md");
+    let page = fs::read_to_string(&page_path).expect("docs/kernel-support.md can be read");
+    let programs_of_tests = test_programs();
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let mut said = BTreeMap::new();
+    for kernel in KERNELS {
+        let begun = std::time::Instant::now();
+        let Some(one) = boot(kernel, &programs_of_tests, scratch.path()) else {
+            continue;
+        };
+        let total: u64 = one.instructions.values().sum();
+        println!(
+            "{kernel}: {} tests in {:?}; {total} instructions verified",
+            one.tests.len(),
+            begun.elapsed()
+        );
+        assert!(
+            total <= INSTRUCTIONS_MAX,
+            "{kernel}: {:?}",
+            one.instructions
+        );
+        said.insert(kernel, one);
+    }
+    if said.len() < KERNELS.len() {
+        return;
+    }
+    let (table, instructions) = (table(&said), instructions(&said));
+    if std::env::var_os("SUMUN_WRITE_DOCS").is_some() {
+        let mut page = page;
+        for (name, text) in [("kernels", &table), ("instructions", &instructions)] {
+            let (_, range) = part(&page, name);
+            page.replace_range(range, text);
+        }
+        fs::write(&page_path, page).expect("docs/kernel-support.md can be written");
+        return;
+    }
+    assert_eq!(
+        part(&page, "kernels").0,
+        table,
+        "docs/kernel-support.md is stale: SUMUN_WRITE_DOCS=1 make test-kernels"
+    );
+    for (kernel, one) in &said {
+        for (hook, count) in &one.instructions {
+            let known = recorded(&page, hook, kernel);
+            // Other compilers and later patches of a kernel move it a little.
+            assert!(
+                known.is_some_and(|known| *count <= known + known / 5 + 2_000),
+                "{hook} on {kernel}: {count} instructions, recorded are {known:?}: make it cheaper, or SUMUN_WRITE_DOCS=1 make test-kernels"
+            );
+        }
+    }
+}

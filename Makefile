@@ -16,7 +16,7 @@ export CARGO_TARGET_DIR ?= $(SUMUN_CACHE)/target
 # Where tests, demo and benchmarks find the three programs.
 export SUMUN_BIN := $(CURDIR)/target/release
 
-.PHONY: help setup setup-test setup-bench build demo lint test test-kernels test-faults bench clean
+.PHONY: help setup setup-test setup-bench build packages demo lint test test-kernels test-faults bench clean
 
 help:
 	@echo 'make demo         set up, build, and watch an attack being recorded'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test         everything: lint, unit tests, the real kernel, virtual machines'
 	@echo 'make test-kernels the kernel side on 5.10, 6.1, 6.12 and the newest kernel'
 	@echo 'make test-faults  the fault tests in their long form'
+	@echo 'make packages     .deb, .rpm and a tarball, in target/packages/'
 	@echo 'make lint         format, clippy (both sides), dependencies'
 	@echo 'make bench        the figures, on the screen and under target/bench/'
 	@echo 'make setup        install what building needs (Debian 12)'
@@ -37,12 +38,16 @@ setup:
 setup-test:
 	@deploy/setup/setup --test
 	tests/vm/fetch-kernels
+	tests/nspawn/fetch-root
 
 setup-bench:
 	@deploy/setup/setup --bench
 
 build: setup
 	@deploy/setup/build
+
+packages: build
+	@deploy/packages/build
 
 demo: build
 	@deploy/demo/run
@@ -67,7 +72,7 @@ bench: setup-bench build
 	@tests/bench/run
 
 clean:
-	@for path in target agent-ebpf/target "$(SUMUN_CACHE)"/{target,tools,kernels,venv,apt}; do
+	@for path in target agent-ebpf/target "$(SUMUN_CACHE)"/{target,tools,kernels,nspawn,venv,apt}; do
 		[ -e "$$path" ] || continue
 		echo "removing $$path"
 		rm -rf "$$path"

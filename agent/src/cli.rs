@@ -36,6 +36,17 @@ pub enum Command {
     HoldCalls,
     /// Remove everything that an agent which no longer runs left in the kernel
     Release,
+    /// Write man pages and shell completions: for those who make packages
+    #[command(hide = true)]
+    Pages(Pages),
+}
+
+/// `sumun-agent pages`.
+#[derive(Debug, clap::Args)]
+pub struct Pages {
+    /// Where to
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
 }
 
 /// Which configuration.
@@ -70,7 +81,7 @@ pub struct Enroll {
     #[arg(long, value_name = "FILE")]
     pub ca: PathBuf,
 
-    /// Folder for agent.toml, key, certificate and policies
+    /// Folder for agent.toml, key, certificate and policies; of /etc/sumun, the state is under /var/lib/sumun
     #[arg(long, value_name = "DIR", default_value = "/etc/sumun")]
     pub out: PathBuf,
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::CommandFactory as _;
 
 use crate::cli::{Args, Command, Enroll, Output, Probe, Status};
 use crate::config::Config;
@@ -25,6 +26,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Probe(args) => probe(args),
         Command::HoldCalls => fanotify::hold_calls(),
         Command::Release => release(),
+        Command::Pages(args) => sumun_pages::write(Args::command(), "8", &args.folder)
+            .with_context(|| format!("cannot write to {}", args.folder.display()))
+            .map(|()| ExitCode::SUCCESS),
     }
 }
 

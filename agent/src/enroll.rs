@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sumun_proto::v1::EnrollRequest;
@@ -19,6 +19,14 @@ use crate::cli::Enroll;
 use crate::config::server_name;
 use crate::forward::{connect, identity};
 use crate::starter;
+
+/// Where the packages' service has its configuration. State and socket have places of their own then, as the
+/// file system's standard wants.
+const SYSTEM: &str = "/etc/sumun";
+/// The state of the packages' service.
+const SYSTEM_STATE: &str = "/var/lib/sumun/agent";
+/// The socket's folder of the packages' service.
+const SYSTEM_RUN: &str = "/run/sumun";
 
 /// Longest wait for the collector's answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -158,7 +166,10 @@ pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
             Some(folder) => starter::install(folder)?,
             None => 0,
         };
-        let text = config_text(&holder.agent_id, &holder.tenant, &args.collector);
+        let mut text = config_text(&holder.agent_id, &holder.tenant, &args.collector);
+        if args.out == Path::new(SYSTEM) {
+            text.push_str(&system_places());
+        }
         identity::replace(&config, text.as_bytes(), 0o644)?;
         Ok(Enrolled {
             agent_id: holder.agent_id,
@@ -231,6 +242,10 @@ fn config_text(agent_id: &str, tenant: &str, address: &str) -> String {
     text
 }
 
+fn system_places() -> String {
+    format!("\n[paths]\nstate = \"{SYSTEM_STATE}\"\nrun = \"{SYSTEM_RUN}\"\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,5 +263,12 @@ mod tests {
             (id, "default")
         );
         assert_eq!(config.collector.key, folder.path().join("agent.key"));
+        assert_eq!(config.state, folder.path().join("state"));
+
+        let text = config_text(id, "default", "[::1]:7443") + &system_places();
+        fs::write(&path, text).expect("write");
+        let config = Config::load(&path).expect("a good configuration");
+        assert_eq!(config.state, Path::new(SYSTEM_STATE));
+        assert_eq!(config.run, Path::new(SYSTEM_RUN));
     }
 }

@@ -41,6 +41,8 @@ pub enum Error {
 struct Raw {
     server: RawServer,
     #[serde(default)]
+    paths: RawPaths,
+    #[serde(default)]
     agents: RawAgents,
     #[serde(default)]
     ingest: RawIngest,
@@ -56,6 +58,13 @@ struct RawServer {
     names: Vec<toml::Spanned<String>>,
     max_connections: Option<toml::Spanned<u64>>,
     drain_seconds: Option<toml::Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPaths {
+    state: Option<PathBuf>,
+    run: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,9 +91,12 @@ struct RawMetrics {
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The directory of the configuration: where `ca/`, `state/` and
-    /// `collector.addr` are.
+    /// The directory of the configuration, where `ca/` is.
     pub dir: PathBuf,
+    /// Where the state is kept: `state/` beside the configuration if it says nothing else.
+    pub state: PathBuf,
+    /// Where `collector.addr` and `metrics.addr` are written: beside the configuration if it says nothing else.
+    pub run: PathBuf,
     /// The one port.
     pub listen: SocketAddr,
     /// Names of the server certificate: DNS names and addresses.
@@ -164,6 +176,12 @@ impl Config {
         let day = 86_400;
         let mib = 1024 * 1024;
         Ok(Config {
+            // A relative place is beside the configuration; `join` takes an absolute one as it is.
+            state: dir.join(raw.paths.state.as_deref().unwrap_or(Path::new("state"))),
+            run: match raw.paths.run {
+                Some(run) => dir.join(run),
+                None => dir.clone(),
+            },
             dir,
             listen,
             names,
@@ -193,7 +211,7 @@ impl Config {
     /// Where the state is kept.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.join("state")
+        self.state.clone()
     }
 
     /// The state database.

@@ -20,6 +20,16 @@ pub const ADMIN: &str = "admin.toml";
 /// The first enrolment token.
 pub const ENROLL_TOKEN: &str = "enroll.token";
 
+/// Where the packages' service has its configuration. State and runtime files have places of their own
+/// then, as the file system's standard wants, and are the service's user's.
+pub const SYSTEM: &str = "/etc/sumun";
+/// The state of the packages' service.
+const SYSTEM_STATE: &str = "/var/lib/sumun/collector";
+/// Runtime files of the packages' service.
+const SYSTEM_RUN: &str = "/run/sumun/collector";
+/// The user of the packages' service.
+const SYSTEM_USER: &str = "sumun-collector";
+
 const ENROLL_USES: u32 = 100;
 const ENROLL_VALID: Duration = Duration::from_secs(24 * 3600);
 
@@ -62,6 +72,15 @@ pub enum Error {
     /// A token.
     #[error(transparent)]
     Token(#[from] crate::tenant::token::Error),
+    /// Files cannot be handed to the service's user.
+    #[error("failed to give {} to the user {SYSTEM_USER}", path.display())]
+    Give {
+        /// Which.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
     /// The configuration just written is not accepted.
     #[error(transparent)]
     Config(#[from] crate::config::Error),
@@ -75,7 +94,8 @@ pub struct Made {
 }
 
 /// Makes configuration, CA, tenant and first tokens in `dir`. A port of 0 is
-/// replaced by one that is free now. `names` are added to the certificate.
+/// replaced by one that is free now. `names` are added to the certificate. In [`SYSTEM`], what the
+/// service reads is given to its user, if there is one; the first tokens stay root's.
 ///
 /// # Errors
 /// The directory is initialised already, or something cannot be written.
@@ -95,10 +115,15 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
         return Err(Error::Name(bad.clone()));
     }
     let listen = free(listen)?;
-    make_dir(dir)?;
+    // The system's folder is walked through by the service's user; what is secret in it is closed by itself.
+    let system = dir == Path::new(SYSTEM);
+    make_dir_of(dir, if system { 0o755 } else { 0o700 })?;
     let names = server_names(listen, names);
-    let text = config_text(listen, &names);
+    let text = config_text(listen, &names, system);
     let config = Config::parse(&config_path, &text)?;
+    if config.database().symlink_metadata().is_ok() {
+        return Err(Error::Exists(config.database()));
+    }
 
     make_dir(&config.ca_dir())?;
     let (certificate, key) = Ca::generate()?;
@@ -150,8 +175,15 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
         format!("{}\n", enroll.token).as_bytes(),
         0o600,
     )?;
+    if system {
+        give(&config.ca_dir())?;
+        give(config.state_dir().as_path())?;
+    }
     // Last: its presence says that everything else is there.
     write(&config_path, text.as_bytes(), 0o600)?;
+    if system {
+        give(&config_path)?;
+    }
     sync_dir(dir)?;
     Ok(Made { address })
 }
@@ -193,11 +225,21 @@ fn server_names(listen: SocketAddr, more: &[String]) -> Vec<String> {
     names
 }
 
-fn config_text(listen: SocketAddr, names: &[String]) -> String {
+fn config_text(listen: SocketAddr, names: &[String], system: bool) -> String {
     let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+    let places = match system {
+        true => format!(
+            "# Sumun collector. The certificate authority is beside this file: ca/.\n\n\
+             [paths]\nstate = {}\nrun = {}\n",
+            quoted(SYSTEM_STATE),
+            quoted(SYSTEM_RUN)
+        ),
+        false => {
+            "# Sumun collector. Everything else is beside this file: ca/, state/.\n".to_owned()
+        }
+    };
     format!(
-        r#"# Sumun collector. Everything else is beside this file: ca/, state/.
-
+        r#"{places}
 [server]
 listen = {listen}
 # Names of the server certificate: what agents and admins may call it.
@@ -230,8 +272,13 @@ fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
+/// Makes a folder that holds secrets.
 fn make_dir(path: &Path) -> Result<(), Error> {
-    // Parents are the user's own business, this directory holds secrets.
+    make_dir_of(path, 0o700)
+}
+
+fn make_dir_of(path: &Path, mode: u32) -> Result<(), Error> {
+    // Parents are the user's own business.
     let made = match path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -239,7 +286,7 @@ fn make_dir(path: &Path) -> Result<(), Error> {
         Some(parent) => fs::create_dir_all(parent),
         None => Ok(()),
     }
-    .and_then(|()| match DirBuilder::new().mode(0o700).create(path) {
+    .and_then(|()| match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         made => made,
     });
@@ -247,6 +294,27 @@ fn make_dir(path: &Path) -> Result<(), Error> {
         path: path.to_path_buf(),
         source,
     })
+}
+
+/// Makes the service's user the owner of a file, or of a folder and what is in it. Without such a user,
+/// as where no package was installed, everything stays root's.
+fn give(path: &Path) -> Result<(), Error> {
+    let failed = |source: io::Error| Error::Give {
+        path: path.to_path_buf(),
+        source,
+    };
+    let user = nix::unistd::User::from_name(SYSTEM_USER).map_err(|errno| failed(errno.into()))?;
+    let Some(user) = user.filter(|_| nix::unistd::geteuid().is_root()) else {
+        return Ok(());
+    };
+    let (uid, gid) = (Some(user.uid.as_raw()), Some(user.gid.as_raw()));
+    std::os::unix::fs::lchown(path, uid, gid).map_err(failed)?;
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed)? {
+            give(&entry.map_err(failed)?.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {

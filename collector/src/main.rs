@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use sd_notify::NotifyState;
 use sumun_collector::config::Config;
 use sumun_collector::{init, run};
@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Make configuration, CA, tenant `default` and the first tokens
     Init {
-        /// Directory for all of it
+        /// Directory for all of it; in /etc/sumun, the state is put under /var/lib/sumun
         dir: PathBuf,
         /// Address and port; port 0 picks a free one now and writes it down
         #[arg(long, default_value = "127.0.0.1:0")]
@@ -47,10 +47,28 @@ enum Command {
         #[arg(long, default_value = "/etc/sumun/collector.toml")]
         config: PathBuf,
     },
+    /// Write man pages and shell completions: for those who make packages
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Pages { folder } = &arguments.command {
+        return match sumun_pages::write(Arguments::command(), "8", folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!(
+                    "sumun-collector: cannot write to {}: {error}",
+                    folder.display()
+                );
+                ExitCode::FAILURE
+            }
+        };
+    }
     logging();
     match execute(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,6 +105,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             }
             Command::Run { config } => serve(Config::load(&config)?).await,
             Command::CheckConfig { config } => Ok(Config::load(&config).map(|_| ())?),
+            // Done before the runtime was made.
+            Command::Pages { .. } => Ok(()),
         }
     });
     // What is stuck in a system call must not keep the process.

@@ -128,7 +128,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let (stop, stopping) = watch::channel(false);
     for file in [ADDRESS_FILE, METRICS_FILE] {
         // Nobody shall find the address of the process before.
-        let _ = std::fs::remove_file(config.dir.join(file));
+        let _ = std::fs::remove_file(config.run.join(file));
     }
     let ca = Arc::new(Ca::load(&config.ca_dir())?);
     let database = state::open(&config.database()).await?;
@@ -229,7 +229,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
                 Arc::clone(&metrics),
                 stopping.clone(),
             ));
-            write_address(&config.dir.join(METRICS_FILE), bound)?;
+            write_address(&config.run.join(METRICS_FILE), bound)?;
             Some(bound)
         }
     };
@@ -241,7 +241,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         stopping.clone(),
     ));
     tokio::spawn(keep_progress(registry.clone(), stopping));
-    write_address(&config.dir.join(ADDRESS_FILE), reachable(address))?;
+    write_address(&config.run.join(ADDRESS_FILE), reachable(address))?;
     info!(%address, "ready");
     Ok(Running {
         address,
@@ -262,7 +262,7 @@ impl Running {
     pub async fn stop(self) {
         let deadline = Instant::now() + self.config.drain;
         for file in [ADDRESS_FILE, METRICS_FILE] {
-            let _ = std::fs::remove_file(self.config.dir.join(file));
+            let _ = std::fs::remove_file(self.config.run.join(file));
         }
         self.stop.send_replace(true);
         let mut server = self.server;

@@ -16,6 +16,7 @@ pub mod duck;
 pub mod elf;
 pub mod generator;
 pub mod host;
+pub mod machine;
 pub mod oracle;
 pub mod process;
 pub mod programs;

@@ -65,6 +65,16 @@ pub(crate) enum Command {
     /// Tokens for enrolling agents and for administrators
     #[command(subcommand)]
     Tokens(Tokens),
+    /// Write man pages and shell completions: for those who make packages
+    #[command(hide = true)]
+    Pages(Pages),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pages {
+    /// Where to
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

@@ -23,7 +23,7 @@ mod tree;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{Alerts, Args, Command, Policy, Tokens};
 use crate::failure::Failure;
@@ -52,6 +52,10 @@ fn run(args: Args) -> Result<(), Failure> {
     match &command {
         Command::Policy(Policy::Check(files)) => return policy::check(files, output),
         Command::Policy(Policy::Explain(files)) => return explain::print(files, output),
+        Command::Pages(pages) => {
+            return sumun_pages::write(Args::command(), "1", &pages.folder)
+                .map_err(|error| Failure::failed(error.into(), "cannot write the pages"));
+        }
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -74,7 +78,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Command::Agents(args::Agents::List) => agents::list(remote, output).await,
             Command::Agents(args::Agents::Show(show)) => agents::show(remote, show, output).await,
             Command::Tree(query) => tree::print(remote, query, output).await,
-            Command::Policy(Policy::Check(_) | Policy::Explain(_)) => Ok(()),
+            Command::Policy(Policy::Check(_) | Policy::Explain(_)) | Command::Pages(_) => Ok(()),
             Command::Policy(Policy::List(list)) => fleet::list(remote, list, output).await,
             Command::Tokens(Tokens::Create(create)) => tokens::create(remote, create, output).await,
         }

@@ -1,0 +1,210 @@
+//! A machine with systemd, in which packages are installed: a copy of the root that
+//! `tests/nspawn/fetch-root` made, booted by systemd-nspawn on this kernel with a network of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::process::Process;
+
+/// How long the machine may take to boot.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// Calls that an agent makes and that nspawn's filter does not let through, whatever the capabilities.
+const CALLS: &str =
+    "bpf perf_event_open fanotify_init fanotify_mark pidfd_getfd process_vm_readv kcmp @mount";
+
+/// A booted machine; dropped, it is gone with all that was in it.
+#[derive(Debug)]
+pub struct Machine {
+    leader: u32,
+    // In this order: what runs in it ends before its files go.
+    _process: Process,
+    root: TempDir,
+}
+
+/// The folder of the root, or why there is none.
+///
+/// # Errors
+/// No root was made, or a program that is needed is not installed.
+pub fn root() -> Result<PathBuf, String> {
+    let cache = std::env::var_os("SUMUN_CACHE").map_or_else(
+        || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/sumun"),
+        PathBuf::from,
+    );
+    let root = cache.join("nspawn/bookworm-1");
+    for tool in ["systemd-nspawn", "nsenter", "dpkg-deb", "lintian"] {
+        let found = std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).exists()));
+        if !found {
+            return Err(format!("{tool} is not installed (make setup-test)"));
+        }
+    }
+    match root.join("usr").is_dir() {
+        true => Ok(root),
+        false => Err(format!("{} is not there (make setup-test)", root.display())),
+    }
+}
+
+impl Machine {
+    /// Copies the root and boots it.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn boot(root: &Path) -> Result<Self> {
+        let copy = tempfile::Builder::new()
+            .prefix("sumun-machine.")
+            .tempdir()?;
+        let machine = copy.path().join("root");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg("--reflink=auto")
+            .arg(root)
+            .arg(&machine)
+            .status()?;
+        ensure!(copied.success(), "the root cannot be copied");
+        let process = Process::start(
+            "systemd-nspawn",
+            Command::new("systemd-nspawn")
+                .args([
+                    "-q",
+                    "--register=no",
+                    "--keep-unit",
+                    "--boot",
+                    "--private-network",
+                ])
+                .args(["--capability=all", "--console=pipe"])
+                .arg(format!("--system-call-filter={CALLS}"))
+                .arg("-D")
+                .arg(&machine),
+            &copy.path().join("console.log"),
+        )?;
+        let mut this = Self {
+            leader: 0,
+            _process: process,
+            root: copy,
+        };
+        this.up()?;
+        Ok(this)
+    }
+
+    fn up(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            if self.leader == 0 {
+                self.leader = leader_below(self._process.pid()).unwrap_or(0);
+            }
+            if self.leader != 0 {
+                let output = self.output("systemctl is-system-running")?;
+                let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                // A container lacks what some of Debian's own units want.
+                if state == "running" || state == "degraded" {
+                    // What systemd mounts on a host and nspawn leaves out; what is pinned goes with the machine.
+                    let mount = "mount -o remount,rw /sys; mkdir -p /sys/fs/bpf; mount -t bpf bpf /sys/fs/bpf; mount -o remount,ro /sys";
+                    self.run(mount)?;
+                    return Ok(());
+                }
+            }
+            ensure!(
+                self._process.ended().is_none() && begun.elapsed() < BOOT,
+                "the machine does not come up; it said:\n{}",
+                self._process.said()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// A path inside as one outside.
+    #[must_use]
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.root
+            .path()
+            .join("root")
+            .join(inside.trim_start_matches('/'))
+    }
+
+    /// Runs shell lines as root in `/root`.
+    ///
+    /// # Errors
+    /// They cannot be started.
+    pub fn output(&self, script: &str) -> Result<Output> {
+        Ok(Command::new("nsenter")
+            .args(["--target", &self.leader.to_string()])
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
+            .args(["--root", "--wd", "--", "/bin/sh", "-c"])
+            .arg(format!("cd /root\n{script}"))
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .env("HOME", "/root")
+            .env("LC_ALL", "C.UTF-8")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .output()?)
+    }
+
+    /// Runs shell lines and returns what they print.
+    ///
+    /// # Errors
+    /// They end with another status than 0; the message holds what they printed.
+    pub fn run(&self, script: &str) -> Result<String> {
+        let output = self.output(&format!("set -eu\n{script}"))?;
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!(
+                "in the machine, `{script}` ended with {}:\n{out}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(out)
+    }
+
+    /// Runs a shell condition until it holds.
+    ///
+    /// # Errors
+    /// It does not within `limit`.
+    pub fn until(&self, condition: &str, limit: Duration) -> Result<()> {
+        let begun = Instant::now();
+        while !self.output(condition)?.status.success() {
+            if begun.elapsed() > limit {
+                let journal = self.run("journalctl --no-pager -n 40").unwrap_or_default();
+                bail!("in the machine, not within {limit:?}: {condition}\n{journal}");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+}
+
+/// The child of a process that is the first one of a pid namespace.
+fn leader_below(parent: u32) -> Result<u32> {
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+            continue;
+        };
+        let value = |key: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))
+                .map(str::trim)
+        };
+        let below = value("PPid:").and_then(|ppid| ppid.parse().ok()) == Some(parent);
+        let first = value("NSpid:").is_some_and(|ids| ids.ends_with("\t1"));
+        // Until it has run systemd, it is nspawn itself, which is still moving in.
+        if below && first && value("Name:") == Some("systemd") {
+            return Ok(pid);
+        }
+    }
+    None.context("no first process yet")
+}

@@ -1,0 +1,208 @@
+//! The packages in a machine with systemd: docs/install-systemd.md as it stands, a crash, an upgrade, and
+//! what a purge leaves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use sumun_tests::host::{Turn, scratch};
+use sumun_tests::machine::{self, Machine};
+use sumun_tests::programs;
+
+const PAGE: &str = include_str!("../../docs/install-systemd.md");
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The commands of a page under a heading, one text for each block.
+fn commands(heading: &str) -> Vec<String> {
+    let from = PAGE
+        .find(&format!("## {heading}\n"))
+        .unwrap_or_else(|| panic!("the page has a part {heading:?}"));
+    let part = PAGE[from..].split("\n## ").next().unwrap_or_default();
+    let blocks: Vec<String> = part
+        .split("```sh\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap_or_default().to_owned())
+        .collect();
+    assert!(!blocks.is_empty(), "{heading:?} has commands");
+    blocks
+}
+
+/// Packages of a version of the programs under test.
+fn build(version: Option<&str>, out: &Path) -> Vec<PathBuf> {
+    let programs = programs::path("sumun-agent");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/packages/build");
+    let mut command = Command::new(script);
+    command.args(["--only", "deb"]);
+    // Compressing takes longer than all else.
+    command.env("SUMUN_DEB_COMPRESSION", "none");
+    if let Some(version) = version {
+        command.args(["--version", version]);
+    }
+    let built = command
+        .arg(programs.parent().expect("a program lies in a folder"))
+        .arg(out)
+        .output()
+        .expect("the script can be started");
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    let mut packages: Vec<PathBuf> = fs::read_dir(out)
+        .expect("the folder of packages")
+        .map(|entry| entry.expect("a package").path())
+        .collect();
+    packages.sort();
+    assert_eq!(packages.len(), 3, "{packages:?}");
+    packages
+}
+
+fn lintian(packages: &[PathBuf]) {
+    let output = Command::new("lintian")
+        .args([
+            "--allow-root",
+            "--tag-display-limit=0",
+            "--fail-on=error,warning",
+        ])
+        // So they are built for this test alone.
+        .args([
+            "--suppress-tags",
+            "uses-no-compression-for-control-tarball,uses-no-compression-for-data-tarball",
+        ])
+        .args(packages)
+        .output()
+        .expect("lintian can be started");
+    assert!(
+        output.status.success(),
+        "lintian:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The systemd state of a unit.
+fn property(machine: &Machine, unit: &str, name: &str) -> String {
+    let value = machine
+        .run(&format!("systemctl show --value -p {name} {unit}"))
+        .expect("systemctl answers");
+    value.trim().to_owned()
+}
+
+#[test]
+fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
+    let name = "install";
+    let root = match machine::root() {
+        Ok(root) => root,
+        Err(reason) => return println!("SKIPPED {name}: {reason}"),
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return println!("SKIPPED {name}: a machine is booted by root only");
+    }
+    let dir = scratch();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    lintian(&build(None, &first));
+    build(Some("0.99.0"), &second);
+
+    let Some(_turn) = Turn::take(name) else {
+        return;
+    };
+    let machine = Machine::boot(&root).expect("a machine");
+    let bring = |packages: &Path| {
+        machine.run("rm -f /root/*.deb").expect("room for packages");
+        for entry in fs::read_dir(packages).expect("packages") {
+            let path = entry.expect("a package").path();
+            let to = machine
+                .path("/root")
+                .join(path.file_name().expect("a file"));
+            fs::copy(&path, to).expect("copied");
+        }
+    };
+    let follow = |heading: &str| {
+        for block in commands(heading) {
+            machine
+                .run(&block)
+                .unwrap_or_else(|error| panic!("{heading}: {error:#}"));
+        }
+    };
+
+    // Nothing that was installed runs before it is told to, and installing takes nothing for granted.
+    bring(&first);
+    follow("The collector");
+    machine
+        .until("systemctl -q is-active sumun-collector", LIMIT)
+        .expect("the collector is ready");
+    assert_eq!(
+        property(&machine, "sumun-collector", "User"),
+        "sumun-collector"
+    );
+    let owner = machine
+        .run("stat -c %U /var/lib/sumun/collector /etc/sumun/ca /etc/sumun/collector.toml /etc/sumun/admin.toml")
+        .expect("the collector's files");
+    assert_eq!(
+        owner,
+        "sumun-collector\nsumun-collector\nsumun-collector\nroot\n"
+    );
+    follow("An agent");
+    assert_eq!(property(&machine, "sumun-agent", "ActiveState"), "active");
+    let online = "sumunctl agents list -o jsonl 2>/dev/null | grep -q '\"online\"'";
+    machine.until(online, LIMIT).expect("the agent is online");
+    let identity = "sed -n 's/^id = //p' /etc/sumun/agent.toml; ls /etc/sumun/policies | wc -l";
+    let before = machine.run(identity).expect("its identity");
+
+    // Killed, it comes back by itself.
+    let pid = property(&machine, "sumun-agent", "MainPID");
+    machine.run(&format!("kill -9 {pid}")).expect("killed");
+    let back = format!(
+        "systemctl -q is-active sumun-agent && [ \"$(systemctl show --value -p MainPID sumun-agent)\" != {pid} ]"
+    );
+    machine.until(&back, LIMIT).expect("it comes back");
+    assert_eq!(property(&machine, "sumun-agent", "NRestarts"), "1");
+    machine.until(online, LIMIT).expect("online again");
+
+    // Upgraded: another process, the same agent, and what the operator changed stays.
+    machine
+        .run("echo SUMUN_LOG=info >>/etc/default/sumun-agent; rm /etc/sumun/policies/*mining*.toml")
+        .expect("changes of the operator");
+    let mine = machine.run(identity).expect("its identity");
+    assert_ne!(mine, before, "a policy was removed");
+    let pid = property(&machine, "sumun-agent", "MainPID");
+    bring(&second);
+    follow("Upgrades");
+    let version = "dpkg-query -W -f '${Version} ' sumun-agent sumun-collector sumunctl";
+    assert_eq!(
+        machine.run(version).expect("the packages"),
+        "0.99.0 0.99.0 0.99.0 "
+    );
+    assert_eq!(property(&machine, "sumun-agent", "ActiveState"), "active");
+    assert_ne!(property(&machine, "sumun-agent", "MainPID"), pid);
+    assert_eq!(machine.run(identity).expect("its identity"), mine);
+    machine
+        .run("grep -q '^SUMUN_LOG=info' /etc/default/sumun-agent")
+        .expect("the conffile stays");
+    machine
+        .until(online, LIMIT)
+        .expect("online after the upgrade");
+    machine
+        .until("systemctl -q is-active sumun-collector", LIMIT)
+        .expect("the collector is ready again");
+
+    // Removed: the kernel is left alone, the identity stays. Installed again, it is the same agent and runs.
+    machine
+        .run("apt-get remove -y sumun-agent && [ ! -e /sys/fs/bpf/sumun ] && [ -e /etc/sumun/agent.key ]")
+        .expect("removed");
+    machine
+        .run("apt-get install -y ./sumun-agent_*.deb && systemctl start sumun-agent")
+        .expect("installed again");
+    assert_eq!(machine.run(identity).expect("its identity"), mine);
+
+    // Purged: nothing.
+    follow("Removing");
+    let left = machine
+        .run(
+            "find / -xdev -iname '*sumun*' -not -path '/proc/*' -not -path '/root/*.deb'; \
+             find /run /dev/shm /sys/fs/bpf /sys/fs/cgroup -iname '*sumun*' 2>/dev/null; true",
+        )
+        .expect("a search");
+    assert_eq!(left, "", "left after a purge");
+}

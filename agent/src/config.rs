@@ -32,6 +32,12 @@
 //! [enforce]
 //! hold = "24h"                  # rules that kill go on for so long without an agent: s, m, h or d
 //!
+//! [privacy]
+//! redact = true                 # secrets in arguments are replaced before anything is written or sent
+//! names = []                    # more names whose values are secret: "customer-pin"
+//! keep = []                     # names whose values are told though they look secret: "page-token"
+//! patterns = []                 # more patterns of secrets, regular expressions: 'ACME-[0-9]{12}'
+//!
 //! [metrics]
 //! listen = "127.0.0.1:9637"     # "off", or a loopback address
 //!
@@ -47,11 +53,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use regex_automata::meta;
 use rustls_pki_types::ServerName;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use sumun_policy::problem::{Problem, nearest};
 use toml::Spanned;
+
+use crate::privacy;
 
 /// Where metrics are served when the file says nothing: on, because they cost
 /// nothing until asked for and loopback lets nobody else ask. A port in use
@@ -107,6 +116,8 @@ struct File {
     rings: RawRings,
     #[serde(default)]
     enforce: RawEnforce,
+    #[serde(default)]
+    privacy: RawPrivacy,
     #[serde(default)]
     metrics: RawMetrics,
     #[serde(default)]
@@ -168,6 +179,26 @@ struct RawEnforce {
     hold: Option<Spanned<String>>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPrivacy {
+    redact: bool,
+    names: Vec<Spanned<String>>,
+    keep: Vec<Spanned<String>>,
+    patterns: Vec<Spanned<String>>,
+}
+
+impl Default for RawPrivacy {
+    fn default() -> Self {
+        Self {
+            redact: true,
+            names: Vec::new(),
+            keep: Vec::new(),
+            patterns: Vec::new(),
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawMetrics {
@@ -216,6 +247,8 @@ pub struct Config {
     pub rings: Rings,
     /// Rules that kill go on for so long without an agent.
     pub hold: Duration,
+    /// What is taken out of arguments.
+    pub privacy: privacy::Rules,
     /// Where Prometheus may ask; `None` = nowhere.
     pub metrics: Option<SocketAddr>,
     /// Format of the log.
@@ -361,6 +394,7 @@ impl Config {
                     )
                 })?,
             },
+            privacy: file.privacy.check().map_err(|(offset, message)| at(offset, message))?,
             metrics: match file.metrics.listen {
                 None => Some(METRICS_DEFAULT),
                 Some(listen) => {
@@ -382,6 +416,64 @@ impl Config {
             },
             agent_id: file.agent.id.into_inner(),
             tenant: file.agent.tenant.into_inner(),
+        })
+    }
+}
+
+/// Most items in each list of `[privacy]`: every one is asked about every argument.
+const PRIVACY_MAX: usize = 64;
+/// Bytes that a compiled pattern may take, and again those that it may use while it runs.
+const PATTERN_MAX: usize = 256 << 10;
+
+impl RawPrivacy {
+    /// # Errors
+    /// Where, and what is wrong.
+    fn check(self) -> Result<privacy::Rules, (usize, String)> {
+        let bounded = |list: &[Spanned<String>], key: &str| match list.get(PRIVACY_MAX) {
+            None => Ok(()),
+            Some(item) => Err((
+                item.span().start,
+                format!(
+                    "`{key}` has more than {PRIVACY_MAX} items: each is asked about every argument"
+                ),
+            )),
+        };
+        let names = |list: &[Spanned<String>], key: &str| {
+            bounded(list, key)?;
+            list.iter()
+                .map(|name| match privacy::normal(name.get_ref()) {
+                    normal if normal.is_empty() || normal.len() > 64 => Err((
+                        name.span().start,
+                        format!("{:?} is no name such as \"customer-pin\"", name.get_ref()),
+                    )),
+                    normal => Ok(normal),
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        bounded(&self.patterns, "patterns")?;
+        let pattern = |text: &Spanned<String>| {
+            let limits = meta::Config::new()
+                .nfa_size_limit(Some(PATTERN_MAX))
+                .hybrid_cache_capacity(PATTERN_MAX);
+            let built = meta::Builder::new().configure(limits).build(text.get_ref());
+            built.map_err(|error| {
+                let cause = std::error::Error::source(&error)
+                    .map_or(String::new(), |cause| format!(": {cause}"));
+                (
+                    text.span().start,
+                    format!("pattern {:?}: {error}{cause}", text.get_ref()),
+                )
+            })
+        };
+        Ok(privacy::Rules {
+            on: self.redact,
+            names: names(&self.names, "names")?,
+            keep: names(&self.keep, "keep")?,
+            patterns: self
+                .patterns
+                .iter()
+                .map(pattern)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -568,6 +660,16 @@ mod tests {
         assert_eq!(config.rings.life, 1 << 20);
         assert_eq!(config.metrics, None);
         assert_eq!(config.log_format, LogFormat::Json);
+
+        let text = format!(
+            "{GOOD}[privacy]\nnames = [\"Customer-PIN\"]\nkeep = [\"page_token\"]\npatterns = ['ACME-[0-9]{{4}}']\n"
+        );
+        let privacy = parse(&text).expect("a good file").privacy;
+        assert!(privacy.on && privacy.patterns[0].is_match("ACME-1234"));
+        assert_eq!(
+            (privacy.names, privacy.keep),
+            (vec!["customerpin".to_owned()], vec!["pagetoken".to_owned()])
+        );
     }
 
     #[test]
@@ -622,6 +724,14 @@ mod tests {
             (
                 format!("{GOOD}[log]\nlevel = \"a=b=c\"\n"),
                 "10:9: log level",
+            ),
+            (
+                format!("{GOOD}[privacy]\npatterns = ['(']\n"),
+                "10:13: pattern \"(\"",
+            ),
+            (
+                format!("{GOOD}[privacy]\nnames = ['--']\n"),
+                "10:10: \"--\" is no name",
             ),
             ("[agent]\n".to_owned(), "missing field"),
         ] {

@@ -227,7 +227,7 @@ fn config_text(agent_id: &str, tenant: &str, address: &str) -> String {
     let mut text = String::from(
         "# Written by `sumun-agent enroll`. Paths are relative to this file.\n\
          # Also: [paths] state, run, policies; [spool] alert, life, bulk; [rings] life, bulk; [enforce] hold;\n\
-         # [metrics] listen; [log] format, level.\n",
+         # [privacy] redact, names, keep, patterns; [metrics] listen; [log] format, level.\n",
     );
     let quoted = |value: &str| toml::Value::from(value).to_string();
     // Writing to a String cannot fail.

@@ -12,6 +12,7 @@ pub mod enroll;
 pub mod forward;
 pub mod kernel;
 pub mod pipeline;
+pub mod privacy;
 pub mod receive;
 pub mod run;
 pub mod spool;

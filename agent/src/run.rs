@@ -17,6 +17,7 @@ use crate::enrich::process::Limits;
 use crate::forward;
 use crate::kernel::{Kernel, KernelConfig, heap};
 use crate::pipeline::{Control, Pipeline, Setup};
+use crate::privacy::Redactor;
 use crate::spool::{self, Spool};
 use crate::status::{self, Phase, Run, Status};
 
@@ -72,6 +73,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         boot_id,
         tree: Limits { bytes: TREE_BYTES },
         hold: config.hold,
+        redactor: Redactor::new(config.privacy.clone()),
     };
     // One thread: what is sent is a few megabytes a second at most, and with more of them most of the time
     // would go into waking each other.

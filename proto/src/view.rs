@@ -27,7 +27,11 @@ pub const FLAWS: &[(u32, &str)] = &[
     (FLAW_UNREACHABLE as u32, "unreachable"),
     (FLAW_LOST as u32, "lost"),
     (FLAW_RACY as u32, "racy"),
+    (REDACTED, "redacted"),
 ];
+
+/// A flaw that the agent adds to arguments: secrets were taken out before they were written. The kernel's bits are the low ones.
+pub const REDACTED: u32 = 1 << 31;
 
 /// Fields that only the object behind a descriptor tells.
 pub const OF_OBJECT: [FieldId; 8] = [

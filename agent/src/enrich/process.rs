@@ -12,13 +12,15 @@
 //! longest-known images are dropped first (marked truncated) and then exited images;
 //! both are counted. Living processes are never forgotten: the kernel bounds their number (`pid_max`).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use sumun_abi::event::process::{Actor, Namespaces};
 use sumun_abi::record::{FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_proto::identity::exec_id;
+
+use crate::privacy::Redactor;
 
 /// Ancestors kept for one process; a longer chain is cut and marked as going on unseen.
 pub const DEPTH_MAX: u32 = 64;
@@ -86,6 +88,14 @@ pub struct Program {
     /// Has no user memory.
     pub kernel_thread: bool,
     pub(crate) charge: Option<Charge>,
+    pub(crate) told: OnceCell<Option<Told>>,
+}
+
+/// Arguments as they leave the host, where they have secrets.
+#[derive(Debug)]
+pub(crate) struct Told {
+    args: Vec<String>,
+    _charge: Option<Charge>,
 }
 
 /// Bytes counted for as long as their holder lives, wherever it is held.
@@ -115,6 +125,21 @@ impl Program {
     /// False for a process that was found without its memory, on its way out.
     fn is_known(&self) -> bool {
         !self.bootstrapped || self.kernel_thread || !self.exe_path.is_empty()
+    }
+
+    /// The arguments as they leave the host, if they have secrets. They are looked through once.
+    pub fn told(&self, redactor: &Redactor) -> Option<&[String]> {
+        let told = self.told.get_or_init(|| {
+            let cut = self.args_flaws & u32::from(FLAW_TRUNCATED | FLAW_PARTIAL) != 0;
+            let args = redactor.redact(&self.args, cut)?;
+            let bytes = args.iter().map(|arg| size_of::<String>() + arg.capacity());
+            let charge = self.charge.as_ref();
+            Some(Told {
+                _charge: charge.map(|charge| Charge::new(&charge.total, bytes.sum())),
+                args,
+            })
+        });
+        told.as_ref().map(|told| told.args.as_slice())
     }
 
     fn bytes(&self) -> usize {
@@ -654,6 +679,7 @@ impl Tree {
             bootstrapped: program.bootstrapped,
             kernel_thread: program.kernel_thread,
             charge: None,
+            told: OnceCell::new(),
         };
         slim.charge = Some(Charge::new(&self.bytes, slim.bytes()));
         // Forked children that share it keep the old one until they exec or exit.

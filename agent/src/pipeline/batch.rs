@@ -8,11 +8,13 @@ use sumun_proto::v1::{
     Alert, Batch, ClockStep, Event, ExceptionRef, Gap, Image, Lane, Namespaces, RuleRef, Scope,
     Verdict,
 };
+use sumun_proto::view::REDACTED;
 use sumun_proto::{BATCH_MAX, FORMAT};
 
-use crate::enrich::process::{DROPPED, ImageKey, Node};
+use crate::enrich::process::{DROPPED, ImageKey, Node, Program};
 use crate::enrich::workload::Workload;
 use crate::kernel::StreamId;
+use crate::privacy::Redactor;
 
 /// A batch is closed when its estimated size passes this; the largest single
 /// event (an exec with escaped arguments and its ancestry) still fits above it.
@@ -27,6 +29,8 @@ pub struct Origin {
     pub pin_generation: u64,
     /// Name of the cgroup hierarchy that records name, when it is not the unified one.
     pub cgroup_controller: String,
+    /// Takes secrets out of arguments.
+    pub redactor: Rc<Redactor>,
 }
 
 /// An image in the batch: who, with which credentials, and how much of it.
@@ -52,6 +56,9 @@ enum Part {
 pub struct BatchBuilder {
     batch: Batch,
     cgroup_controller: String,
+    redactor: Rc<Redactor>,
+    /// Images, by index, whose arguments have secrets: rules see them, what is written does not.
+    secret: Vec<(u32, Rc<Program>)>,
     entries: HashMap<Entry, u32>,
     /// Those of `batch`, in the same order.
     workloads: Vec<Rc<Workload>>,
@@ -87,6 +94,8 @@ impl BatchBuilder {
                 ..Batch::default()
             },
             cgroup_controller: origin.cgroup_controller.clone(),
+            redactor: Rc::clone(&origin.redactor),
+            secret: Vec::new(),
             entries: HashMap::new(),
             workloads: Vec::new(),
             rules: HashMap::new(),
@@ -185,6 +194,13 @@ impl BatchBuilder {
             ] = program.caps;
             image.bootstrapped = program.bootstrapped;
             image.kernel_thread = program.kernel_thread;
+            if let Some(told) = program.told(&self.redactor) {
+                // Marks may be longer than what they stand for.
+                self.bytes += told.iter().map(|arg| arg.len() + 4).sum::<usize>();
+                let index = self.push_image(entry, image);
+                self.secret.push((index, program));
+                return index;
+            }
         }
         self.push_image(entry, image)
     }
@@ -302,9 +318,18 @@ impl BatchBuilder {
         *highest = (*highest).max(seq);
     }
 
-    /// Ends the batch.
+    /// Ends the batch. Only now are secrets taken out of it: the rules have judged what was really run.
     #[must_use]
-    pub fn close(self) -> Closed {
+    pub fn close(mut self) -> Closed {
+        for (index, program) in self.secret {
+            let at = (index as usize).checked_sub(1);
+            if let Some(image) = at.and_then(|at| self.batch.images.get_mut(at))
+                && let Some(told) = program.told(&self.redactor)
+            {
+                image.args = told.to_vec();
+                image.args_flaws |= REDACTED;
+            }
+        }
         Closed {
             batch: self.batch,
             highest: self.highest,

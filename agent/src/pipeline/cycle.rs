@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ use crate::enforce::lineage::{self, Untold};
 use crate::enrich::process::{Limits, Tree};
 use crate::enrich::workload::Workloads;
 use crate::kernel::{DoorStatus, HookStatus, Kernel, StreamId, cgroup, heap};
+use crate::privacy::Redactor;
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
@@ -99,6 +101,8 @@ pub struct Setup {
     pub tree: Limits,
     /// Rules that kill go on for so long without an agent.
     pub hold: Duration,
+    /// Takes secrets out of arguments.
+    pub redactor: Redactor,
 }
 
 /// The reading thread's state.
@@ -157,6 +161,7 @@ impl Pipeline {
             boot_id,
             tree,
             hold,
+            redactor,
         } = setup;
         let clock = Clock::new()?;
         kernel.try_doors()?;
@@ -170,6 +175,7 @@ impl Pipeline {
             boot_id,
             pin_generation,
             cgroup_controller: kernel.cgroup_controller().to_owned(),
+            redactor: Rc::new(redactor),
         };
         let lane = |lane: Lane| {
             LaneWriter::new(

@@ -64,6 +64,7 @@ impl Host {
                 boot_id: origin.boot_id,
                 pin_generation: origin.pin_generation,
                 cgroup_controller: String::new(),
+                redactor: Rc::default(),
             },
             1000,
             found.held(Lane::Alert, origin.pin_generation),

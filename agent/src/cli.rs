@@ -31,6 +31,10 @@ pub enum Command {
     CheckConfig(Config),
     /// Say what this kernel offers and what each kind of event would be seen by
     Probe(Probe),
+    /// Say what is missing on this host and how to mend it; exit status 1 when the agent cannot do its work
+    Doctor(Status),
+    /// Write an archive for those who are asked for help: status, log, configuration, no secret
+    Bugreport(Bugreport),
     /// Hold calls that rules deny: a part of `run`, which starts it
     #[command(hide = true)]
     HoldCalls,
@@ -94,7 +98,7 @@ pub struct Enroll {
     pub no_policies: bool,
 }
 
-/// `sumun-agent status`.
+/// `sumun-agent status` and `doctor`.
 #[derive(Debug, clap::Args)]
 pub struct Status {
     /// Which configuration.
@@ -104,6 +108,18 @@ pub struct Status {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// `sumun-agent bugreport`.
+#[derive(Debug, clap::Args)]
+pub struct Bugreport {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: Config,
+
+    /// The archive [default: sumun-bugreport-TIME.tar in this folder]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// `sumun-agent probe`.

@@ -7,6 +7,7 @@ use clap::CommandFactory as _;
 
 use crate::cli::{Args, Command, Enroll, Output, Probe, Status};
 use crate::config::Config;
+use crate::doctor::{self, report};
 use crate::enforce::fanotify;
 use crate::forward::identity::Identity;
 use crate::kernel::{self, KernelConfig};
@@ -24,6 +25,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Status(args) => show_status(args),
         Command::CheckConfig(at) => check(&Config::load(&at.config)?),
         Command::Probe(args) => probe(args),
+        Command::Doctor(args) => diagnose(args),
+        Command::Bugreport(args) => {
+            let out = args.out.clone().unwrap_or_else(report::default_name);
+            report::write(&args.config.config, &out)
+                .with_context(|| format!("cannot write {}", out.display()))?;
+            println!("{}: look through it before you send it", out.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::HoldCalls => fanotify::hold_calls(),
         Command::Release => release(),
         Command::Pages(args) => sumun_pages::write(Args::command(), "8", &args.folder)
@@ -95,6 +104,19 @@ fn probe(args: &Probe) -> anyhow::Result<ExitCode> {
     }
     let works = report.object.available && report.hooks.iter().all(|hook| hook.available);
     Ok(if works {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn diagnose(args: &Status) -> anyhow::Result<ExitCode> {
+    let told = doctor::diagnose(&args.config.config);
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string(&told)?),
+        Output::Table => print!("{told}"),
+    }
+    Ok(if told.works() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod detect;
+pub mod doctor;
 pub mod enforce;
 pub mod enrich;
 pub mod enroll;

@@ -5,8 +5,8 @@ use std::fmt;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 
+use crate::kernel::known::{Known, known};
 use crate::kernel::stat::Stat;
 
 /// Descriptors of a process that are looked at.
@@ -18,6 +18,8 @@ const LISTENING: &str = "0A";
 const SSHD: &[u8] = b"sshd";
 /// What sshd hands a login to, from OpenSSH 9.8 and 10.0 on.
 const SESSIONS: [&[u8]; 2] = [b"sshd-session", b"sshd-auth"];
+/// From a process of a login to root's process that it was forked by, at most.
+const FORKS_MAX: usize = 4;
 /// What the kernel appends to the path of a file that has no name any more, as an executable that was replaced by an update.
 pub(super) const DELETED: &[u8] = b" (deleted)";
 
@@ -86,27 +88,15 @@ pub fn of_call(pid: u32, stat: Stat) -> Result<Option<String>, String> {
     Ok(session.then(|| "no policy may deny anything to what lets people in by ssh".to_owned()))
 }
 
-/// The host's sshd, not any program of that name: its file is root's, and it is in the agent's pid
-/// namespace, which is the host's, so that a container or a user cannot put on its name.
+/// The host's sshd, not any program of that name: its file is root's, it is in the agent's pid
+/// namespace, which is the host's, and it is root's process or was made by one, so that a container or a user cannot put on its name.
 fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)> {
     Ok(is_of_host(pid, |name| name == SSHD)? && (starting || listens(pid)?))
 }
 
 /// A program of the host by the name of its file.
 fn is_of_host(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<bool, (String, io::Error)> {
-    let exe = format!("/proc/{pid}/exe");
-    let Some(path) = there(&exe, fs::read_link(&exe))? else {
-        return Ok(false);
-    };
-    let path = path.as_os_str().as_bytes();
-    let path = path.strip_suffix(DELETED).unwrap_or(path);
-    if !path.rsplit(|byte| *byte == b'/').next().is_some_and(named) {
-        return Ok(false);
-    }
-    let Some(file) = there(&exe, fs::metadata(&exe))? else {
-        return Ok(false);
-    };
-    if file.uid() != 0 || file.mode() & 0o022 != 0 {
+    if program(pid, named)?.is_none() {
         return Ok(false);
     }
     let spaces = [
@@ -117,7 +107,67 @@ fn is_of_host(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<bool, (String, 
         let space = fs::read_link(&path);
         there(&path, space)
     });
-    Ok(own? == host?)
+    Ok(own? == host? && is_of_root(pid)?)
+}
+
+/// The file of a process's program, if it has such a name and is root's alone.
+fn program(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<Option<Known>, (String, io::Error)> {
+    let exe = format!("/proc/{pid}/exe");
+    let Some(path) = there(&exe, fs::read_link(&exe))? else {
+        return Ok(None);
+    };
+    let path = path.as_os_str().as_bytes();
+    let path = path.strip_suffix(DELETED).unwrap_or(path);
+    if !path.rsplit(|byte| *byte == b'/').next().is_some_and(named) {
+        return Ok(None);
+    }
+    let file = there(&exe, known(&exe))?;
+    Ok(file.filter(|file| file.uid == 0 && file.mode & 0o022 == 0))
+}
+
+/// Whether root runs a process, or a process of sshd that root runs has made it: by an exec of its own (`sshd-auth`), or by
+/// forks alone. Anybody can give a file of root's any name, by a mount in a user namespace of their own or by a link, and
+/// can run sshd itself with a library of theirs.
+fn is_of_root(pid: u32) -> Result<bool, (String, io::Error)> {
+    let of_sshd = |name: &[u8]| name == SSHD || SESSIONS.contains(&name);
+    let mut pid = pid;
+    for _ in 0..FORKS_MAX {
+        if real_uid(pid)? == Some(0) {
+            return Ok(true);
+        }
+        let Some((own, parent)) = stat(pid)?.map(|own| (own, own.parent())) else {
+            return Ok(false);
+        };
+        let Some(above) = stat(parent)? else {
+            return Ok(false);
+        };
+        if program(parent, of_sshd)?.is_none() {
+            return Ok(false);
+        }
+        if !own.is_fork_of(above) {
+            return Ok(real_uid(parent)? == Some(0));
+        }
+        pid = parent;
+    }
+    Ok(false)
+}
+
+fn stat(pid: u32) -> Result<Option<Stat>, (String, io::Error)> {
+    Stat::of(pid).map_err(|error| (format!("/proc/{pid}/stat"), error))
+}
+
+/// Real user id of a process, in the agent's user namespace.
+fn real_uid(pid: u32) -> Result<Option<u32>, (String, io::Error)> {
+    let path = format!("/proc/{pid}/status");
+    let Some(status) = there(&path, fs::read(&path))? else {
+        return Ok(None);
+    };
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let line = lines.find_map(|line| line.strip_prefix(b"Uid:"));
+    Ok(line.and_then(|line| {
+        let words = std::str::from_utf8(line).ok()?;
+        words.split_ascii_whitespace().next()?.parse().ok()
+    }))
 }
 
 /// Whether one of the sockets of a process takes TCP connections.
@@ -174,6 +224,8 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
     use std::process::{Command, Stdio};
 
     fn guarded(pid: u32) -> Option<Guarded> {
@@ -251,6 +303,30 @@ mod tests {
             child.kill().expect("a signal");
             child.wait().expect("its end");
             assert_eq!(found, None, "{}", program.display());
+        }
+    }
+    #[test]
+    fn a_user_cannot_put_on_the_name_of_sshd() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED: a program of root's is needed");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("its own");
+        let program = dir.path().join("sshd-session");
+        fs::copy("/bin/sleep", &program).expect("a copy");
+        for (uid, expected) in [(0, true), (65534, false)] {
+            let mut child = Command::new(&program)
+                .arg("60")
+                .stdin(Stdio::null())
+                .uid(uid)
+                .spawn()
+                .expect("a child");
+            let stat = Stat::of(child.id()).expect("stat").expect("a process");
+            let found = of_call(child.id(), stat);
+            child.kill().expect("a signal");
+            child.wait().expect("its end");
+            assert_eq!(found.map(|why| why.is_some()), Ok(expected), "uid {uid}");
         }
     }
 }

@@ -10,8 +10,10 @@ const KTHREAD: u64 = 0x0020_0000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     state: u8,
+    parent: u32,
     flags: u64,
     start_ticks: u64,
+    stack: u64,
 }
 
 impl Stat {
@@ -54,12 +56,16 @@ impl Stat {
         // From the third field on, the state.
         let mut fields = rest.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
-        let flags = fields.nth(5)?.parse().ok()?;
+        let parent = fields.next()?.parse().ok()?;
+        let flags = fields.nth(4)?.parse().ok()?;
         let start_ticks = fields.nth(12)?.parse().ok()?;
+        let stack = fields.nth(5).and_then(|word| word.parse().ok());
         Some(Self {
             state,
+            parent,
             flags,
             start_ticks,
+            stack: stack.unwrap_or(0),
         })
     }
 
@@ -73,6 +79,19 @@ impl Stat {
     #[must_use]
     pub fn start_ns(self) -> u64 {
         self.start_ticks.saturating_mul(tick_ns().unwrap_or(0))
+    }
+
+    /// Number of the process that is its parent now; 0: none here.
+    #[must_use]
+    pub fn parent(self) -> u32 {
+        self.parent
+    }
+
+    /// Whether it came from another by a fork and has executed nothing since: each exec gives a stack at another
+    /// address, which a fork inherits, and which is told to nobody who may not look into the process.
+    #[must_use]
+    pub fn is_fork_of(self, other: Self) -> bool {
+        self.stack != 0 && self.stack == other.stack
     }
 
     /// It does nothing until it is told to go on: stopped, or stopped by a debugger.
@@ -118,11 +137,12 @@ pub(crate) mod tests {
 
     #[test]
     fn a_name_cannot_forge_the_rest() {
-        let rest = "S 1 2 3 4 5 4194560 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        let rest = "S 1 2 3 4 5 4194560 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21 22 23 24 77 26";
         for name in [&b"sh"[..], b"a) R 9 9 9 9 9 9 (", b"\xff)\xfe", b""] {
             let text = [b"12 (", name, b") ", rest.as_bytes()].concat();
             let stat = Stat::parse(&text).expect("a form that is known");
             assert_eq!((stat.flags, stat.start_ticks), (4_194_560, 4711));
+            assert_eq!((stat.parent(), stat.stack), (1, 77));
             assert!(!stat.is_kernel_thread() && !stat.is_exiting());
         }
         for text in [&b""[..], b"12 (sh", b"12 (sh) S 1 2", b"12 (sh) \xff"] {

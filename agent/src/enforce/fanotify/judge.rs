@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 
 use nix::sys::stat::{fstat, major, minor};
 use sumun_abi::record::{FLAW_DELETED, FLAW_LOST, FLAW_TRUNCATED};
@@ -15,6 +14,7 @@ use super::opener::{Asked, Opener, asked};
 use super::wire::{Call, Decision, Held};
 use crate::enforce::guard::{self, DELETED};
 use crate::kernel::fanotify;
+use crate::kernel::known::known;
 use crate::pipeline::clock::boot_ns;
 use crate::pipeline::policies::wall_ns;
 
@@ -27,7 +27,7 @@ pub(super) struct Judge {
     host: Host,
     /// The agent: it is never made to wait for itself.
     agent: u32,
-    /// The agent's program, whoever runs it.
+    /// The agent's program, when the agent's user runs it: another can run it with a library of its own.
     program: Option<Id>,
 }
 
@@ -44,12 +44,12 @@ struct Object {
 
 impl Judge {
     pub(super) fn new(rules: Vec<Held>, host: Host, agent: u32) -> Self {
-        let own = fs::metadata("/proc/self/exe");
+        let own = known("/proc/self/exe");
         Self {
             rules,
             host,
             agent,
-            program: own.ok().map(|file| (file.dev(), file.ino())),
+            program: own.ok().map(|file| file.id),
         }
     }
 
@@ -247,8 +247,9 @@ impl Judge {
         kind: Kind,
         object: &Object,
     ) -> Result<Option<Guarded>, String> {
-        let exe = fs::metadata(format!("/proc/{}/exe", opener.pid));
-        if exe.is_ok_and(|file| Some((file.dev(), file.ino())) == self.program) {
+        let exe = known(&format!("/proc/{}/exe", opener.pid));
+        let own_user = opener.ids[0] == nix::unistd::getuid().as_raw();
+        if own_user && exe.is_ok_and(|file| Some(file.id) == self.program) {
             return Ok(Some(Guarded::Silently));
         }
         if let Some(guarded) = guard::of_call(opener.pid, opener.stat)? {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 
 use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
@@ -11,6 +10,7 @@ use sumun_abi::event::file::{
 use sumun_proto::text;
 
 use crate::enforce::guard::DELETED;
+use crate::kernel::known::known;
 use crate::kernel::stat::Stat;
 
 /// The one that waits.
@@ -67,7 +67,7 @@ fn exe(tid: u32) -> Option<String> {
     let path = path.as_os_str().as_bytes();
     let path = match path.strip_suffix(DELETED) {
         None => path,
-        Some(stripped) if fs::metadata(&link).is_ok_and(|file| file.nlink() == 0) => stripped,
+        Some(stripped) if known(&link).is_ok_and(|file| file.links == 0) => stripped,
         Some(_) => return None,
     };
     Some(text::from_bytes(path))

@@ -53,7 +53,7 @@ impl Group {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// From now on, events of this file; with `children`, of all files in this folder. Twice is as good as once.
+    /// From now on, events of what this path leads to; with `children`, of all files in this folder. Twice is as good as once.
     ///
     /// # Errors
     /// What fanotify_mark(2) says.
@@ -61,7 +61,7 @@ impl Group {
     pub fn mark(&self, path: &CStr, mask: u64, children: bool) -> nix::Result<()> {
         let (kind, events) = match children {
             true => (libc::FAN_MARK_ONLYDIR, mask | libc::FAN_EVENT_ON_CHILD),
-            false => (libc::FAN_MARK_DONT_FOLLOW, mask),
+            false => (0, mask),
         };
         // SAFETY: a descriptor that is held, and a text that ends with a zero and outlives the call.
         let result = unsafe {

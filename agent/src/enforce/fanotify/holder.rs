@@ -1,10 +1,11 @@
 //! The process that holds calls: a child of the agent with nothing but the rules that deny, so that it answers
 //! also while the agent is busy or stopped, and can be ended, which lets go what waits, when it does not.
 //!
-//! One thread answers, and opens nothing but files of `/proc`; another keeps the marks, which may have to wait for a disk.
+//! One thread answers, and opens nothing but files of `/proc`; another keeps the marks, which may have to wait for a disk,
+//! and has no descriptor of the group (`marks`).
 
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::parent_id;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,13 +16,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recv, send};
 use sumun_proto::Host;
 
 use super::judge::Judge;
-use super::marks::{Marks, Named};
+use super::marks::{Marker, Marks, Named};
 use super::wire::{Counts, Decision, MESSAGE_MAX, Missing, Plan, PlanRule, Said};
 use crate::kernel::canary;
 use crate::kernel::fanotify::{Group, OVERFLOW};
@@ -83,20 +85,36 @@ fn hold(plan: &Plan, socket: &Arc<OwnedFd>) -> Result<(), String> {
         Group::new().map_err(|errno| format!("cannot make a group (fanotify_init): {errno}"))?;
     let group = Arc::new(group);
     let named = Arc::new(Mutex::new(Arc::new(Named::new())));
-    let marks = Marks::new(Arc::clone(&group), &rules, Arc::clone(&named));
+    let no_thread = |error| format!("cannot start a thread: {error}");
+    let marker = Marker::start(Arc::clone(&group)).map_err(no_thread)?;
+    let marks = Marks::new(marker, &rules, Arc::clone(&named));
     let (id, name) = plan.host.clone();
     let judge = Judge::new(rules, Host { id, name }, plan.agent);
     let progress = Arc::new(Progress::default());
     let (teller, looked) = (Arc::clone(socket), Arc::clone(&progress));
+    let number = group.as_fd().as_raw_fd();
     thread::Builder::new()
         .name("marks".into())
-        .spawn(move || keep(marks, &looked, &teller))
-        .map_err(|error| format!("cannot start a thread: {error}"))?;
+        .spawn(move || match without(number) {
+            Ok(()) => keep(marks, &looked, &teller),
+            Err(errno) => {
+                let why = format!("cannot have a table of descriptors apart (unshare): {errno}");
+                tell(teller.as_fd(), &Said::Broken(why));
+            }
+        })
+        .map_err(no_thread)?;
     let rules = plan.rules.as_slice();
     answer(&group, socket.as_fd(), &judge, &named, |begun| {
         progress.be_ready(begun, rules, socket.as_fd())
     });
     Ok(())
+}
+
+/// From now on this thread has descriptors of its own, and not this one. Nothing is marked yet, so no file of others is
+/// among them.
+fn without(group: RawFd) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    nix::unistd::close(group)
 }
 
 /// How far the first look has come.
@@ -169,14 +187,14 @@ fn answer(
         // An interrupted wait is a short one.
         let _ = poll(&mut fds, patience);
         for _ in 0..AT_ONCE {
-            match one(group, socket, judge, named, &mut counts) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(errno) => {
-                    // The kernel has denied it, as it could not give us the file.
-                    eprintln!("sumun-agent: a call could not be looked at: {errno}");
-                    break;
-                }
+            if !waits(group) {
+                break;
+            }
+            // The kernel could not give us the file, as when another holds a lease of it, and has denied the call: nobody
+            // knows whose. Or one that waited was killed just now; that cannot be told apart.
+            if !matches!(one(group, socket, judge, named, &mut counts), Ok(true)) {
+                counts.denied += 1;
+                counts.untold += 1;
             }
         }
         if !heard(socket, &counts) {
@@ -185,7 +203,13 @@ fn answer(
     }
 }
 
-/// Answers one call; false if none waits.
+/// Whether a call waits.
+fn waits(group: &Group) -> bool {
+    let mut fds = [PollFd::new(group.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Answers one call; false if there was none.
 fn one(
     group: &Group,
     socket: BorrowedFd<'_>,
@@ -225,7 +249,6 @@ fn one(
 
 /// Answers the agent; false when it is gone.
 fn heard(socket: BorrowedFd<'_>, counts: &Counts) -> bool {
-    use std::os::fd::AsRawFd as _;
     let mut bytes = [0; 16];
     loop {
         match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
@@ -242,7 +265,6 @@ fn heard(socket: BorrowedFd<'_>, counts: &Counts) -> bool {
 
 /// Sends a message, if there is room: nobody waits for the agent.
 fn tell(socket: BorrowedFd<'_>, said: &Said) -> bool {
-    use std::os::fd::AsRawFd as _;
     let Ok(bytes) = serde_json::to_vec(said) else {
         return false;
     };

@@ -55,10 +55,11 @@ when = 'file.new_setuid && file.new_exec && file.name == "b"'
 /// A shell's work in a mount namespace of its own, in a directory.
 fn work(dir: &Path) -> String {
     let dir = dir.display();
-    let (ptrace, mprotect, memfd) = (
+    let (ptrace, mprotect, memfd, bpf) = (
         libc_number("ptrace"),
         libc_number("mprotect"),
         libc_number("memfd_create"),
+        libc_number("bpf"),
     );
     format!(
         r#"set -e
@@ -82,6 +83,7 @@ kill $victim
 unshare -u true
 perl -e 'my $page = "x" x 16384; my $at = unpack("J", pack("P", $page)); $at = ($at + 4095) & ~4095; syscall({mprotect}, $at, 4096, 7) == 0 or die $!'
 perl -e 'my $name = "code\0"; syscall({memfd}, $name, 0) > 0 or die $!'
+perl -e 'syscall({bpf}, (1 << 32) + 5, 0, 0) == -1 or die "it went well"'
 perl -MIO::Socket::INET -e 'IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => 0, Listen => 1, Proto => "tcp") or die $!'
 "#
     )
@@ -92,6 +94,7 @@ fn libc_number(name: &str) -> u32 {
     let (x86, arm) = match name {
         "ptrace" => (101, 117),
         "mprotect" => (10, 226),
+        "bpf" => (321, 280),
         _ => (319, 279),
     };
     if cfg!(target_arch = "x86_64") {
@@ -211,6 +214,10 @@ fn each_new_kind_is_stored_with_its_words() {
     let memory = ask(r#"kind == "memfd_create" && file.path == "memfd:code""#);
     assert_eq!(text(&memory[0], "file.source"), "object");
     assert_ne!(text(&memory[0], "file.ino"), "");
+    // The kernel takes 32 bits of the command, whatever stands above them.
+    let loads =
+        ask(r#"kind == "bpf" && bpf.command == "prog_load" && proc.exe.name.startsWith("perl")"#);
+    assert!(int(&loads[0], "result") < Some(0), "{}", loads[0]);
     for kind in ["bind", "listen"] {
         let own = ask(&format!(
             r#"kind == "{kind}" && proc.exe.name.startsWith("perl") && net.dst.ip == "127.0.0.1""#

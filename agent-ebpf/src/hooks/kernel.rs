@@ -168,6 +168,7 @@ extern "C" fn sumun_program(call: u64) -> u64 {
     };
     let task = handed.task;
     let [command, attributes, ..] = handed.given.arguments;
+    let command = command & 0xffff_ffff;
     let result = handed.result();
     // Where the program's descriptor is in the attributes: `union bpf_attr`.
     let fd = match command {

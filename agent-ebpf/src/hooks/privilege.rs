@@ -59,7 +59,11 @@ pub(super) fn is_idle(action: u8, a: u64, c: u64, result: i64) -> bool {
         // The child returns from it, too.
         action::CLONE => result == 0 || a & CLONE_NEW == 0,
         action::CLONE3 => result == 0,
-        action::BPF => a >= 64 || BPF_TOLD >> (a & 63) & 1 == 0,
+        action::BPF => {
+            // The kernel takes 32 bits of the command.
+            let command = a & 0xffff_ffff;
+            command >= 64 || BPF_TOLD >> (command & 63) & 1 == 0
+        }
         _ => false,
     }
 }
@@ -228,7 +232,8 @@ extern "C" fn sumun_spaces(call: u64) -> u64 {
                 0
             }
         },
-        action::SETNS if b != 0 => b,
+        // The kernel takes 32 bits of the type.
+        action::SETNS if b as u32 != 0 => b,
         action::SETNS => u64::from(File::of(task, a as i32).namespace()),
         _ => a & (CLONE_NEW | CLONE_NEWTIME),
     };

@@ -14,6 +14,21 @@ use crate::kernel::syscalls;
 /// `MS_BIND | MS_MOVE` (include/uapi/linux/mount.h): the source is a directory or file, and no device.
 const MS_BIND_MOVE: u64 = 4096 | 8192;
 
+/// `MS_MGC_MSK` and `MS_MGC_VAL` (fs/namespace.c): what mount's flags were told by in Linux 2.4. The kernel takes it away,
+/// and its bits are those of other flags.
+const MS_MAGIC: [u64; 2] = [0xffff_0000, 0xc0ed_0000];
+
+/// Flags of a mount or umount as the kernel takes them.
+fn mount_flags(call: &str, given: u64) -> u64 {
+    let [mask, magic] = MS_MAGIC;
+    match call {
+        "mount" if given & mask == magic => given & !mask,
+        // The old one has no flags: in the place of a second argument is anything.
+        "umount" => 0,
+        _ => given,
+    }
+}
+
 /// An event of this family.
 fn event(kind: Kind, tid: u32, (number, flags): (u32, u32), kernel: KernelChange) -> Event {
     Event {
@@ -106,6 +121,9 @@ pub fn mount(kind: Kind, record: &Record<'_>, mount: &Mount) -> Event {
     let (fs, _, fs_flaws) = text_of(record, mount.fs);
     (change.fs, change.fs_flaws) = (fs, fs_flaws);
     let mut event = event(kind, mount.actor.tid, call, change);
+    if let Some(change) = &mut event.kernel {
+        change.flags = Some(mount_flags(&event.call, mount.call_flags));
+    }
     let is_place = event.call != "mount" || mount.call_flags & MS_BIND_MOVE != 0;
     if let Some(change) = &mut event.kernel {
         (change.source, change.source_flaws) = if is_place {
@@ -155,5 +173,24 @@ pub fn setting(record: &Record<'_>, setting: &Setting) -> Event {
             ..KernelChange::default()
         }),
         ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_those_that_the_kernel_takes() {
+        // As busybox and older versions of util-linux hand them over.
+        assert_eq!(mount_flags("mount", 0xc0ed_0000), 0);
+        assert_eq!(
+            mount_flags("mount", 0xc0ed_0000 | MS_BIND_MOVE),
+            MS_BIND_MOVE
+        );
+        // MS_PRIVATE | MS_REC
+        assert_eq!(mount_flags("mount", 1 << 18 | 16384), 1 << 18 | 16384);
+        assert_eq!(mount_flags("umount", 3), 0);
+        assert_eq!(mount_flags("umount2", 3), 3);
     }
 }

@@ -115,7 +115,18 @@ fn module(change: &KernelChange, id: FieldId) -> Option<Value<'_>> {
 }
 
 fn program(change: &KernelChange, id: FieldId) -> Option<Value<'_>> {
+    // Each of these commands is about a program, which has a type: without one nothing of it is known, as its descriptor
+    // was gone when the call returned.
+    let lost = change.program_type.is_none();
     match id {
+        FieldId::BpfProgType
+        | FieldId::BpfProgName
+        | FieldId::BpfProgId
+        | FieldId::BpfAttachType
+            if lost =>
+        {
+            Some(Value::Unknown)
+        }
         FieldId::BpfCommand => {
             let command = change.command?;
             let known = COMMANDS.iter().find(|(known, _)| *known == command)?;
@@ -149,5 +160,36 @@ fn mount<'a>(change: &'a KernelChange, kind: Kind, call: &str, id: FieldId) -> O
             Some(list(Items::Bits(change.flags?, UMOUNT_FLAGS), true))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_program_that_was_lost_nothing_is_absent() {
+        let lost = KernelChange {
+            command: Some(28),
+            ..KernelChange::default()
+        };
+        let known = KernelChange {
+            program_type: Some(2),
+            attach_type: Some(0),
+            ..lost.clone()
+        };
+        for id in [
+            FieldId::BpfProgType,
+            FieldId::BpfProgName,
+            FieldId::BpfProgId,
+            FieldId::BpfAttachType,
+        ] {
+            assert!(matches!(program(&lost, id), Some(Value::Unknown)));
+            assert!(!matches!(program(&known, id), Some(Value::Unknown)));
+        }
+        assert!(matches!(
+            program(&lost, FieldId::BpfCommand),
+            Some(Value::Str(_))
+        ));
     }
 }

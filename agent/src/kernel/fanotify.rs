@@ -95,6 +95,25 @@ impl Group {
         Errno::result(result).map(drop)
     }
 
+    /// Takes all marks back. Calls that wait already go on waiting.
+    ///
+    /// # Errors
+    /// What fanotify_mark(2) says.
+    #[expect(unsafe_code, reason = "as above")]
+    pub fn flush(&self) -> nix::Result<()> {
+        // SAFETY: a descriptor that is held; of no path anything is asked.
+        let result = unsafe {
+            libc::fanotify_mark(
+                self.0.as_raw_fd(),
+                libc::FAN_MARK_FLUSH,
+                0,
+                libc::AT_FDCWD,
+                std::ptr::null(),
+            )
+        };
+        Errno::result(result).map(drop)
+    }
+
     /// The next call that waits; `None` when there is none.
     ///
     /// # Errors

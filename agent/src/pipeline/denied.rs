@@ -32,6 +32,8 @@ const STREAM: StreamId = StreamId {
 
 /// Calls that wait for the spool at most; those beyond are counted and told as a gap.
 const PENDING_MAX: usize = 16 * 1024;
+/// And so many bytes of them: a path can be long.
+const PENDING_BYTES: usize = 8 * 1024 * 1024;
 
 /// A file in the state directory, there while calls are held: an agent that was killed may have been told of denied calls that are
 /// not in the spool, and the next one says so.
@@ -77,6 +79,8 @@ impl Unsaid {
 #[derive(Debug, Default)]
 pub struct Pending {
     calls: VecDeque<(u32, u64, Call)>,
+    /// Of the calls.
+    bytes: usize,
     lost: u64,
     last: u64,
 }
@@ -94,12 +98,13 @@ impl Pending {
         for (generation, mut call) in calls {
             if call.decision == Decision::Denied {
                 core.denier.count_denied();
-                if self.calls.len() == PENDING_MAX {
+                if self.calls.len() == PENDING_MAX || self.bytes >= PENDING_BYTES {
                     self.lost += 1;
                     continue;
                 }
                 call.boot_ns = call.boot_ns.max(through_ns + 1);
                 self.last = call.boot_ns.max(self.last + 1);
+                self.bytes += call.size();
                 self.calls.push_back((generation, self.last, call));
             } else {
                 core.denier.let_through(deny::Passed::of_call(&call));
@@ -136,6 +141,7 @@ impl Pending {
     /// They are in the spool.
     pub fn written(&mut self) {
         self.calls.clear();
+        self.bytes = 0;
         self.lost = 0;
     }
 }

@@ -30,6 +30,8 @@ use crate::kernel::fanotify::{Group, OVERFLOW};
 
 /// Calls that are answered before the agent is, at most.
 const AT_ONCE: u32 = 64;
+/// To answer what waits at the end, at most.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// The agent is told that calls are held at the latest after this, however slow the disks are.
 const READY_ANYWAY: Duration = Duration::from_secs(2);
 /// Between two looks at what is named, at least.
@@ -37,7 +39,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Looking takes this part of the time at most.
 const LOOK_SHARE: u32 = 20;
 
-/// Runs until the agent ends or closes the socket, which is standard output.
+/// Runs until the agent ends or closes its half of the socket, which is standard output.
 ///
 /// # Errors
 /// What it was given by standard input is no plan.
@@ -198,9 +200,17 @@ fn answer(
             }
         }
         if !heard(socket, &counts) {
-            return;
+            break;
         }
     }
+    // What has begun is still answered; what begins now is for others.
+    let _ = group.flush();
+    let begun = Instant::now();
+    while waits(group) && begun.elapsed() < LAST_ANSWERS {
+        let _ = one(group, socket, judge, named, &mut counts);
+    }
+    // The agent wants to know of those that it could not be told of.
+    tell(socket, &Said::Pong(counts));
 }
 
 /// Whether a call waits.

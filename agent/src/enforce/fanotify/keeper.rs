@@ -5,7 +5,8 @@
 //! nobody there.
 
 use std::collections::VecDeque;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
+};
 use sumun_policy::deny::DenyRule;
 use sumun_proto::Host;
 use sumun_proto::v1::Kind;
@@ -36,6 +40,8 @@ const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(
 const LASTED: Duration = Duration::from_secs(60);
 /// Calls that wait for the reading thread at most; those beyond are counted and told as a gap.
 const QUEUE_MAX: usize = 4096;
+/// And so many bytes of them: a path can be long.
+const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How well rules that deny are carried out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +86,8 @@ struct Shared {
     report: Report,
     /// With the generation of the plan that it was judged by.
     calls: VecDeque<(u32, Call)>,
+    /// Of the calls.
+    bytes: usize,
     dropped: u64,
 }
 
@@ -138,6 +146,7 @@ impl Keeper {
     pub fn take(&self) -> (Vec<(u32, Call)>, u64) {
         let mut shared = locked(&self.shared);
         let dropped = std::mem::take(&mut shared.dropped);
+        shared.bytes = 0;
         (shared.calls.drain(..).collect(), dropped)
     }
 
@@ -165,8 +174,8 @@ struct Keeping {
     shared: Arc<Mutex<Shared>>,
     current: Option<Holder>,
     next: Option<Holder>,
-    /// Killed, and not waited for yet.
-    dying: Vec<Child>,
+    /// Killed or told to end, and not waited for yet.
+    dying: Vec<Holder>,
     /// Of processes that have ended.
     before: Counts,
     /// What they had not told.
@@ -192,6 +201,8 @@ struct Holder {
     asked: Option<Instant>,
     /// When it was asked last.
     asked_last: Instant,
+    /// Since when it is to end by itself.
+    retired: Option<Instant>,
 }
 
 impl Keeping {
@@ -224,34 +235,46 @@ impl Keeping {
             self.wait();
             self.listen();
             self.watch();
+            self.bury();
             self.tell();
-            self.dying
-                .retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
         }
-        for holder in [self.current.take(), self.next.take()]
-            .into_iter()
-            .flatten()
-        {
-            self.end(holder);
+        self.dismiss();
+        let begun = Instant::now();
+        self.bury();
+        // Killed, it ends, unless the kernel itself is stuck; then nobody is helped by waiting.
+        while !self.dying.is_empty() && begun.elapsed() < 2 * PATIENCE_WITH_LOAD {
+            thread::sleep(TICK / 4);
+            self.bury();
         }
-        for mut child in self.dying {
-            // Killed, it ends, unless the kernel itself is stuck; then nobody is helped by waiting.
-            let begun = Instant::now();
-            while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < PATIENCE_WITH_LOAD {
-                thread::sleep(TICK / 4);
+        self.count();
+    }
+
+    /// Takes leave of those that have ended, and of what they said until then.
+    fn bury(&mut self) {
+        let Self {
+            shared,
+            before,
+            dying,
+            room,
+            ..
+        } = self;
+        dying.retain_mut(|holder| {
+            if holder.retired.is_some_and(|at| holder.is_late(at)) {
+                let _ = holder.process.kill();
             }
-        }
+            let ended = !matches!(holder.process.try_wait(), Ok(None));
+            holder.listen(shared, room);
+            if ended {
+                *before = sum(*before, holder.counts);
+            }
+            !ended
+        });
     }
 
     /// Starts a process for a plan that none works for.
     fn want(&mut self, plan: &Arc<Plan>, generation: u32) {
         if plan.rules.is_empty() {
-            for holder in [self.current.take(), self.next.take()]
-                .into_iter()
-                .flatten()
-            {
-                self.end(holder);
-            }
+            self.dismiss();
             return;
         }
         for holder in [&mut self.current, &mut self.next].into_iter().flatten() {
@@ -281,6 +304,12 @@ impl Keeping {
             self.end(other);
         }
         if Instant::now() < self.start_at {
+            return;
+        }
+        // A program in a folder that rules name is started once the one that holds calls has answered: if that hangs, this
+        // thread has to be there to end it.
+        let current = self.current.as_ref();
+        if current.is_some_and(|holder| holder.asked.is_some_and(|at| at.elapsed() > 2 * TICK)) {
             return;
         }
         match Holder::start(Arc::clone(plan), generation) {
@@ -323,7 +352,7 @@ impl Keeping {
         }
         let ready = self.next.as_ref().is_some_and(|next| next.ready.is_some());
         if ready && let Some(before) = self.current.take() {
-            self.end(before);
+            self.retire(before);
         }
         if ready {
             self.current = self.next.take();
@@ -359,15 +388,21 @@ impl Keeping {
         }
     }
 
-    fn tell(&mut self) {
+    fn count(&mut self) {
         let mut counts = self.before;
-        for holder in [&self.current, &self.next].into_iter().flatten() {
+        let holders = [&self.current, &self.next].into_iter().flatten();
+        for holder in holders.chain(&self.dying) {
             counts = sum(counts, holder.counts);
         }
         let mut shared = locked(&self.shared);
         shared.dropped += counts.untold.saturating_sub(self.untold);
         self.untold = counts.untold.max(self.untold);
         shared.report.counts = counts;
+    }
+
+    fn tell(&mut self) {
+        self.count();
+        let mut shared = locked(&self.shared);
         let asked = shared
             .wanted
             .as_ref()
@@ -399,14 +434,32 @@ impl Keeping {
         }
     }
 
+    /// Ends all of them.
+    fn dismiss(&mut self) {
+        if let Some(holder) = self.next.take() {
+            self.end(holder);
+        }
+        if let Some(holder) = self.current.take() {
+            self.retire(holder);
+        }
+    }
+
+    /// Lets a process end by itself: what waits for it may have begun before others were there, and is still answered.
+    fn retire(&mut self, mut holder: Holder) {
+        if shutdown(holder.socket.as_raw_fd(), Shutdown::Write).is_err() {
+            self.end(holder);
+            return;
+        }
+        holder.retired = Some(Instant::now());
+        self.dying.push(holder);
+    }
+
     /// Ends a process; what waits for it goes on.
     fn end(&mut self, mut holder: Holder) {
         // It may be gone already.
         let _ = holder.process.kill();
-        // What it had said until then.
-        holder.listen(&self.shared, &mut self.room);
-        self.before = sum(self.before, holder.counts);
-        self.dying.push(holder.process);
+        // What it says until it has ended is taken then.
+        self.dying.push(holder);
     }
 }
 
@@ -419,22 +472,19 @@ impl Holder {
         let (own, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(|errno| failed(&errno))?;
         let text = serde_json::to_vec(&*plan).map_err(|error| failed(&error))?;
-        let mut process = Command::new("/proc/self/exe")
+        // A file: into a pipe this thread would have to wait for the other to read.
+        let input =
+            memfd_create("sumun-plan", MFdFlags::MFD_CLOEXEC).map_err(|errno| failed(&errno))?;
+        let mut input = File::from(input);
+        input.write_all(&text).map_err(|error| failed(&error))?;
+        input.rewind().map_err(|error| failed(&error))?;
+        let process = Command::new("/proc/self/exe")
             .arg0("sumun-agent")
             .arg("hold-calls")
-            .stdin(Stdio::piped())
+            .stdin(Stdio::from(input))
             .stdout(Stdio::from(other))
             .spawn()
             .map_err(|error| failed(&error))?;
-        let input = process.stdin.take();
-        // It reads all of it before anything else, or ends.
-        if let Some(mut input) = input
-            && let Err(error) = input.write_all(&text)
-        {
-            let _ = process.kill();
-            let _ = process.wait();
-            return Err(failed(&error));
-        }
         Ok(Self {
             process,
             socket: own,
@@ -446,6 +496,7 @@ impl Holder {
             counts: Counts::default(),
             asked: None,
             asked_last: Instant::now(),
+            retired: None,
         })
     }
 
@@ -469,7 +520,8 @@ impl Holder {
                 }
                 Ok(Said::Call(call)) => {
                     let mut shared = locked(shared);
-                    if shared.calls.len() < QUEUE_MAX {
+                    if shared.calls.len() < QUEUE_MAX && shared.bytes < QUEUE_BYTES {
+                        shared.bytes += call.size();
                         shared.calls.push_back((self.generation, *call));
                     } else if call.decision == super::wire::Decision::Denied {
                         shared.dropped += 1;
@@ -488,6 +540,16 @@ impl Holder {
                 self.asked = Some(self.asked_last);
             }
         }
+    }
+
+    /// Whether it has not ended by itself for so long that it does not.
+    fn is_late(&self, since: Instant) -> bool {
+        let since = since.elapsed();
+        let cannot = || {
+            let stat = Stat::of(self.process.id()).ok().flatten();
+            stat.is_some_and(|stat| stat.is_stopped() || stat.is_stuck())
+        };
+        since >= PATIENCE_WITH_LOAD || since >= PATIENCE && cannot()
     }
 
     /// Why it has to be replaced.

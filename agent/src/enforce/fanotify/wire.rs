@@ -189,3 +189,16 @@ pub struct Call {
     /// Type and permissions.
     pub mode: u32,
 }
+
+impl Call {
+    /// Bytes that it takes in memory, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        size_of::<Self>()
+            + size_of_val(&self.rules[..])
+            + self.reason.len()
+            + text(&self.exe)
+            + text(&self.path)
+    }
+}

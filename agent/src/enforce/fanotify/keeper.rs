@@ -18,7 +18,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, setsockopt, shutdown,
+    socketpair, sockopt,
 };
 use sumun_policy::deny::DenyRule;
 use sumun_proto::Host;
@@ -38,6 +39,8 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Until another is started after one has ended: doubled each time, and forgotten when one has lasted.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
 const LASTED: Duration = Duration::from_secs(60);
+/// Kernel memory for what a process has said and this thread has not heard yet: some thousand calls.
+const SAYS_BYTES: usize = 2 * 1024 * 1024;
 /// Calls that wait for the reading thread at most; those beyond are counted and told as a gap.
 const QUEUE_MAX: usize = 4096;
 /// And so many bytes of them: a path can be long.
@@ -472,6 +475,8 @@ impl Holder {
         let (own, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(|errno| failed(&errno))?;
         let text = serde_json::to_vec(&*plan).map_err(|error| failed(&error))?;
+        // Without CAP_NET_ADMIN there is less room, and a gap says what could not be told.
+        let _ = setsockopt(&other, sockopt::SndBufForce, &SAYS_BYTES);
         // A file: into a pipe this thread would have to wait for the other to read.
         let input =
             memfd_create("sumun-plan", MFdFlags::MFD_CLOEXEC).map_err(|errno| failed(&errno))?;

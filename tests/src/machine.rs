@@ -37,7 +37,14 @@ pub fn root() -> Result<PathBuf, String> {
         PathBuf::from,
     );
     let root = cache.join("nspawn/bookworm-1");
-    for tool in ["systemd-nspawn", "nsenter", "dpkg-deb", "lintian"] {
+    for tool in [
+        "systemd-nspawn",
+        "nsenter",
+        "dpkg-deb",
+        "dpkg-shlibdeps",
+        "lintian",
+        "rpmbuild",
+    ] {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).exists()));
         if !found {
@@ -50,6 +57,21 @@ pub fn root() -> Result<PathBuf, String> {
     }
 }
 
+/// A copy of the root in a folder.
+///
+/// # Errors
+/// There is no room for it.
+pub fn copy(root: &Path, folder: &Path) -> Result<PathBuf> {
+    let to = folder.join("root");
+    let copied = Command::new("cp")
+        .args(["-a", "--reflink=auto"])
+        .arg(root)
+        .arg(&to)
+        .status()?;
+    ensure!(copied.success(), "the root cannot be copied");
+    Ok(to)
+}
+
 impl Machine {
     /// Copies the root and boots it.
     ///
@@ -59,14 +81,7 @@ impl Machine {
         let copy = tempfile::Builder::new()
             .prefix("sumun-machine.")
             .tempdir()?;
-        let machine = copy.path().join("root");
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg("--reflink=auto")
-            .arg(root)
-            .arg(&machine)
-            .status()?;
-        ensure!(copied.success(), "the root cannot be copied");
+        let machine = self::copy(root, copy.path())?;
         let process = Process::start(
             "systemd-nspawn",
             Command::new("systemd-nspawn")

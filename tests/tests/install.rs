@@ -29,13 +29,14 @@ fn commands(heading: &str) -> Vec<String> {
 }
 
 /// Packages of a version of the programs under test.
-fn build(version: Option<&str>, out: &Path) -> Vec<PathBuf> {
+fn build(kind: &str, version: Option<&str>, out: &Path) -> Vec<PathBuf> {
     let programs = programs::path("sumun-agent");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/packages/build");
     let mut command = Command::new(script);
-    command.args(["--only", "deb"]);
+    command.args(["--only", kind]);
     // Compressing takes longer than all else.
     command.env("SUMUN_DEB_COMPRESSION", "none");
+    command.env("SUMUN_RPM_PAYLOAD", "w0.gzdio");
     if let Some(version) = version {
         command.args(["--version", version]);
     }
@@ -101,8 +102,8 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
     }
     let dir = scratch();
     let (first, second) = (dir.path().join("first"), dir.path().join("second"));
-    lintian(&build(None, &first));
-    build(Some("0.99.0"), &second);
+    lintian(&build("deb", None, &first));
+    build("deb", Some("0.99.0"), &second);
 
     let Some(_turn) = Turn::take(name) else {
         return;
@@ -147,6 +148,21 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
     assert_eq!(property(&machine, "sumun-agent", "ActiveState"), "active");
     let online = "sumunctl agents list -o jsonl 2>/dev/null | grep -q '\"online\"'";
     machine.until(online, LIMIT).expect("the agent is online");
+    let doctor = machine
+        .run("sumun-agent doctor")
+        .expect("nothing is broken");
+    for good in [
+        "configuration",
+        "certificate",
+        "collector",
+        "agent",
+        "bpffs",
+    ] {
+        assert!(
+            doctor.contains(&format!("good     {good} ")),
+            "{good}:\n{doctor}"
+        );
+    }
     let identity = "sed -n 's/^id = //p' /etc/sumun/agent.toml; ls /etc/sumun/policies | wc -l";
     let before = machine.run(identity).expect("its identity");
 
@@ -205,4 +221,64 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
         )
         .expect("a search");
     assert_eq!(left, "", "left after a purge");
+}
+
+#[test]
+fn the_rpms_hold_what_the_debs_hold_and_erase_all_of_it() {
+    let name = "rpm";
+    let root = match machine::root() {
+        Ok(root) => root,
+        Err(reason) => return println!("SKIPPED {name}: {reason}"),
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return println!("SKIPPED {name}: a package is installed by root only");
+    }
+    let dir = scratch();
+    let packages = dir.path().join("rpm");
+    build("rpm", None, &packages);
+    // No machine has to run for it; a copy of its root is where packages may leave something.
+    let root = machine::copy(&root, dir.path()).expect("a copy of the root");
+    for entry in fs::read_dir(&packages).expect("packages") {
+        let path = entry.expect("a package").path();
+        let to = root.join("root").join(path.file_name().expect("a file"));
+        fs::copy(&path, to).expect("copied");
+    }
+    let inside = |script: &str| {
+        let output = Command::new("chroot")
+            .arg(&root)
+            .args(["/bin/sh", "-euc", script])
+            .output()
+            .expect("chroot can be started");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{script}:\n{text}{errors}");
+        text
+    };
+    // On a host /run is memory, and not a folder of the root.
+    let found =
+        "find / -xdev -iname '*sumun*' -not -path '/run/*' -not -path '/root/*.rpm' | sort";
+    // Debian's own packages are not in rpm's database; what is needed is there.
+    inside("rpm -i --nodeps --nosignature /root/*.rpm");
+    let files = inside(found);
+    for file in [
+        "/usr/bin/sumun-agent",
+        "/usr/bin/sumun-collector",
+        "/usr/bin/sumunctl",
+        "/usr/lib/systemd/system/sumun-agent.service",
+        "/usr/share/man/man8/sumun-agent.8.gz",
+        "/usr/share/man/man8/sumun-agent-enroll.8.gz",
+        "/usr/share/man/man1/sumunctl.1.gz",
+        "/usr/share/bash-completion/completions/sumunctl",
+        "/etc/default/sumun-agent",
+    ] {
+        assert!(
+            files.lines().any(|line| line == file),
+            "{file} is not among:\n{files}"
+        );
+    }
+    inside(
+        "getent passwd sumun-collector >/dev/null && sumunctl --version && sumun-collector --version",
+    );
+    inside("rpm -e --nodeps sumun-agent sumun-collector sumunctl");
+    assert_eq!(inside(found), "", "left after an erase");
 }

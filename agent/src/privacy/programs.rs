@@ -142,7 +142,7 @@ impl Known {
     }
 
     /// The flag that a word is or begins with, and what is left of the word.
-    pub(super) fn of<'a>(self, word: &'a str) -> Option<(&'static Flag, &'a str)> {
+    pub(super) fn of(self, word: &str) -> Option<(&'static Flag, &str)> {
         let mut left = self.flags;
         while left != 0 {
             let flag = &FLAGS[left.trailing_zeros() as usize];

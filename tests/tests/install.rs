@@ -255,8 +255,7 @@ fn the_rpms_hold_what_the_debs_hold_and_erase_all_of_it() {
         text
     };
     // On a host /run is memory, and not a folder of the root.
-    let found =
-        "find / -xdev -iname '*sumun*' -not -path '/run/*' -not -path '/root/*.rpm' | sort";
+    let found = "find / -xdev -iname '*sumun*' -not -path '/run/*' -not -path '/root/*.rpm' | sort";
     // Debian's own packages are not in rpm's database; what is needed is there.
     inside("rpm -i --nodeps --nosignature /root/*.rpm");
     let files = inside(found);

@@ -170,7 +170,7 @@ fn private_key(text: &[u8], at: usize) -> Option<Range<usize>> {
     let line = &text[label..text.len().min(label + 64)];
     let dashes = find_bytes(line, b"-----");
     let named = find_bytes(&line[..dashes.unwrap_or(line.len())], b"PRIVATE KEY").is_some();
-    if !named && dashes.is_some() {
+    if !named && (dashes.is_some() || text.len() >= label + 64) {
         return None;
     }
     let from = label + dashes.map_or(0, |dashes| dashes + 5);

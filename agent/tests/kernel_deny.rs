@@ -255,12 +255,9 @@ fn a_denied_setting_stays_as_it_was() {
     assert!(eperm(fs::write(PATTERN, "|/nowhere/to/be found\n")));
     assert_eq!(fs::read(PATTERN).unwrap(), before);
     let modprobe = fs::read("/proc/sys/kernel/modprobe");
-    if modprobe.is_ok() {
+    if let Ok(modprobe) = modprobe {
         assert!(eperm(fs::write("/proc/sys/kernel/modprobe", "/nowhere")));
-        assert_eq!(
-            fs::read("/proc/sys/kernel/modprobe").unwrap(),
-            modprobe.unwrap()
-        );
+        assert_eq!(fs::read("/proc/sys/kernel/modprobe").unwrap(), modprobe);
     }
     fs::write(PATTERN, &before).unwrap();
     let seen = ruled.bench.settle();

@@ -155,12 +155,7 @@ impl Denier {
         if self.let_through.len() == LET_THROUGH_MAX {
             self.let_through.pop_front();
         }
-        // Its event has them.
-        self.let_through.push_back(Call {
-            exe: None,
-            path: None,
-            ..call
-        });
+        self.let_through.push_back(call);
     }
 
     /// Adds the verdicts of rules that deny to those of rules that kill. `told` is what the kernel did. A hit that only

@@ -245,11 +245,17 @@ impl Kernel {
         let At::Cgroup(attach_type) = door.at;
         let root = self.deny.root.as_ref().map_err(Clone::clone)?;
         let program = fd_of(&mut self.ebpf, door.door)?;
-        cgroup_root::attach(program.as_fd(), root.as_fd(), attach_type).map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::EPERM) => "somebody has attached a program to the root of all cgroups that allows no other".to_owned(),
-                _ => format!("cannot attach {} to the root of all cgroups: {error}", door.door),
+        cgroup_root::attach(program.as_fd(), root.as_fd(), attach_type).map_err(|error| match error
+            .raw_os_error()
+        {
+            Some(libc::EPERM) => {
+                "somebody has attached a program to the root of all cgroups that allows no other"
+                    .to_owned()
             }
+            _ => format!(
+                "cannot attach {} to the root of all cgroups: {error}",
+                door.door
+            ),
         })
     }
 

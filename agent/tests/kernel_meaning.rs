@@ -248,9 +248,10 @@ impl Agent {
             boot_id: [0; 16],
             pin_generation: 0,
             cgroup_controller: String::new(),
+            redactor: std::rc::Rc::default(),
         };
         let mut batch = BatchBuilder::new(Lane::Bulk, &origin, 0);
-        let image = batch.image(&node, actor);
+        let image = batch.image(&node, actor, None);
         let stream = StreamId {
             ring: 0,
             cpu: 0,
@@ -318,9 +319,10 @@ impl Agent {
             boot_id: [0; 16],
             pin_generation: 0,
             cgroup_controller: String::new(),
+            redactor: std::rc::Rc::default(),
         };
         let mut batch = BatchBuilder::new(Lane::Life, &origin, 0);
-        let image = batch.image(&node, &actor);
+        let image = batch.image(&node, &actor, None);
         let stream = StreamId {
             ring: 0,
             cpu: 0,

@@ -321,7 +321,8 @@ effect = "record"
     fn report(blind: impl Fn(Kind) -> Option<String>) -> LoadedPolicy {
         let check = check_file("/etc/web.toml", POLICY);
         let policy = check.policy.expect("a policy");
-        policies(&[policy], &[], |_| "abc".to_owned(), blind).remove(0)
+        let doors = Doors::default();
+        policies(&[policy], (&doors, &[]), |_| "abc".to_owned(), blind).remove(0)
     }
 
     #[test]

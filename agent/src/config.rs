@@ -30,7 +30,7 @@
 //! bulk = "8MiB"
 //!
 //! [enforce]
-//! hold = "24h"                  # rules that kill go on for so long without an agent: s, m, h or d
+//! hold = "24h"                  # rules that kill and deny go on for so long without an agent: s, m, h or d
 //!
 //! [privacy]
 //! redact = true                 # secrets in arguments are replaced before anything is written or sent

@@ -194,6 +194,7 @@ slots! {
     MOUNT_NS = Field("mount", "mnt_ns");
 
     BPRM_SECURE = Bit("linux_binprm", "secureexec");
+    BPRM_FILE = Field("linux_binprm", "file");
     BPRM_FILENAME = Field("linux_binprm", "filename");
     BPRM_INTERP = Field("linux_binprm", "interp");
     EXIT_ARGUMENTS = Arguments("sched_process_exit");
@@ -231,6 +232,14 @@ slots! {
     ICSK_ULP_DATA = Field("inet_connection_sock", "icsk_ulp_data");
     SUBFLOW_CONN = Field("mptcp_subflow_context", "conn");
     MPTCP_FIRST = Field("mptcp_sock", "first");
+
+    PATH_MNT = Field("path", "mnt");
+    PATH_DENTRY = Field("path", "dentry");
+    VMA_FILE = Field("vm_area_struct", "vm_file");
+    READING_MODULE = Value("kernel_read_file_id", "READING_MODULE");
+    // From 6.19 on, of modules that the kernel unpacks itself.
+    READING_MODULE_COMPRESSED = Value("kernel_read_file_id", "READING_MODULE_COMPRESSED");
+    LOADING_MODULE = Value("kernel_load_data_id", "LOADING_MODULE");
 
     MODULE_LOAD = Arguments("module_load");
     MODULE_NAME = Field("module", "name");

@@ -6,9 +6,9 @@
 //! or by none.
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, cgroup_sock_addr, cgroup_sysctl, map},
+    macros::{btf_tracepoint, cgroup_sock_addr, cgroup_sysctl, lsm, map},
     maps::ProgramArray,
-    programs::{BtfTracePointContext, SockAddrContext, SysctlContext},
+    programs::{BtfTracePointContext, LsmContext, SockAddrContext, SysctlContext},
 };
 
 use super::deny::ALLOW;
@@ -79,4 +79,38 @@ fn door_sysctl(ctx: SysctlContext) -> i32 {
     // SAFETY: the kernel checks that what stands there has the same context.
     unsafe { AT_SYSCTL.tail_call(&ctx, 0) };
     ALLOW
+}
+
+macro_rules! lsm_doors {
+    ($($door:ident, $behind:ident, $hook:literal;)*) => {$(
+        /// The program behind the door; one entry. Empty: the call goes on.
+        #[map]
+        static $behind: ProgramArray = ProgramArray::pinned(1, 0);
+
+        /// The door.
+        #[lsm(hook = $hook)]
+        fn $door(ctx: LsmContext) -> i32 {
+            // SAFETY: the kernel checks that what stands there has the same context.
+            unsafe { $behind.tail_call(&ctx, 0) };
+            0
+        }
+    )*};
+}
+
+lsm_doors! {
+    door_lsm_exec, AT_LSM_EXEC, "bprm_check_security";
+    door_lsm_open, AT_LSM_OPEN, "file_open";
+    door_lsm_rename, AT_LSM_RENAME, "path_rename";
+    door_lsm_unlink, AT_LSM_UNLINK, "path_unlink";
+    door_lsm_rmdir, AT_LSM_RMDIR, "path_rmdir";
+    door_lsm_link, AT_LSM_LINK, "path_link";
+    door_lsm_connect, AT_LSM_CONNECT, "socket_connect";
+    door_lsm_bind, AT_LSM_BIND, "socket_bind";
+    door_lsm_mount, AT_LSM_MOUNT, "sb_mount";
+    door_lsm_move, AT_LSM_MOVE, "move_mount";
+    door_lsm_read, AT_LSM_READ, "kernel_read_file";
+    door_lsm_load, AT_LSM_LOAD, "kernel_load_data";
+    door_lsm_ptrace, AT_LSM_PTRACE, "ptrace_access_check";
+    door_lsm_mmap, AT_LSM_MMAP, "mmap_file";
+    door_lsm_mprotect, AT_LSM_MPROTECT, "file_mprotect";
 }

@@ -18,6 +18,7 @@ use sumun_abi::{
     policy::{action, whole},
     record::{FLAW_LOST, FLAW_RACY},
     slot,
+    verdict::denied,
 };
 
 use super::{
@@ -88,6 +89,9 @@ extern "C" fn sumun_module(call: u64) -> u64 {
     let Some(handed) = call.handed(place) else {
         return 0;
     };
+    if super::deny::was_denied(handed.result(), denied::MODULE_LOAD) {
+        return 0;
+    }
     let task = handed.task;
     let [a, b, c, ..] = handed.given.arguments;
     let Some(record) = handed.run.record::<Module>() else {

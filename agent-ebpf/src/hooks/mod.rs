@@ -9,3 +9,5 @@ mod network;
 mod privilege;
 mod process;
 mod syscall;
+
+pub(crate) use deny::told;

@@ -14,6 +14,7 @@ use sumun_abi::{
     policy::{action, whole},
     record::{FLAW_LOST, FLAW_RACY},
     slot,
+    verdict::denied,
 };
 
 use super::syscall::Call;
@@ -168,6 +169,10 @@ extern "C" fn sumun_reach(call: u64) -> u64 {
     let Some(handed) = call.handed(place) else {
         return 0;
     };
+    // Also of the other calls: a later one of this thread may fail for another reason.
+    if super::deny::was_denied(handed.result(), denied::PTRACE) && kind == kind::PTRACE {
+        return 0;
+    }
     let task = handed.task;
     let [a, b, ..] = handed.given.arguments;
     let (given, request, target) = match handed.action {

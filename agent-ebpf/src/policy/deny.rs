@@ -11,7 +11,7 @@ use core::{
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use sumun_abi::{
     event::{deny::Asked, kernel::Setting, network::FAMILY_INET, process::outcome},
-    policy::tag,
+    policy::{ACCESS_BITS, tag},
     record::{FLAW_TRUNCATED, LEVELS, Span},
     slot,
     verdict::{Verdicts, denied, id, on},
@@ -20,10 +20,16 @@ use sumun_abi::{
 use super::{
     copy, find, first,
     lineage::{self, Image},
-    verdict::{Judged, is_of_the_host, matched, net, numbers},
+    verdict::{Judged, is_of_the_host, matched, net, numbers, path as walked_path, sumun_answers},
 };
 use crate::{
-    kernel::{get, read, task::Task},
+    hooks::told,
+    kernel::{
+        get,
+        path::{self, Tail, Walked},
+        read,
+        task::Task,
+    },
     maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
     run::{Run, scratch},
 };
@@ -76,6 +82,85 @@ pub(crate) extern "C" fn sumun_ask_network(level: u32, index: u32, kind: u32) ->
         let judged = Judged(sumun_ask(level, index, kind));
         judged.store(addr_of_mut!((*record).verdict));
         u64::from(judged.outcome())
+    }
+}
+
+/// Asks the rules about the file of the call of the record, and sends it if one has something to say; 1 if the call is denied.
+/// Without a file both numbers are 0. Of renames and links, where they lead stands in `Scratch::given`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_ask_file(
+    level: u32,
+    index: u32,
+    place: u32,
+    dentry: u64,
+    mnt: u64,
+) -> u64 {
+    if level >= LEVELS || place >= denied::COUNT as u32 {
+        return 0;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 0;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return 0;
+    };
+    let run = Run { level };
+    let Some(record) = run.record::<Asked>() else {
+        return 0;
+    };
+    let place = place as usize;
+    let kind = 1 << (16 + place);
+    let mut tail = Tail::after::<Asked>(level);
+    // SAFETY: record and scratch are this run's.
+    unsafe {
+        let inode: u64 = get(dentry, slot::DENTRY_INODE);
+        if dentry != 0 {
+            addr_of_mut!((*record).dev).write(get(get(inode, slot::INODE_SB), slot::SB_DEV));
+            addr_of_mut!((*record).mode).write(u32::from(get::<u16>(inode, slot::INODE_MODE)));
+            addr_of_mut!((*record).ino).write(get(inode, slot::INODE_INO));
+        }
+        let walked = if dentry == 0 {
+            Walked::LOST
+        } else {
+            path::walk(level, dentry, mnt)
+        };
+        if place == denied::EXEC {
+            sumun_answers(level, index, walked.0);
+        } else {
+            let tags = (tag::VERDICT_FILE_PATH, tag::VERDICT_FILE_NAME);
+            let (mut yes, _, open) = walked_path(scratch, index, walked, tags, plan);
+            let unknown = open & plan.file;
+            let flags = addr_of!((*record).flags).read();
+            let mut bit = 0;
+            while bit < ACCESS_BITS.len() {
+                if flags & ACCESS_BITS[bit] != 0 {
+                    yes |= plan.access[bit];
+                }
+                bit += 1;
+            }
+            answer(scratch, yes, unknown);
+        }
+        if dentry != 0 {
+            tail.walked(walked).store(addr_of_mut!((*record).path), 0);
+        }
+        if place == denied::RENAME || place == denied::LINK {
+            let walked = path::walk(
+                level,
+                addr_of!((*scratch).given.arguments[0]).read(),
+                addr_of!((*scratch).given.arguments[1]).read(),
+            );
+            let tags = (tag::VERDICT_TO_PATH, tag::VERDICT_TO_PATH);
+            let (yes, _, open) = walked_path(scratch, index, walked, tags, plan);
+            let answers = addr_of_mut!((*scratch).answers);
+            (*answers).yes |= yes & plan.to;
+            (*answers).unknown |= open & plan.to & !yes;
+            tail.walked(walked)
+                .store(addr_of_mut!((*record).to_path), 0);
+        }
+        let judged = Judged(sumun_ask(level, index, kind));
+        judged.store(addr_of_mut!((*record).verdict));
+        u64::from(told(run, index, place, judged.outcome(), tail.end()))
     }
 }
 

@@ -91,7 +91,8 @@ impl Names {
 }
 
 /// The rules that deny in `enforce` and that can be carried out by holding opens and executions, on
-/// each of their kinds; but for those that the kernel judges alone: `late` is what
+/// each of their kinds; of those that the kernel judges alone only the files that are named by their whole path: the kernel
+/// goes by the path through which a file is reached, and whoever holds calls knows it by its other names, too. `late` is what
 /// [`crate::verdict::VerdictPlan::build`] leaves to the agent with the same doors.
 #[must_use]
 pub fn plan(policies: &[CheckedPolicy], doors: &Doors, late: &[Late]) -> Vec<DenyRule> {
@@ -105,12 +106,15 @@ pub fn plan(policies: &[CheckedPolicy], doors: &Doors, late: &[Late]) -> Vec<Den
             continue;
         }
         for kind in &rule.kinds {
-            if by_kernel(number, *kind, doors, late).is_ok() {
-                continue;
-            }
-            let Ok(names) = held(rule, *kind) else {
+            let Ok(mut names) = held(rule, *kind) else {
                 continue;
             };
+            if by_kernel(number, *kind, doors, late).is_ok() {
+                names.prefixes.clear();
+                if names.files.is_empty() {
+                    continue;
+                }
+            }
             // Rules are taken in their order; who is left out is told by `left_out`.
             let Some(left) = room.checked_sub(names.len()) else {
                 continue;

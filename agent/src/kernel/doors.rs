@@ -10,11 +10,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use aya::{
     Btf, Ebpf,
     maps::{Array, MapData, ProgramArray},
-    programs::{Program, ProgramFd},
+    programs::{Program, ProgramError, ProgramFd, links::FdLink},
 };
 use serde::Serialize;
 use sumun_abi::{
     policy::{Filter, whole},
+    slot as s,
     verdict::{Verdicts, denied, on},
 };
 use sumun_policy::doors::{DENIABLE, Doors};
@@ -22,19 +23,16 @@ use sumun_proto::v1::Kind;
 
 use super::{Error, HookStatus, Kernel, cgroup_root, chain, tries, verdicts};
 
+/// The rung of BPF LSM.
+const LSM: &str = "lsm";
+
 /// How a door is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     /// To the root of all cgroups: `enum bpf_attach_type`.
     Cgroup(u32),
-}
-
-impl At {
-    fn rung(self) -> &'static str {
-        match self {
-            At::Cgroup(_) => "cgroup",
-        }
-    }
+    /// To a hook of BPF LSM.
+    Lsm(&'static str),
 }
 
 /// A door.
@@ -49,32 +47,137 @@ struct Door {
     /// The map of one entry that says where to.
     behind: &'static str,
     at: At,
-    /// Place of its kind in `DENIABLE`.
+}
+
+/// The doors that together deny a kind.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// Place of the kind in `DENIABLE`.
     place: usize,
+    rung: &'static str,
+    doors: &'static [Door],
+    /// Slots without which it would know too little to deny anything.
+    required: &'static [usize],
 }
 
 macro_rules! cgroup_door {
-    ($name:literal, $behind:literal, $at:expr, $place:expr) => {
+    ($name:literal, $behind:literal, $at:expr) => {
         Door {
             name: concat!("deny_", $name),
             door: concat!("door_", $name),
             program: concat!("deny_", $name),
             behind: $behind,
             at: At::Cgroup($at),
-            place: $place,
         }
     };
 }
 
-// Attach types: include/uapi/linux/bpf.h.
-const DOORS: &[Door] = &[
-    cgroup_door!("bind4", "AT_BIND4", 8, denied::BIND),
-    cgroup_door!("bind6", "AT_BIND6", 9, denied::BIND),
-    cgroup_door!("connect4", "AT_CONNECT4", 10, denied::CONNECT),
-    cgroup_door!("connect6", "AT_CONNECT6", 11, denied::CONNECT),
-    cgroup_door!("sendmsg4", "AT_SENDMSG4", 14, denied::CONNECT),
-    cgroup_door!("sendmsg6", "AT_SENDMSG6", 15, denied::CONNECT),
-    cgroup_door!("sysctl", "AT_SYSCTL", 18, denied::SYSCTL),
+macro_rules! lsm_door {
+    ($name:literal, $behind:literal, $hook:literal) => {
+        Door {
+            name: concat!("deny_lsm_", $name),
+            door: concat!("door_lsm_", $name),
+            program: concat!("deny_lsm_", $name),
+            behind: $behind,
+            at: At::Lsm($hook),
+        }
+    };
+}
+
+macro_rules! lsm_way {
+    ($place:expr, $required:expr; $($door:expr),+) => {
+        Way {
+            place: $place,
+            rung: LSM,
+            doors: &[$($door),+],
+            required: $required,
+        }
+    };
+}
+
+const SOCKET: &[usize] = &[
+    s::SOCKET_SK,
+    s::SOCK_PROTOCOL,
+    s::SOCK_KERN,
+    s::MM_EXE_FILE,
+    s::INODE_UID,
+];
+const PATH: &[usize] = &[
+    s::PATH_MNT,
+    s::PATH_DENTRY,
+    s::BPRM_FILE,
+    s::VMA_FILE,
+    s::MM_EXE_FILE,
+    s::INODE_UID,
+    s::FILE_MNT,
+    s::FILE_DENTRY,
+    s::FILE_MODE,
+    s::FILE_FLAGS,
+    s::DENTRY_PARENT,
+    s::DENTRY_NAME,
+    s::DENTRY_NAME_LEN,
+    s::DENTRY_INODE,
+    s::VFSMOUNT_ROOT,
+    s::MOUNT_MNT,
+    s::MOUNT_PARENT,
+    s::MOUNT_MOUNTPOINT,
+    s::MOUNT_NS,
+];
+const MODULE: &[usize] = &[
+    s::READING_MODULE,
+    s::LOADING_MODULE,
+    s::FILE_DENTRY,
+    s::FILE_MNT,
+];
+
+// Of each kind the best way first. Attach types: include/uapi/linux/bpf.h.
+const WAYS: &[Way] = &[
+    lsm_way!(denied::EXEC, PATH; lsm_door!("exec", "AT_LSM_EXEC", "bprm_check_security")),
+    lsm_way!(denied::OPEN, PATH; lsm_door!("open", "AT_LSM_OPEN", "file_open")),
+    lsm_way!(denied::RENAME, PATH; lsm_door!("rename", "AT_LSM_RENAME", "path_rename")),
+    lsm_way!(denied::UNLINK, PATH;
+        lsm_door!("unlink", "AT_LSM_UNLINK", "path_unlink"),
+        lsm_door!("rmdir", "AT_LSM_RMDIR", "path_rmdir")),
+    lsm_way!(denied::LINK, PATH; lsm_door!("link", "AT_LSM_LINK", "path_link")),
+    // The root of all cgroups first: there, datagrams and sends that connect pass, too.
+    Way {
+        place: denied::CONNECT,
+        rung: "cgroup",
+        doors: &[
+            cgroup_door!("connect4", "AT_CONNECT4", 10),
+            cgroup_door!("connect6", "AT_CONNECT6", 11),
+            cgroup_door!("sendmsg4", "AT_SENDMSG4", 14),
+            cgroup_door!("sendmsg6", "AT_SENDMSG6", 15),
+        ],
+        required: SOCKET,
+    },
+    lsm_way!(denied::CONNECT, SOCKET; lsm_door!("connect", "AT_LSM_CONNECT", "socket_connect")),
+    Way {
+        place: denied::BIND,
+        rung: "cgroup",
+        doors: &[
+            cgroup_door!("bind4", "AT_BIND4", 8),
+            cgroup_door!("bind6", "AT_BIND6", 9),
+        ],
+        required: SOCKET,
+    },
+    lsm_way!(denied::BIND, SOCKET; lsm_door!("bind", "AT_LSM_BIND", "socket_bind")),
+    Way {
+        place: denied::SYSCTL,
+        rung: "cgroup",
+        doors: &[cgroup_door!("sysctl", "AT_SYSCTL", 18)],
+        required: &[s::MM_EXE_FILE, s::INODE_UID],
+    },
+    lsm_way!(denied::MOUNT, PATH;
+        lsm_door!("mount", "AT_LSM_MOUNT", "sb_mount"),
+        lsm_door!("move", "AT_LSM_MOVE", "move_mount")),
+    lsm_way!(denied::MODULE_LOAD, MODULE;
+        lsm_door!("read", "AT_LSM_READ", "kernel_read_file"),
+        lsm_door!("load", "AT_LSM_LOAD", "kernel_load_data")),
+    lsm_way!(denied::PTRACE, PATH; lsm_door!("ptrace", "AT_LSM_PTRACE", "ptrace_access_check")),
+    lsm_way!(denied::MAP_WX, PATH;
+        lsm_door!("mmap", "AT_LSM_MMAP", "mmap_file"),
+        lsm_door!("mprotect", "AT_LSM_MPROTECT", "file_mprotect")),
 ];
 
 /// What can make calls of a kind fail.
@@ -101,6 +204,16 @@ pub(super) struct State {
     root: Result<OwnedFd, String>,
     /// What was tried, by the order of `DENIABLE`; empty until it was.
     tried: Vec<DoorStatus>,
+    /// One of the programs of BPF LSM has denied a call.
+    lsm_has_effect: bool,
+    /// How each is denied.
+    ways: [Option<&'static Way>; DENIABLE.len()],
+}
+
+/// A door that is attached; not any more when this is dropped, unless it was pinned.
+enum Link {
+    Cgroup(OwnedFd),
+    Lsm(FdLink),
 }
 
 impl State {
@@ -109,6 +222,8 @@ impl State {
             canary,
             root: Err("the doors have not been tried".to_owned()),
             tried: Vec::new(),
+            lsm_has_effect: false,
+            ways: [None; DENIABLE.len()],
         }
     }
 }
@@ -132,13 +247,21 @@ impl Kernel {
         let btf = self.take_btf()?;
         self.deny.root = cgroup_root::host_root();
         let mut tried = Vec::with_capacity(DENIABLE.len());
+        self.deny.ways = [None; DENIABLE.len()];
         for (place, kind) in DENIABLE.into_iter().enumerate() {
-            let doors = || DOORS.iter().filter(|door| door.place == place);
-            let reason = match doors().next() {
-                None => Some("not built yet for this kind".to_owned()),
-                Some(_) => self.try_place(place, &btf).err(),
-            };
-            let rung = doors().next().map_or("none", |door| door.at.rung());
+            let mut reasons = Vec::new();
+            let mut rung = "none";
+            for way in WAYS.iter().filter(|way| way.place == place) {
+                match self.try_way(way, &btf) {
+                    Ok(()) => {
+                        self.deny.ways[place] = Some(way);
+                        rung = way.rung;
+                        break;
+                    }
+                    Err(reason) => reasons.push(format!("{}: {reason}", way.rung)),
+                }
+            }
+            let reason = (rung == "none").then(|| reasons.join("; "));
             tried.push(DoorStatus { kind, rung, reason });
         }
         self.deny.tried = tried;
@@ -174,9 +297,21 @@ impl Kernel {
         Doors::of_host(self.deny.tried.iter().map(of).collect())
     }
 
-    fn try_place(&mut self, place: usize, btf: &Btf) -> Result<(), String> {
+    fn try_way(&mut self, way: &Way, btf: &Btf) -> Result<(), String> {
+        let missing = self.slots.missing(way.required);
+        if !missing.is_empty() {
+            return Err(format!("this kernel has no {}", missing.join(", ")));
+        }
+        // Without the door it has to go through, or its failure would prove nothing. The agent's unit takes some calls from
+        // it, like loading modules: that the programs of BPF LSM have an effect here is known by others then.
+        let free = tries::try_kind(DENIABLE[way.place], way.rung, false);
+        if let Err(reason) = free
+            && !(way.rung == LSM && self.deny.lsm_has_effect)
+        {
+            return Err(reason);
+        }
         let mut links = Vec::new();
-        for door in DOORS.iter().filter(|door| door.place == place) {
+        for door in way.doors {
             self.load_door(door, btf)?;
             if self.pins.link(door.name).exists() {
                 continue;
@@ -184,24 +319,26 @@ impl Kernel {
             self.put_behind(door)?;
             links.push(self.attach_link(door)?);
         }
-        self.prove(place)
+        self.prove(way)?;
+        self.deny.lsm_has_effect |= way.rung == LSM;
+        Ok(())
     }
 
     /// A call of the agent's own has to fail.
-    fn prove(&mut self, place: usize) -> Result<(), String> {
+    fn prove(&mut self, way: &Way) -> Result<(), String> {
         let tid = u64::from(nix::unistd::gettid().as_raw().cast_unsigned());
         let set = |canary: &mut Array<MapData, u64>, value| {
             canary
                 .set(0, value, 0)
                 .map_err(|error| format!("cannot write the map CANARY: {}", chain(&error)))
         };
-        set(&mut self.deny.canary, tid | 1 << (32 + place))?;
-        let tried = tries::try_kind(DENIABLE[place]);
+        set(&mut self.deny.canary, tid | 1 << (32 + way.place))?;
+        let tried = tries::try_kind(DENIABLE[way.place], way.rung, true);
         set(&mut self.deny.canary, 0)?;
         tried
     }
 
-    fn load_door(&mut self, door: &Door, _btf: &Btf) -> Result<(), String> {
+    fn load_door(&mut self, door: &Door, btf: &Btf) -> Result<(), String> {
         for name in [door.program, door.door] {
             let program = self
                 .ebpf
@@ -210,14 +347,13 @@ impl Kernel {
             if program.fd().is_ok() {
                 continue;
             }
-            let loaded = match program {
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::CgroupSysctl(program) => program.load(),
+            let loaded = match (program, door.at) {
+                (Program::CgroupSockAddr(program), _) => program.load(),
+                (Program::CgroupSysctl(program), _) => program.load(),
+                (Program::Lsm(program), At::Lsm(hook)) => program.load(hook, btf),
                 _ => return Err(format!("{name} is no program of a door")),
             };
-            loaded.map_err(|error| {
-                format!("the kernel refuses the program {name}: {}", chain(&error))
-            })?;
+            loaded.map_err(|error| refused(name, &error))?;
         }
         Ok(())
     }
@@ -241,22 +377,42 @@ impl Kernel {
             .map_err(|error| failed(&error))
     }
 
-    fn attach_link(&mut self, door: &Door) -> Result<OwnedFd, String> {
-        let At::Cgroup(attach_type) = door.at;
-        let root = self.deny.root.as_ref().map_err(Clone::clone)?;
-        let program = fd_of(&mut self.ebpf, door.door)?;
-        cgroup_root::attach(program.as_fd(), root.as_fd(), attach_type).map_err(|error| match error
-            .raw_os_error()
-        {
-            Some(libc::EPERM) => {
-                "somebody has attached a program to the root of all cgroups that allows no other"
-                    .to_owned()
+    fn attach_link(&mut self, door: &Door) -> Result<Link, String> {
+        match door.at {
+            At::Cgroup(attach_type) => {
+                let root = self.deny.root.as_ref().map_err(Clone::clone)?;
+                let program = fd_of(&mut self.ebpf, door.door)?;
+                let link = cgroup_root::attach(program.as_fd(), root.as_fd(), attach_type);
+                link.map(Link::Cgroup).map_err(|error| match error.raw_os_error() {
+                    Some(libc::EPERM) => "somebody has attached a program to the root of all cgroups that allows no other".to_owned(),
+                    _ => format!("cannot attach {} to the root of all cgroups: {error}", door.door),
+                })
             }
-            _ => format!(
-                "cannot attach {} to the root of all cgroups: {error}",
-                door.door
-            ),
-        })
+            At::Lsm(hook) => {
+                let failed =
+                    |error: &ProgramError| format!("cannot attach {}: {}", door.door, chain(error));
+                let Some(Program::Lsm(program)) = self.ebpf.program_mut(door.door) else {
+                    return Err(format!("the object has no program {}", door.door));
+                };
+                let attached = match program.attach() {
+                    // Old kernels (5.10) attach what was loaded only once, and it was, when it was tried.
+                    Err(ProgramError::SyscallError(error))
+                        if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+                    {
+                        let btf = Btf::from_sys_fs().map_err(|error| chain(&error))?;
+                        program
+                            .unload()
+                            .and_then(|()| program.load(hook, &btf))
+                            .and_then(|()| program.attach())
+                    }
+                    attached => attached,
+                };
+                attached
+                    .and_then(|id| program.take_link(id))
+                    .map(|link| Link::Lsm(link.into()))
+                    .map_err(|error| failed(&error))
+            }
+        }
     }
 
     /// Puts this agent's programs behind the doors that are wanted, and attaches and pins those that are not attached yet.
@@ -288,12 +444,15 @@ impl Kernel {
         if status.is_none_or(|status| status.reason.is_some()) {
             return Ok(());
         }
+        let Some(way) = self.deny.ways[place] else {
+            return Ok(());
+        };
         let mut attached = false;
-        for door in DOORS.iter().filter(|door| door.place == place) {
+        for door in way.doors {
             self.open_door(door, &mut attached)?;
         }
         match attached {
-            true => self.prove(place),
+            true => self.prove(way),
             false => Ok(()),
         }
     }
@@ -304,16 +463,31 @@ impl Kernel {
         if path.exists() {
             return Ok(());
         }
-        let link = self.attach_link(door)?;
-        cgroup_root::pin(&link, &path).map_err(|error| format!("cannot pin its link: {error}"))?;
+        match self.attach_link(door)? {
+            Link::Cgroup(link) => {
+                cgroup_root::pin(&link, &path)
+                    .map_err(|error| format!("cannot pin its link: {error}"))?;
+            }
+            Link::Lsm(link) => {
+                link.pin(&path)
+                    .map_err(|error| format!("cannot pin its link: {}", chain(&error)))?;
+            }
+        }
         *attached = true;
         Ok(())
     }
 
     /// Detaches all but the doors that are wanted.
     pub(super) fn close_doors(&mut self, wanted: u32) -> Result<(), Error> {
-        for door in DOORS.iter().filter(|door| wanted & 1 << door.place == 0) {
-            self.pins.remove_link(door.name)?;
+        for way in WAYS {
+            // Another way of the kind may have been the best when an agent before this one was there.
+            let kept = self.deny.ways[way.place].is_some_and(|best| best.rung == way.rung);
+            if kept && wanted & 1 << way.place != 0 {
+                continue;
+            }
+            for door in way.doors {
+                self.pins.remove_link(door.name)?;
+            }
         }
         Ok(())
     }
@@ -321,6 +495,21 @@ impl Kernel {
 
 fn places(wanted: u32) -> impl Iterator<Item = usize> {
     (0..DENIABLE.len()).filter(move |place| wanted & 1 << place != 0)
+}
+
+/// Why a program does not load, in words where the kernel has none.
+fn refused(name: &str, error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+        && io_error.raw_os_error() == Some(libc::EPERM)
+        && verifier_log.to_string().trim().is_empty()
+    {
+        return "this kernel loads no programs of the kind (EPERM, without a word of its verifier)"
+            .to_owned();
+    }
+    format!("the kernel refuses the program {name}: {}", chain(error))
 }
 
 fn fd_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a ProgramFd, String> {

@@ -10,7 +10,9 @@ use aya::{
 use serde::Serialize;
 use sumun_abi::slot::symbol;
 
-use super::{Error, HookStatus, Kernel, KernelConfig, LockPlace, chain, hooks::HOOKS, status_of};
+use super::{
+    DoorStatus, Error, HookStatus, Kernel, KernelConfig, LockPlace, chain, hooks::HOOKS, status_of,
+};
 
 /// One thing that a host has or has not.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
@@ -80,6 +82,8 @@ pub struct ProbeReport {
     pub cgroup_controller: Option<&'static str>,
     /// Each hook, and why it cannot be attached if it cannot.
     pub hooks: Vec<HookStatus>,
+    /// What can make calls fail, by kind: a harmless call was denied by each.
+    pub doors: Vec<DoorStatus>,
 }
 
 /// Tries everything out. Needs root for more than the first lines.
@@ -108,6 +112,7 @@ pub fn probe() -> ProbeReport {
         symbols: Vec::new(),
         cgroup_controller: None,
         hooks: Vec::new(),
+        doors: Vec::new(),
     };
     if let Some(modules) = &report.security_modules
         && report.lsm.available
@@ -136,6 +141,10 @@ pub fn probe() -> ProbeReport {
                     let refused = |hook| status_of(hook, Err(reason.clone()));
                     report.hooks = HOOKS.iter().map(refused).collect();
                 }
+            }
+            match kernel.try_doors() {
+                Ok(()) => report.doors = kernel.doors().to_vec(),
+                Err(error) => report.object = Feature::because(Some(chain(&error))),
             }
             report.cgroup_controller = Some(kernel.cgroup_controller());
             report.symbols = symbol::NAMES
@@ -217,6 +226,14 @@ impl std::fmt::Display for ProbeReport {
                 &format!("hook {}", hook.hook),
                 hook.reason.as_deref().or((!hook.available).then_some("")),
             )?;
+        }
+        for door in &self.doors {
+            let kind = sumun_proto::catalogue::kind_name(door.kind);
+            let name = match &door.reason {
+                None => format!("deny {kind} ({})", door.rung),
+                Some(_) => format!("deny {kind}"),
+            };
+            line(&name, door.reason.as_deref())?;
         }
         if !self.missing_capabilities.is_empty() {
             line(

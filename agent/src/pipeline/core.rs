@@ -69,6 +69,9 @@ pub struct Core {
     pub enforcer: Enforcer,
     /// What became of rules that deny.
     pub denier: Denier,
+    /// When this agent tried what can be denied, boot time in ns, and the thread that did: what it recorded of its own harmless
+    /// calls, if hooks of an agent before it were attached, is no event.
+    pub tries: (u32, std::ops::RangeInclusive<u64>),
     /// Lane of process life.
     pub life: LaneWriter,
     /// Lane of file and network events.
@@ -126,11 +129,21 @@ impl Core {
             Body::Cgroup(cgroup) => {
                 return cgroup::cgroup(&mut self.workloads, &record, cgroup);
             }
+            Body::Asked(asked) if deny::kind(asked) == Kind::Exec => {
+                let (actor, asker) = (asked.actor, tree.find(&asked.actor));
+                // As of any exec, the process is shown with the program that it asked for.
+                let program = deny::program(&record, asked);
+                let node = tree.never_began(&asker, program, header.boot_ns);
+                (deny::denied(&record, asked), node, actor)
+            }
             body => {
                 let actor = body.actor();
                 (other(&record), tree.find(&actor), actor)
             }
         };
+        if !life && actor.tid == self.tries.0 && self.tries.1.contains(&header.boot_ns) {
+            return;
+        }
         match &record.body {
             Body::Fork(fork) if fork.lineage_unknown != 0 => {
                 // Its parent is one that the kernel does not know, either.
@@ -450,7 +463,7 @@ fn other(record: &Record<'_>) -> Event {
         Body::Mount(kind, mount) => kernel::mount(*kind, record, mount),
         Body::Setup(kind, setup) => kernel::setup(*kind, setup),
         Body::Setting(written) => kernel::setting(record, written),
-        Body::Asked(asked) => deny::denied(asked),
+        Body::Asked(asked) => deny::denied(record, asked),
         // They have been dealt with.
         Body::Fork(_) | Body::Exec(_) | Body::Exit(_) | Body::Task(_) | Body::Cgroup(_) => {
             Event::default()

@@ -164,7 +164,10 @@ impl Pipeline {
             redactor,
         } = setup;
         let clock = Clock::new()?;
+        let begun_ns = boot_ns()?;
         kernel.try_doors()?;
+        let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+        let tries = (tid, begun_ns..=boot_ns()?);
         let none = Loaded::none(kernel.deniable());
         let loaded = policies::load(&policies, &none)?;
         let pin_generation = kernel.pin_generation();
@@ -222,6 +225,7 @@ impl Pipeline {
             detector: Detector::new(host.clone()),
             enforcer: Enforcer::new(kernel.sharers()),
             denier: Denier::default(),
+            tries,
             life,
             bulk,
             alert,
@@ -949,13 +953,13 @@ fn denied(kind: Kind, doors: &[DoorStatus], trouble: Option<&str>) -> (String, S
     match (&door.reason, trouble) {
         (None, _) => (door.rung.into(), String::new()),
         (Some(reason), None) if matches!(kind, Kind::Open | Kind::Exec) => {
-            ("fanotify".into(), format!("{}: {reason}", door.rung))
+            ("fanotify".into(), reason.clone())
         }
         (Some(reason), Some(trouble)) if matches!(kind, Kind::Open | Kind::Exec) => (
             "none".into(),
             format!("{}: {reason}; fanotify: {trouble}", door.rung),
         ),
-        (Some(reason), _) => ("none".into(), format!("{}: {reason}", door.rung)),
+        (Some(reason), _) => ("none".into(), reason.clone()),
     }
 }
 

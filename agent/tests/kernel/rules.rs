@@ -7,7 +7,12 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+};
 
 use sumun_agent::kernel::{Kernel, KernelConfig, LockPlace, Swapped};
 use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
@@ -112,4 +117,56 @@ pub fn mptcp() -> Option<OwnedFd> {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 262);
         (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
     }
+}
+
+fn returned(result: libc::c_long) -> io::Result<()> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Takes hold of a process, and lets it go.
+#[expect(unsafe_code, reason = "no crate of ours has the call")]
+pub fn seize(pid: u32) -> io::Result<()> {
+    const PTRACE_SEIZE: libc::c_uint = 0x4206;
+    // SAFETY: numbers only.
+    unsafe {
+        let seized = libc::ptrace(PTRACE_SEIZE, pid.cast_signed(), 0, 0);
+        let seized = returned(seized);
+        libc::ptrace(libc::PTRACE_DETACH, pid.cast_signed(), 0, 0);
+        seized
+    }
+}
+
+/// Memory to write and execute, at once or by changing its protection.
+#[expect(unsafe_code, reason = "memory that is given back at once")]
+pub fn map_both(later: bool) -> io::Result<()> {
+    let both = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let first = if later { libc::PROT_READ } else { both };
+    // SAFETY: new memory that nothing else uses.
+    unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            first,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let changed = returned(libc::c_long::from(libc::mprotect(at, 4096, both)));
+        libc::munmap(at, 4096);
+        changed
+    }
+}
+
+/// A module from a file.
+#[expect(unsafe_code, reason = "no crate has the call")]
+pub fn load_module(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: a descriptor, a C string and a number.
+    returned(unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) })
 }

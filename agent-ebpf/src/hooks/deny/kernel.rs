@@ -1,4 +1,5 @@
 //! Settings of the kernel (`/proc/sys`), as they are written: recorded, and denied by a program on the root of all cgroups.
+//! Mounts and modules, denied by BPF LSM.
 
 use core::{
     mem::size_of,
@@ -7,8 +8,8 @@ use core::{
 
 use aya_ebpf::{
     helpers::generated::{bpf_sysctl_get_name, bpf_sysctl_get_new_value},
-    macros::cgroup_sysctl,
-    programs::SysctlContext,
+    macros::{cgroup_sysctl, lsm},
+    programs::{LsmContext, SysctlContext},
 };
 use sumun_abi::{
     event::{
@@ -18,12 +19,13 @@ use sumun_abi::{
     },
     policy::whole,
     record::{FLAW_TRUNCATED, RING_BULK, SOURCE_COPY},
+    slot,
     verdict::{denied, on},
 };
 
-use super::{ALLOW, DENY, is_canary};
+use super::{ALLOW, DENY, answer, begin, is_canary, record, refuse};
 use crate::{
-    kernel::{opaque, path::Text, task::Task},
+    kernel::{file::File, get, opaque, path::Text, task::Task, value},
     policy::{deny, verdict},
     run::{self, Run},
 };
@@ -89,7 +91,7 @@ fn written(ctx: &SysctlContext, run: Run, position: u32) -> i32 {
             bytes.add(VALUE).cast(),
             SETTING_VALUE as u64,
         );
-        (i64::from(name), i64::from(value))
+        (name, value)
     };
     let (name_len, name_flaws) = length(name, SETTING_NAME);
     let (mut value_len, value_flaws) = length(value, SETTING_VALUE);
@@ -136,4 +138,92 @@ fn length(returned: i64, room: usize) -> (u64, u8) {
         return (0, FLAW_TRUNCATED);
     }
     (returned as u64, 0)
+}
+
+/// Something is about to be mounted, or a mount changed: device, path, type, flags, data.
+#[lsm(hook = "sb_mount")]
+fn deny_lsm_mount(ctx: LsmContext) -> i32 {
+    mounted(&ctx, ctx.arg(3))
+}
+
+/// A mount is about to be moved, or one that was prepared put in its place: from, to.
+#[lsm(hook = "move_mount")]
+fn deny_lsm_move(ctx: LsmContext) -> i32 {
+    mounted(&ctx, 0)
+}
+
+/// The second argument is the path.
+#[inline(always)]
+fn mounted(ctx: &LsmContext, flags: u64) -> i32 {
+    if is_canary(denied::MOUNT) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(denied::MOUNT) else {
+        return 0;
+    };
+    let mut denied = false;
+    if let Some(record) = record(run, kind::MOUNT) {
+        // SAFETY: the record is this run's.
+        unsafe { addr_of_mut!((*record).value).write(flags) };
+        let path = run.number(ctx.arg(1));
+        denied = deny::sumun_ask_file(
+            run.level,
+            index,
+            denied::MOUNT as u32,
+            get(path, slot::PATH_DENTRY),
+            get(path, slot::PATH_MNT),
+        ) != 0;
+    }
+    run.end();
+    answer(denied)
+}
+
+/// The kernel is about to read a file for itself: file, what it is.
+#[lsm(hook = "kernel_read_file")]
+fn deny_lsm_read(ctx: LsmContext) -> i32 {
+    let what: u32 = ctx.arg(1);
+    if what != value(slot::READING_MODULE) && what != value(slot::READING_MODULE_COMPRESSED) {
+        return 0;
+    }
+    module(&ctx, true)
+}
+
+/// The kernel is about to take what a process hands it: what it is.
+#[lsm(hook = "kernel_load_data")]
+fn deny_lsm_load(ctx: LsmContext) -> i32 {
+    let what: u32 = ctx.arg(0);
+    if what != value(slot::LOADING_MODULE) {
+        return 0;
+    }
+    module(&ctx, false)
+}
+
+#[inline(always)]
+fn module(ctx: &LsmContext, from_file: bool) -> i32 {
+    if is_canary(denied::MODULE_LOAD) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(denied::MODULE_LOAD) else {
+        return 0;
+    };
+    let mut denied = false;
+    if record(run, kind::MODULE_LOAD).is_some() {
+        let file = if from_file {
+            File(run.number(ctx.arg(0)))
+        } else {
+            File::LOST
+        };
+        denied = deny::sumun_ask_file(
+            run.level,
+            index,
+            denied::MODULE_LOAD as u32,
+            file.dentry(),
+            file.mnt(),
+        ) != 0;
+        if denied {
+            refuse(denied::MODULE_LOAD);
+        }
+    }
+    run.end();
+    answer(denied)
 }

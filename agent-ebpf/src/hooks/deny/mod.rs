@@ -5,10 +5,13 @@
 //! nothing else of it will be seen; what a rule would have denied and what goes on all the same (the process is guarded, the
 //! rules have expired, something is unknown) is recorded beside the event that follows.
 
+pub(super) mod file;
 pub(super) mod kernel;
 pub(super) mod network;
+pub(super) mod privilege;
+pub(super) mod process;
 
-use core::ptr::addr_of_mut;
+use core::{arch::asm, ptr::addr_of_mut};
 
 use sumun_abi::{
     event::{deny::Asked, process::outcome},
@@ -18,7 +21,7 @@ use sumun_abi::{
 
 use crate::{
     kernel::{path::Text, task::Task},
-    maps::CANARY,
+    maps::{CANARY, REFUSED},
     policy::verdict,
     run::{self, Run},
 };
@@ -37,6 +40,35 @@ pub(super) fn is_canary(place: usize) -> bool {
     // SAFETY: a live map value; one aligned 64-bit read.
     let canary = unsafe { canary.read_volatile() };
     canary >> 32 & (1 << place) != 0 && Task::current().tid() == canary as u32
+}
+
+/// The same of an exec, which a child of the trying thread makes.
+#[inline(always)]
+pub(super) fn is_child_of_canary(place: usize) -> bool {
+    let Some(canary) = CANARY.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: as in `is_canary`.
+    let canary = unsafe { canary.read_volatile() };
+    canary >> 32 & (1 << place) != 0 && Task::current().parent().tid() == canary as u32
+}
+
+/// A security module's answer: 0, or -EPERM. From 6.10 the verifier wants to see that it is between -4095 and 0, which it does
+/// of a constant on each way, and not of what compilers make of that.
+#[inline(always)]
+pub(super) fn answer(denied: bool) -> i32 {
+    let mut answer = 0_i64;
+    // SAFETY: two registers, one of which is written.
+    unsafe {
+        asm!(
+            "if {denied} == 0 goto +1",
+            "{answer} = -1",
+            denied = in(reg) u64::from(denied),
+            answer = inout(reg) answer,
+            options(pure, nomem, nostack)
+        );
+    }
+    answer as i32
 }
 
 /// Begins a run if a rule asks for the kind, with the number of the active plan.
@@ -63,6 +95,29 @@ fn ring(place: usize) -> u8 {
     } else {
         RING_BULK
     }
+}
+
+/// The call of the current thread fails for this: what comes of it, when it returns, is on record.
+#[inline(always)]
+pub(super) fn refuse(place: usize) {
+    // Even, where a connect's is odd.
+    let _ = REFUSED.insert(&Task::current().tid(), &((place as u64) << 1), 0);
+}
+
+/// True if this call, which failed with EPERM, was denied and is on record.
+#[inline(always)]
+pub(super) fn was_denied(result: i32, place: usize) -> bool {
+    if result != -1 {
+        return false;
+    }
+    let tid = Task::current().tid();
+    let Some(refused) = REFUSED.get_ptr(&tid) else {
+        return false;
+    };
+    // SAFETY: a live map value.
+    let same = unsafe { refused.read_volatile() } == (place as u64) << 1;
+    let _ = REFUSED.remove(&tid);
+    same
 }
 
 /// An empty record of a call of the current process, of which the records are of this kind.
@@ -94,7 +149,7 @@ pub(super) fn record(run: Run, kind: u16) -> Option<*mut Asked> {
 
 /// Sends the record, whose length is `len`, if a rule had something to say; whether the call is denied.
 #[inline(always)]
-pub(super) fn told(run: Run, index: u32, place: usize, outcome: u32, len: u32) -> bool {
+pub(crate) fn told(run: Run, index: u32, place: usize, outcome: u32, len: u32) -> bool {
     if outcome != outcome::NONE {
         run.send(
             ring(place),

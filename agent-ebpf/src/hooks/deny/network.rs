@@ -9,7 +9,11 @@ use core::{
     ptr::{addr_of, addr_of_mut},
 };
 
-use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    macros::{cgroup_sock_addr, lsm},
+    programs::{LsmContext, SockAddrContext},
+};
 use sumun_abi::{
     event::{
         deny::Asked,
@@ -18,12 +22,14 @@ use sumun_abi::{
         process::outcome,
     },
     record::LEVELS,
+    slot,
     verdict::{denied, on},
 };
 
-use super::{ALLOW, DENY, begin, is_canary, record, told};
+use super::{ALLOW, DENY, answer, begin, is_canary, record, told};
 use crate::{
     kernel::{
+        get, read,
         socket::{self, Sock},
         task::Task,
     },
@@ -110,6 +116,64 @@ fn judge(ctx: *mut bpf_sock_addr, run: Run, index: u32, place: usize, six: bool)
     } else {
         ALLOW
     }
+}
+
+/// A socket is about to be connected: socket, address, its length. Where the root of all cgroups is out of reach; a send that
+/// connects does not pass here, nor does a datagram.
+#[lsm(hook = "socket_connect")]
+fn deny_lsm_connect(ctx: LsmContext) -> i32 {
+    by_address(&ctx, denied::CONNECT)
+}
+
+/// A socket is about to be bound, likewise.
+#[lsm(hook = "socket_bind")]
+fn deny_lsm_bind(ctx: LsmContext) -> i32 {
+    by_address(&ctx, denied::BIND)
+}
+
+#[inline(always)]
+fn by_address(ctx: &LsmContext, place: usize) -> i32 {
+    if is_canary(place) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(place) else {
+        return 0;
+    };
+    let sock: u64 = get(run.number(ctx.arg(0)), slot::SOCKET_SK);
+    let address = run.number(ctx.arg(1));
+    let len: u32 = ctx.arg(2);
+    let denied = addressed(run, index, place, (sock, address, len));
+    run.end();
+    answer(denied)
+}
+
+#[inline(always)]
+fn addressed(run: Run, index: u32, place: usize, (sock, address, len): (u64, u64, u32)) -> bool {
+    let kind = if place == denied::BIND {
+        kind::BIND
+    } else {
+        kind::CONNECT
+    };
+    let first: u64 = read(address);
+    // `struct sockaddr_in` and `sockaddr_in6`: family, port, and the address behind 0 or 4 bytes more.
+    let (family, halves) = if first as u16 == FAMILY_INET && len >= 16 {
+        (FAMILY_INET, [first >> 32, 0])
+    } else if first as u16 == FAMILY_INET6 && len >= 24 {
+        socket::normal([read(address + 8), read(address + 16)])
+    } else {
+        return false;
+    };
+    let Some(record) = record(run, kind) else {
+        return false;
+    };
+    // SAFETY: the record is this run's.
+    unsafe {
+        addr_of_mut!((*record).dst).cast::<[u64; 2]>().write(halves);
+        addr_of_mut!((*record).dst_port).write(u16::from_be((first >> 16) as u16));
+        addr_of_mut!((*record).family).write(family);
+    }
+    let outcome = sumun_asked_network(run.level, index, place as u32, sock) as u32;
+    told(run, index, place, outcome, size_of::<Asked>() as u32)
 }
 
 /// Judges the connection of the record, of this socket; the outcome.

@@ -1,0 +1,170 @@
+//! Opens, renames, removals and links, denied by BPF LSM: by the kernel's own objects, whatever names the caller has
+//! for them, and whatever makes the call.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::{macros::lsm, programs::LsmContext};
+use sumun_abi::{
+    event::{
+        file::{OPEN_CREATED, OPEN_TRUNCATE},
+        kind,
+    },
+    policy::{MODE_FILTERED, filtered},
+    slot,
+    verdict::denied,
+};
+
+use super::{answer, begin, is_canary, record};
+use crate::{
+    kernel::{
+        Block,
+        file::{File, O_TRUNC},
+        get,
+    },
+    policy::{self, deny},
+    run::{self, Run, scratch},
+};
+
+/// A file is about to be opened.
+#[lsm(hook = "file_open")]
+fn deny_lsm_open(ctx: LsmContext) -> i32 {
+    if is_canary(denied::OPEN) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(denied::OPEN) else {
+        return 0;
+    };
+    let denied = opened(run, index, run.number(ctx.arg(0)));
+    run.end();
+    answer(denied)
+}
+
+#[inline(always)]
+fn opened(run: Run, index: u32, file: u64) -> bool {
+    let Some(filter) = run::filter(index) else {
+        return false;
+    };
+    let Some(scratch) = scratch(run.level) else {
+        return false;
+    };
+    // SAFETY: the scratch is this run's.
+    let block = Block::read(file, unsafe { addr_of_mut!((*scratch).file) });
+    let mut flags = File::access(block) & !OPEN_CREATED;
+    if u64::from(block.get::<u32>(slot::FILE_FLAGS)) & O_TRUNC != 0 {
+        flags |= OPEN_TRUNCATE;
+    }
+    // What no rule on opens can match, no rule that denies can. That a file was created is not asked here.
+    if filter.mode[filtered::OPEN] == MODE_FILTERED
+        && policy::file::clauses(
+            run.level,
+            index,
+            filter,
+            filter.clauses[filtered::OPEN],
+            block,
+            flags | OPEN_CREATED,
+        ) == 0
+    {
+        return false;
+    }
+    let Some(record) = record(run, kind::OPEN) else {
+        return false;
+    };
+    // SAFETY: the record is this run's.
+    unsafe { addr_of_mut!((*record).flags).write(flags) };
+    let file = File(file);
+    deny::sumun_ask_file(
+        run.level,
+        index,
+        denied::OPEN as u32,
+        file.dentry(),
+        file.mnt(),
+    ) != 0
+}
+
+/// A name is about to be removed.
+#[lsm(hook = "path_unlink")]
+fn deny_lsm_unlink(ctx: LsmContext) -> i32 {
+    one(&ctx, denied::UNLINK)
+}
+
+/// A folder is about to be removed.
+#[lsm(hook = "path_rmdir")]
+fn deny_lsm_rmdir(ctx: LsmContext) -> i32 {
+    one(&ctx, denied::UNLINK)
+}
+
+#[inline(always)]
+fn one(ctx: &LsmContext, place: usize) -> i32 {
+    if is_canary(place) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(place) else {
+        return 0;
+    };
+    let folder = run.number(ctx.arg(0));
+    let dentry = run.number(ctx.arg(1));
+    let denied = record(run, kind::UNLINK).is_some()
+        && deny::sumun_ask_file(
+            run.level,
+            index,
+            place as u32,
+            dentry,
+            get(folder, slot::PATH_MNT),
+        ) != 0;
+    run.end();
+    answer(denied)
+}
+
+/// A file is about to get another name: folder and entry of both.
+#[lsm(hook = "path_rename")]
+fn deny_lsm_rename(ctx: LsmContext) -> i32 {
+    if is_canary(denied::RENAME) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(denied::RENAME) else {
+        return 0;
+    };
+    let folder = run.number(ctx.arg(0));
+    let dentry = run.number(ctx.arg(1));
+    let to_folder = run.number(ctx.arg(2));
+    let to_dentry = run.number(ctx.arg(3));
+    let (mnt, to_mnt) = (get(folder, slot::PATH_MNT), get(to_folder, slot::PATH_MNT));
+    leads(run, to_dentry, to_mnt);
+    let denied = record(run, kind::RENAME).is_some()
+        && deny::sumun_ask_file(run.level, index, denied::RENAME as u32, dentry, mnt) != 0;
+    run.end();
+    answer(denied)
+}
+
+/// A file is about to get one more name: its entry, then folder and entry of the link.
+#[lsm(hook = "path_link")]
+fn deny_lsm_link(ctx: LsmContext) -> i32 {
+    if is_canary(denied::LINK) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(denied::LINK) else {
+        return 0;
+    };
+    let dentry = run.number(ctx.arg(0));
+    let folder = run.number(ctx.arg(1));
+    let to_dentry = run.number(ctx.arg(2));
+    // Both are on one mount, or there is no link.
+    let mnt = get(folder, slot::PATH_MNT);
+    leads(run, to_dentry, mnt);
+    let denied = record(run, kind::LINK).is_some()
+        && deny::sumun_ask_file(run.level, index, denied::LINK as u32, dentry, mnt) != 0;
+    run.end();
+    answer(denied)
+}
+
+/// Hands over where it leads.
+#[inline(always)]
+fn leads(run: Run, dentry: u64, mnt: u64) {
+    if let Some(scratch) = scratch(run.level) {
+        // SAFETY: the scratch is this run's.
+        unsafe {
+            addr_of_mut!((*scratch).given.arguments[0]).write(dentry);
+            addr_of_mut!((*scratch).given.arguments[1]).write(mnt);
+        }
+    }
+}

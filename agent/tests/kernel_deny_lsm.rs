@@ -1,0 +1,339 @@
+//! Calls that the kernel denies by BPF LSM, on the running kernel: judged from outside, by what stands in files and what runs.
+//!
+//! Where a kernel has no such door each test says so and why.
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+#[path = "kernel/actor.rs"]
+mod actor;
+mod kernel;
+#[path = "kernel/rules.rs"]
+mod rules;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use sumun_abi::event::{deny::Asked, kind, process::outcome};
+use sumun_agent::receive::record::Body;
+use sumun_policy::doors::DENIABLE;
+use sumun_proto::{catalogue::kind_name, v1::Kind};
+
+use kernel::Seen;
+use rules::Ruled;
+
+#[test]
+fn actor() {
+    actor::act();
+}
+
+fn eperm<T>(result: io::Result<T>) -> bool {
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+}
+
+/// The one call that was asked about since, of a kind of record: denied.
+#[track_caller]
+fn denied(ruled: &mut Ruled, kind: u16, count: usize) -> Vec<(Seen, Asked)> {
+    let seen = ruled.bench.settle();
+    let calls = seen.into_iter().filter_map(|record| match record.body {
+        Body::Asked(asked) if asked.kind == u32::from(kind) => Some((record, asked)),
+        _ => None,
+    });
+    let calls: Vec<_> = calls.collect();
+    assert_eq!(calls.len(), count, "{calls:?}");
+    assert!(
+        calls
+            .iter()
+            .all(|(_, asked)| asked.verdict.outcome == outcome::DENIED && asked.verdict.rule == 0),
+        "{calls:?}"
+    );
+    calls
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    // As the kernel names it.
+    let path = fs::canonicalize(dir.path()).unwrap();
+    (dir, path)
+}
+
+/// What is said of each kind is what is so: where BPF is no security module, its programs attach and do nothing.
+#[test]
+fn what_has_no_effect_is_not_promised() {
+    let Some(mut bench) = kernel::bench("lsm-doors") else {
+        return;
+    };
+    bench.kernel().try_doors().unwrap();
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let active = modules.trim().split(',').any(|module| module == "bpf");
+    eprintln!("security modules: {}", modules.trim());
+    let doors = bench.kernel().doors();
+    assert_eq!(doors.len(), DENIABLE.len());
+    for door in doors {
+        let (kind, reason) = (kind_name(door.kind), door.reason.as_deref());
+        eprintln!(
+            "{kind:<12} {:<8} {}",
+            door.rung,
+            reason.unwrap_or("denied, as was tried")
+        );
+        assert_eq!(door.rung == "none", reason.is_some());
+        if !modules.is_empty() && !active {
+            assert_ne!(door.rung, "lsm", "{kind}");
+            let only_lsm = !matches!(door.kind, Kind::Connect | Kind::Bind | Kind::Sysctl);
+            assert_eq!(
+                only_lsm,
+                reason.is_some_and(|reason| reason.contains("attached without effect")),
+                "{kind}: {reason:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_denied_open_gives_no_descriptor_and_truncates_nothing() {
+    let Some(mut ruled) = Ruled::new("lsm-open", &[Kind::Open]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let secret = dir.join("secret");
+    fs::write(&secret, "content").unwrap();
+    fs::write(dir.join("other"), "content").unwrap();
+    symlink(&secret, dir.join("link")).unwrap();
+    ruled.load(
+        "open",
+        &format!(
+            r#"file.path.startsWith("{}/") && file.name == "secret" && file.access.write"#,
+            dir.display()
+        ),
+    );
+    let writes = |path: &Path| OpenOptions::new().write(true).truncate(true).open(path);
+    assert!(eperm(writes(&secret)));
+    assert!(eperm(writes(&dir.join("link"))), "by a symbolic link");
+    assert!(
+        eperm(writes(
+            &dir.join("../")
+                .join(dir.file_name().unwrap())
+                .join("./secret")
+        )),
+        "by a roundabout path"
+    );
+    assert_eq!(
+        fs::read_to_string(&secret).unwrap(),
+        "content",
+        "it may be read"
+    );
+    writes(&dir.join("other")).unwrap();
+    let calls = denied(&mut ruled, kind::OPEN, 3);
+    for (record, asked) in &calls {
+        assert_eq!(record.text(asked.path), secret.to_str().unwrap());
+        assert_ne!(asked.ino, 0);
+    }
+}
+
+#[test]
+fn names_are_denied_by_the_kernels_own_objects() {
+    let Some(mut ruled) = Ruled::new("lsm-names", &[Kind::Rename, Kind::Unlink, Kind::Link]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let at = |name: &str| dir.join(name);
+    for name in ["kept", "free"] {
+        fs::write(at(name), name).unwrap();
+    }
+    fs::create_dir(at("box")).unwrap();
+    symlink(&dir, dir.join("around")).unwrap();
+    let exact = |name: &str| format!(r#"file.path == "{}""#, at(name).display());
+
+    ruled.load("unlink", &format!("{} || {}", exact("kept"), exact("box")));
+    assert!(eperm(fs::remove_file(at("kept"))));
+    assert!(
+        eperm(fs::remove_file(at("around").join("kept"))),
+        "through a symbolic link"
+    );
+    assert!(eperm(fs::remove_dir(at("box"))));
+    assert!(at("kept").exists() && at("box").exists());
+    let calls = denied(&mut ruled, kind::UNLINK, 3);
+    assert_eq!(
+        calls[1].0.text(calls[1].1.path),
+        at("kept").to_str().unwrap()
+    );
+
+    ruled.load(
+        "rename",
+        &format!(
+            r#"{} || file.new_path.startsWith("{}/")"#,
+            exact("kept"),
+            at("box").display()
+        ),
+    );
+    assert!(eperm(fs::rename(at("kept"), at("gone"))));
+    assert!(eperm(fs::rename(at("free"), at("box").join("in"))));
+    assert!(at("kept").exists() && at("free").exists());
+    fs::rename(at("free"), at("moved")).unwrap();
+    let calls = denied(&mut ruled, kind::RENAME, 2);
+    assert_eq!(
+        calls[0].0.text(calls[0].1.to_path),
+        at("gone").to_str().unwrap()
+    );
+    assert_eq!(
+        calls[1].0.text(calls[1].1.to_path),
+        at("box").join("in").to_str().unwrap()
+    );
+
+    ruled.load("link", &exact("kept"));
+    assert!(eperm(fs::hard_link(at("kept"), at("second"))));
+    assert!(!at("second").exists());
+    fs::hard_link(at("moved"), at("second")).unwrap();
+    denied(&mut ruled, kind::LINK, 1);
+}
+
+#[test]
+fn a_denied_program_does_not_start() {
+    let Some(mut ruled) = Ruled::new("lsm-exec", &[Kind::Exec]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let program = actor::program(dir.join("tool"));
+    let free = actor::program(dir.join("free"));
+    let script = dir.join("script");
+    // Only so the interpreter is one that the test has.
+    fs::write(&script, format!("#!{} --list\n", free.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    ruled.load(
+        "exec",
+        &format!(
+            r#"proc.exe.name == "tool" || proc.exe.path == "{}""#,
+            script.display()
+        ),
+    );
+    let run = |program: &Path| Command::new(program).arg("--list").output();
+    assert!(eperm(run(&program)));
+    assert!(eperm(run(&script)), "by its own path");
+    assert!(run(&free).unwrap().status.success());
+    let calls = denied(&mut ruled, kind::EXEC, 2);
+    assert_eq!(calls[0].0.text(calls[0].1.path), program.to_str().unwrap());
+    assert_eq!(calls[1].0.text(calls[1].1.path), script.to_str().unwrap());
+}
+
+#[test]
+fn a_denied_mount_covers_nothing() {
+    let Some(mut ruled) = Ruled::new("lsm-mount", &[Kind::Mount]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let at = |name: &str| dir.join(name);
+    for name in ["kept", "free"] {
+        fs::create_dir(at(name)).unwrap();
+        fs::write(at(name).join("file"), "here").unwrap();
+    }
+    ruled.load(
+        "mount",
+        &format!(r#"mount.target == "{}""#, at("kept").display()),
+    );
+    let tmpfs = |at: &Path| {
+        mount(
+            Some("none"),
+            at,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+    };
+    assert_eq!(tmpfs(&at("kept")), Err(nix::errno::Errno::EPERM));
+    let bind = mount(
+        Some(&at("free")),
+        &at("kept"),
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    );
+    assert_eq!(bind, Err(nix::errno::Errno::EPERM));
+    assert!(at("kept").join("file").exists());
+    tmpfs(&at("free")).unwrap();
+    let covered = !at("free").join("file").exists();
+    umount2(&at("free"), MntFlags::MNT_DETACH).unwrap();
+    assert!(covered);
+    denied(&mut ruled, kind::MOUNT, 2);
+}
+
+#[test]
+fn memory_and_other_processes_are_out_of_reach() {
+    let Some(mut ruled) = Ruled::new("lsm-memory", &[Kind::Ptrace, Kind::MapWx]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let victim = actor::program(dir.join("victim"));
+    ruled.load("ptrace", r#"target.exe.name == "victim""#);
+    let mut child = actor::command(&victim, &["wait".to_owned()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has said something: it runs.
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 1])
+        .unwrap();
+    let reached = rules::seize(child.id());
+    let mem = File::open(format!("/proc/{}/mem", child.id()));
+    let own = Command::new("/proc/self/exe")
+        .arg("--list")
+        .spawn()
+        .unwrap();
+    let free = rules::seize(own.id());
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    let mut own = own;
+    let _ = own.kill();
+    own.wait().unwrap();
+    assert!(eperm(reached), "it was taken hold of");
+    assert!(mem.is_err(), "its memory could be opened");
+    assert!(!eperm(free), "another one may be");
+    let seen = ruled.bench.settle();
+    let calls: Vec<Asked> = seen
+        .iter()
+        .filter_map(|record| match record.body {
+            Body::Asked(asked) if asked.kind == u32::from(kind::PTRACE) => Some(asked),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        calls.len() >= 2 && calls.iter().all(|call| call.target_pid == child.id()),
+        "{calls:?}"
+    );
+    let twice = seen.iter().any(
+        |record| matches!(record.body, Body::Reach(Kind::Ptrace, reach) if reach.result == -1),
+    );
+    assert!(!twice, "the call's failure is not told twice");
+
+    ruled.load("map_wx", "proc.uid == 0");
+    assert!(eperm(rules::map_both(false)) && eperm(rules::map_both(true)));
+    denied(&mut ruled, kind::MAP_WX, 2);
+    ruled.load("map_wx", "proc.uid == 4294967294");
+    rules::map_both(false).unwrap();
+    rules::map_both(true).unwrap();
+}
+
+#[test]
+fn a_denied_module_is_not_even_read() {
+    let Some(mut ruled) = Ruled::new("lsm-module", &[Kind::ModuleLoad]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let path = dir.join("evil.ko");
+    File::create(&path).unwrap().write_all(&[0; 4096]).unwrap();
+    fs::copy(&path, dir.join("free.ko")).unwrap();
+    ruled.load("module_load", r#"file.name == "evil.ko""#);
+    assert!(eperm(rules::load_module(&path)));
+    // It is none, and that is found out only now.
+    let other = rules::load_module(&dir.join("free.ko"));
+    assert_eq!(other.unwrap_err().raw_os_error(), Some(libc::ENOEXEC));
+    let calls = denied(&mut ruled, kind::MODULE_LOAD, 1);
+    assert_eq!(calls[0].0.text(calls[0].1.path), path.to_str().unwrap());
+}

@@ -20,12 +20,14 @@ use sumun_abi::{
 use super::{
     copy, find, first,
     lineage::{self, Image},
-    verdict::{Judged, is_of_the_host, matched, net, numbers, path as walked_path, sumun_answers},
+    verdict::{
+        Judged, is_of_root, is_of_the_host, matched, net, numbers, path as walked_path, sumun_answers,
+    },
 };
 use crate::{
     hooks::told,
     kernel::{
-        get,
+        Object, get,
         path::{self, Tail, Walked},
         read,
         task::Task,
@@ -363,7 +365,10 @@ fn is_guarded(task: Task) -> bool {
     let exe = mm.follow(slot::MM_EXE_FILE);
     let inode = exe.follow(slot::FILE_INODE);
     let dentry = exe.number(slot::FILE_DENTRY);
-    if is_called_so(dentry) && is_of_the_host(task, inode) {
+    if is_called_so(dentry)
+        && is_of_the_host(task, inode)
+        && (is_of_root(task) || is_forked_by_root(task, inode))
+    {
         return true;
     }
     let Some(guard) = GUARD.get(0) else {
@@ -374,7 +379,15 @@ fn is_guarded(task: Task) -> bool {
     }
     let ino: u64 = inode.get(slot::INODE_INO);
     let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
-    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev
+    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev && is_of_root(task)
+}
+
+/// Root's process of the same program made it, as sshd makes the one that becomes a login's shell.
+#[inline(always)]
+fn is_forked_by_root(task: Task, inode: Object) -> bool {
+    let parent = task.parent();
+    let exe = parent.mm().follow(slot::MM_EXE_FILE);
+    is_of_root(parent) && exe.number(slot::FILE_INODE) == inode.address
 }
 
 /// Whether the last component of a path is a name of `GUARDED`.

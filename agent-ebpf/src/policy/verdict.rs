@@ -509,14 +509,15 @@ fn guarded(task: Task, kind: u32) -> u32 {
     let inode = exe.follow(slot::FILE_INODE);
     let dentry = exe.number(slot::FILE_DENTRY);
     if is_called(dentry, SSHD) && is_of_the_host(task, inode) {
-        // When it starts it does not listen yet, later only one of its processes does.
-        return if kind == on::EXEC {
+        // When it starts it does not listen yet, later only one of its processes does. Others can run it with a library of
+        // their own: user space asks who made the process.
+        return if kind == on::EXEC && is_of_root(task) {
             outcome::GUARDED
         } else {
             outcome::LISTENER
         };
     }
-    if is_called(dentry, AGENT) && is_of_the_host(task, inode) {
+    if is_called(dentry, AGENT) && is_of_the_host(task, inode) && is_of_root(task) {
         return outcome::GUARDED;
     }
     let Some(guard) = GUARD.get(0) else {
@@ -527,7 +528,7 @@ fn guarded(task: Task, kind: u32) -> u32 {
     }
     let ino: u64 = inode.get(slot::INODE_INO);
     let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
-    if guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev {
+    if guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev && is_of_root(task) {
         outcome::GUARDED
     } else {
         outcome::NONE
@@ -549,6 +550,12 @@ fn is_called<const N: usize>(dentry: u64, name: &[u8; N]) -> bool {
         place += 1;
     }
     true
+}
+
+/// Root of the host runs it: whoever else does can have it load a library of their own.
+#[inline(always)]
+pub(super) fn is_of_root(task: Task) -> bool {
+    task.cred().get::<u32>(slot::CRED_UID) == 0
 }
 
 /// Neither a user nor a container can have put it there: its file is root's, nobody else may write it, and it is

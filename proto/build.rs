@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ],
             &["proto"],
         )?;
+    tonic_prost_build::configure().compile_protos(&["proto/cri/runtime.proto"], &["proto/cri"])?;
     let catalogue: Catalogue = toml::from_str(&fs::read_to_string("fields.toml")?)?;
     fs::write(out.join("catalogue.rs"), generate(&catalogue)?)?;
     Ok(())

@@ -38,6 +38,14 @@
 //! keep = []                     # names whose values are told though they look secret: "page-token"
 //! patterns = []                 # more patterns of secrets, regular expressions: 'ACME-[0-9]{12}'
 //!
+//! [identity]                    # sockets and folders; what is there is asked, what is not is no fault
+//! cri = ["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock"]
+//! docker = ["/run/docker.sock"]
+//! podman = ["/run/podman/podman.sock"]
+//! storage = ["/var/lib/containers/storage"]
+//! cloud = "auto"                # auto | off | aws | azure | gcp
+//! metadata = "169.254.169.254:80"
+//!
 //! [metrics]
 //! listen = "127.0.0.1:9637"     # "off", or a loopback address
 //!
@@ -45,6 +53,8 @@
 //! format = "text"               # text | json
 //! level = "info"                # as tracing's EnvFilter; SUMUN_LOG overrides it
 //! ```
+
+mod identity;
 
 use std::fmt;
 use std::fs;
@@ -60,6 +70,7 @@ use serde::{Deserialize, Deserializer};
 use sumun_policy::problem::{Problem, nearest};
 use toml::Spanned;
 
+use crate::enrich::runtime;
 use crate::privacy;
 
 /// Where metrics are served when the file says nothing: on, because they cost
@@ -118,6 +129,8 @@ struct File {
     enforce: RawEnforce,
     #[serde(default)]
     privacy: RawPrivacy,
+    #[serde(default)]
+    identity: identity::Raw,
     #[serde(default)]
     metrics: RawMetrics,
     #[serde(default)]
@@ -241,6 +254,8 @@ pub struct Config {
     pub run: PathBuf,
     /// Folder of policy files.
     pub policies: PathBuf,
+    /// Whom to ask of containers and of the host.
+    pub identity: runtime::Settings,
     /// Bytes on disk of each lane.
     pub spool: Quotas,
     /// Bytes of each ring.
@@ -395,6 +410,7 @@ impl Config {
                 })?,
             },
             privacy: file.privacy.check().map_err(|(offset, message)| at(offset, message))?,
+            identity: identity::check(file.identity, at)?,
             metrics: match file.metrics.listen {
                 None => Some(METRICS_DEFAULT),
                 Some(listen) => {

@@ -74,6 +74,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         tree: Limits { bytes: TREE_BYTES },
         hold: config.hold,
         redactor: Redactor::new(config.privacy.clone()),
+        runtimes: config.identity.clone(),
+        system: crate::enrich::host::system(&kernel_release()),
     };
     // One thread: what is sent is a few megabytes a second at most, and with more of them most of the time
     // would go into waking each other.

@@ -19,6 +19,16 @@ pub mod v1 {
     tonic::include_proto!("sumun.v1");
 }
 
+/// The part of Kubernetes' Container Runtime Interface that the agent asks.
+#[expect(
+    missing_docs,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the interface's own documentation says what they mean"
+)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
 pub use catalogue::{FIELDS, FieldId, FieldInfo, FieldType, Tier};
 pub use view::{Host, StrList, Value, View};
 

@@ -1,5 +1,6 @@
 //! One event as predicates and columns read it.
 
+pub mod facts;
 mod kernel;
 mod privilege;
 pub mod workload;
@@ -257,6 +258,7 @@ impl<'a> View<'a> {
             .or_else(|| self.network(id))
             .or_else(|| self.common(id))
             .or_else(|| self.workload(id))
+            .or_else(|| self.told(id))
             .or_else(|| self.exited(id))
             .or_else(|| self.privilege(id))
             .or_else(|| self.kernel(id))

@@ -80,6 +80,21 @@ impl Rootfs {
             .with_context(|| format!("add the program {name}"))
     }
 
+    /// Adds a shell, `/bin/busybox`.
+    ///
+    /// # Errors
+    /// There is no busybox on this host.
+    pub fn shell(&self) -> Result<()> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let busybox = std::env::split_paths(&path)
+            .map(|folder| folder.join("busybox"))
+            .find(|file| file.is_file())
+            .context("find busybox")?;
+        fs::create_dir_all(self.path.join("bin"))?;
+        fs::copy(busybox, self.path.join("bin/busybox"))?;
+        Ok(())
+    }
+
     /// Runs a program in a container of runc until it ends.
     ///
     /// # Errors

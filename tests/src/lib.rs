@@ -18,6 +18,7 @@ pub mod generator;
 pub mod host;
 pub mod machine;
 pub mod oracle;
+pub mod pod;
 pub mod process;
 pub mod programs;
 #[expect(

@@ -215,7 +215,7 @@ fn faults_have_their_place_in_the_file() {
         ),
         (
             "[policy]\nname = \"a\"\n[selector]\nunit = []",
-            "p.toml:3:2: error: selector is not yet supported",
+            "p.toml:4:8: error: unit has 0 values",
         ),
         (
             "[policy]\nname = \"a\"\n[[sequence]]\nid = \"x\"",

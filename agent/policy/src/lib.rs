@@ -32,6 +32,7 @@ pub mod problem;
 mod read;
 pub mod report;
 mod rule;
+mod selector;
 mod source;
 mod text;
 pub mod time;

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::check::Lists;
 use crate::file::{CheckedPolicy, Mode};
-use crate::ir::{Operand, Set};
+use crate::ir::{Operand, Predicate, Set};
 use crate::list::{BYTES_MAX, ITEMS_MAX};
 use crate::literal;
 use crate::problem::{Problem, did_you_mean};
@@ -19,8 +19,8 @@ pub(crate) struct Read {
     pub(crate) warnings: Vec<Problem>,
 }
 
-const TOP_KEYS: &[&str] = &["policy", "lists", "rule"];
-const TOP_LATER: &[&str] = &["selector", "sequence", "threshold", "profile"];
+const TOP_KEYS: &[&str] = &["policy", "selector", "lists", "rule"];
+const TOP_LATER: &[&str] = &["sequence", "threshold", "profile"];
 const POLICY_KEYS: &[&str] = &["name", "version", "mode"];
 const MODES: &[&str] = &["observe", "enforce"];
 /// Most faults of a file's syntax that are told at once.
@@ -144,8 +144,13 @@ impl Reader<'_> {
                 }
             }
         }
+        let selector = match table.get("selector") {
+            Some(value) => self.selector(value),
+            None => None,
+        };
+        let selector = selector.unwrap_or_else(Predicate::everything);
         if let Some(value) = table.get("rule") {
-            self.rules(value, &mut policy);
+            self.rules(value, &mut policy, &selector);
         }
         Some(policy)
     }

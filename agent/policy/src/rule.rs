@@ -45,7 +45,12 @@ const TITLE_MAX: usize = 256;
 const ATTACK_MAX: usize = 32;
 
 impl Reader<'_> {
-    pub(crate) fn rules(&mut self, value: &Value<'_>, policy: &mut CheckedPolicy) {
+    pub(crate) fn rules(
+        &mut self,
+        value: &Value<'_>,
+        policy: &mut CheckedPolicy,
+        selector: &Predicate,
+    ) {
         let Some(rules) = value.get_ref().as_array() else {
             self.error(value.span().start, "rule is no list: write [[rule]]");
             return;
@@ -64,7 +69,7 @@ impl Reader<'_> {
             let Some(table) = self.table(value, "rule") else {
                 continue;
             };
-            if let Some(rule) = self.rule(value.span().start, table, &policy.lists) {
+            if let Some(rule) = self.rule(value.span().start, table, (&policy.lists, selector)) {
                 if policy.rules.iter().any(|known| known.id == rule.id) {
                     let offset = table
                         .get("id")
@@ -82,7 +87,12 @@ impl Reader<'_> {
         }
     }
 
-    fn rule(&mut self, start: usize, table: &DeTable<'_>, lists: &Lists) -> Option<Rule> {
+    fn rule(
+        &mut self,
+        start: usize,
+        table: &DeTable<'_>,
+        (lists, selector): (&Lists, &Predicate),
+    ) -> Option<Rule> {
         let faults = self.errors.len();
         self.keys("in [[rule]]", table, RULE_KEYS, &[]);
         let id = match table.get("id") {
@@ -121,8 +131,9 @@ impl Reader<'_> {
             Some(value) => self.predicate(value, lists, &kinds),
             None => Some(Predicate::everything()),
         };
+        let place = table.get("when").map_or(start, |value| value.span().start);
+        let predicate = predicate.and_then(|predicate| self.within(selector, predicate, place));
         if let Some(predicate) = &predicate {
-            let place = table.get("when").map_or(start, |value| value.span().start);
             self.cost(place, predicate, &kinds);
         }
         let effect = match effect {

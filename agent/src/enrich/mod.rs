@@ -1,5 +1,7 @@
-//! Who did it: what is known of the process behind a record, and of the workload it is part of.
+//! Who did it: what is known of the process behind a record, of the workload it is part of, and of the host.
 
+pub mod host;
 pub mod process;
 pub mod restore;
+pub mod runtime;
 pub mod workload;

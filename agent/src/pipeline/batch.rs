@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
+use prost::Message as _;
 use sumun_abi::event::process::Actor;
 use sumun_proto::v1::{
-    Alert, Batch, ClockStep, Event, ExceptionRef, Gap, Image, Lane, Namespaces, RuleRef, Scope,
-    Verdict,
+    Alert, Batch, ClockStep, Event, ExceptionRef, Facts, Gap, Image, Lane, Namespaces, RuleRef,
+    Scope, Verdict,
 };
 use sumun_proto::view::REDACTED;
 use sumun_proto::{BATCH_MAX, FORMAT};
@@ -139,6 +140,7 @@ impl BatchBuilder {
             && batch.gaps.is_empty()
             && batch.scopes.is_empty()
             && batch.clock_steps.is_empty()
+            && batch.facts.is_empty()
     }
 
     /// Index (from one) of an image with the credentials of this event, in the workload of its cgroup.
@@ -312,6 +314,18 @@ impl BatchBuilder {
         self.batch.clock_steps.push(step);
     }
 
+    /// Adds what was learned of a workload or the host.
+    pub fn facts(&mut self, facts: Facts) {
+        self.bytes += facts.encoded_len();
+        self.span(facts.version);
+        self.batch.facts.push(facts);
+    }
+
+    /// What rules may ask of the host.
+    pub fn host(&mut self, host: Option<Facts>) {
+        self.batch.host = host;
+    }
+
     /// The record with this number has been dealt with, stored or not.
     pub fn reached(&mut self, stream: StreamId, seq: u64) {
         let highest = self.highest.entry(stream).or_default();
@@ -330,6 +344,11 @@ impl BatchBuilder {
                 image.args_flaws |= REDACTED;
             }
         }
+        // They were for rules; the collector has them once for all batches.
+        for workload in &mut self.batch.workloads {
+            (workload.facts, workload.pending) = (None, false);
+        }
+        self.batch.host = None;
         Closed {
             batch: self.batch,
             highest: self.highest,

@@ -23,6 +23,7 @@ use crate::enforce::lineage::Untold;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
 use crate::enrich::process::{ImageKey, Node, Tree};
+use crate::enrich::runtime::cloud;
 use crate::enrich::workload::{Workload, Workloads};
 use crate::kernel::StreamId;
 use crate::receive::record::{Body, Malformed, Record};
@@ -80,6 +81,8 @@ pub struct Core {
     pub alert: LaneWriter,
     /// Alerts beyond their rule's rate.
     pub folds: Folds,
+    /// The agent's own pid.
+    pub own_pid: u32,
     /// Counters.
     pub counts: Counts,
     /// Process records were lost: the tree has to be repaired by the task iterator.
@@ -253,6 +256,10 @@ impl Core {
         if told.is_some_and(|told| told.denied_by().is_some()) && !has_failures(kind) {
             // Other rules are not asked: nothing was opened, executed or changed.
             found.retain(|hit| hit.deny == Some(Mode::Enforce));
+        }
+        // Rules are about those who steal credentials there; the agent is one of those who may ask.
+        if actor.pid == self.own_pid && cloud::is_asked(&batch.batch().events) {
+            found.clear();
         }
         let judged = Judged {
             stream,

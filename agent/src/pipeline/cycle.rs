@@ -11,7 +11,7 @@ use sumun_abi::loss::{Stream, reason};
 use sumun_abi::verdict::Guard;
 use sumun_proto::Host;
 use sumun_proto::catalogue::{KINDS, kind_name};
-use sumun_proto::v1::{Door, Gap, Kind, Lane, Loss, Scope};
+use sumun_proto::v1::{Door, Gap, Kind, Lane, Loss, Scope, System};
 
 use super::applied::Applied;
 use super::batch::Origin;
@@ -24,12 +24,14 @@ use super::lanes::LaneWriter;
 use super::policies::{self, Loaded};
 use super::streams::Streams;
 use super::syncer::Syncer;
+use super::told::Told;
 use crate::detect::Detector;
 use crate::enforce::Enforcer;
 use crate::enforce::deny::Denier;
 use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::lineage::{self, Untold};
 use crate::enrich::process::{Limits, Tree};
+use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
 use crate::kernel::{DoorStatus, HookStatus, Kernel, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
@@ -103,6 +105,10 @@ pub struct Setup {
     pub hold: Duration,
     /// Takes secrets out of arguments.
     pub redactor: Redactor,
+    /// Whom to ask of containers and of the host.
+    pub runtimes: runtime::Settings,
+    /// What the host says of itself.
+    pub system: System,
 }
 
 /// The reading thread's state.
@@ -122,6 +128,7 @@ pub struct Pipeline {
     unsaid: Unsaid,
     host: Host,
     hold: Duration,
+    told: Told,
     generation: u32,
     scopes: Vec<Scope>,
     /// Last batch of each lane of `LANES`: epoch and number.
@@ -162,6 +169,8 @@ impl Pipeline {
             tree,
             hold,
             redactor,
+            runtimes,
+            system,
         } = setup;
         let clock = Clock::new()?;
         let begun_ns = boot_ns()?;
@@ -230,6 +239,7 @@ impl Pipeline {
             bulk,
             alert,
             folds,
+            own_pid: std::process::id(),
             counts: super::Counts::default(),
             repair: false,
             untold: Untold::default(),
@@ -251,6 +261,7 @@ impl Pipeline {
             unsaid: Unsaid::new(&state),
             host: host.clone(),
             hold,
+            told: Told::start(runtimes, system)?,
             generation: 0,
             scopes: Vec::new(),
             written: [(spool_epoch, 0); 3],
@@ -302,6 +313,7 @@ impl Pipeline {
             );
             pipeline.unwatched(before.as_ref(), attached_ns, why);
         }
+        pipeline.told.begin(&mut pipeline.core);
         pipeline.bootstrap_cgroups();
         pipeline.bootstrap()?;
         pipeline.guard()?;
@@ -367,6 +379,7 @@ impl Pipeline {
         }
         let quiet = self.quiet();
         let bulk_ahead = self.kernel.bulk.backlog();
+        self.told.cycle(&mut self.core);
         // Before the rings are read, so that what let a call through is known when its record comes; and so
         // that whoever made a call is known when the call is looked at.
         self.pending
@@ -410,6 +423,7 @@ impl Pipeline {
         if life_emptied {
             self.pending.written();
         }
+        self.told.written();
         self.look_at_keeper();
         if through != 0 {
             self.through_boot_ns = through;
@@ -878,6 +892,7 @@ impl Pipeline {
         set(&counters.excepted, counts.excepted);
         set(&counters.folded, counts.folded);
         set(&counters.gaps, counts.gaps);
+        self.told.counters(counters);
         let workloads = self.core.workloads.stats();
         set(&counters.cgroups_left_out, workloads.left_out);
         set(&counters.cgroups_unknown, workloads.unknown);

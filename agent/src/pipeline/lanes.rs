@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use prost::Message as _;
-use sumun_proto::v1::{Event, Gap, Lane};
+use sumun_proto::v1::{Event, Facts, Gap, Lane};
 
 use super::batch::{BatchBuilder, Closed, Origin};
 use crate::kernel::StreamId;
@@ -18,6 +18,8 @@ pub struct LaneWriter {
     lane: Lane,
     origin: Origin,
     wall_offset_ns: i64,
+    /// What rules may ask of the host.
+    host: Option<Facts>,
     open: BatchBuilder,
     closed: Vec<Closed>,
     /// Highest number of each stream that the lane holds.
@@ -47,6 +49,7 @@ impl LaneWriter {
             lane,
             origin,
             wall_offset_ns,
+            host: None,
             open,
             closed: Vec::new(),
             held,
@@ -90,6 +93,12 @@ impl LaneWriter {
             self.open().reached(stream, gap.last_seq);
         }
         self.open().gap(gap);
+    }
+
+    /// What rules may ask of the host from now on.
+    pub fn set_host(&mut self, host: &Facts) {
+        self.host = Some(host.clone());
+        self.open.host(self.host.clone());
     }
 
     /// The offset of the wall clock for what is added from now on.
@@ -164,14 +173,20 @@ impl LaneWriter {
     /// Forgets what the cycle added.
     pub fn discard(&mut self) {
         self.closed.clear();
-        self.open = BatchBuilder::new(self.lane, &self.origin, self.wall_offset_ns);
+        self.open = self.next();
+    }
+
+    fn next(&self) -> BatchBuilder {
+        let mut next = BatchBuilder::new(self.lane, &self.origin, self.wall_offset_ns);
+        next.host(self.host.clone());
+        next
     }
 
     fn roll(&mut self) {
         if self.open.is_empty() {
             self.room.events = self.open.take_room();
         }
-        let mut next = BatchBuilder::new(self.lane, &self.origin, self.wall_offset_ns);
+        let mut next = self.next();
         next.with_room(std::mem::take(&mut self.room.events));
         let full = std::mem::replace(&mut self.open, next);
         if !full.is_empty() {

@@ -25,6 +25,7 @@ pub mod lanes;
 pub mod policies;
 pub mod streams;
 mod syncer;
+mod told;
 
 pub use self::core::Counts;
 pub use self::cycle::{Control, Pipeline, Setup};

@@ -222,6 +222,26 @@ impl Collector for Scrape {
                 "Events whose cgroup was not known, those that no rule wanted included",
                 &counters.cgroups_unknown,
             ),
+            (
+                "runtime_known_containers",
+                "Containers that a runtime told of",
+                &counters.runtime_known,
+            ),
+            (
+                "runtime_unknown_containers",
+                "Containers that no runtime knew",
+                &counters.runtime_unknown,
+            ),
+            (
+                "runtime_failed_questions",
+                "Questions to a container runtime that it did not answer",
+                &counters.runtime_failed,
+            ),
+            (
+                "runtime_dropped_questions",
+                "Containers that were not asked about, because too many waited",
+                &counters.runtime_dropped,
+            ),
             ("gaps", "Gap records written to the spool", &counters.gaps),
             (
                 "sent_batches",

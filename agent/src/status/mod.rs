@@ -278,6 +278,14 @@ pub struct Counters {
     pub cgroups_left_out: AtomicU64,
     /// Events whose cgroup was not known.
     pub cgroups_unknown: AtomicU64,
+    /// Containers that a runtime told of.
+    pub runtime_known: AtomicU64,
+    /// Containers that no runtime knew.
+    pub runtime_unknown: AtomicU64,
+    /// Questions to a runtime that it did not answer.
+    pub runtime_failed: AtomicU64,
+    /// Containers that were not asked about, because too many waited.
+    pub runtime_dropped: AtomicU64,
     /// Gap records written to the spool.
     pub gaps: AtomicU64,
     /// Batches given to the connection, repeats included.

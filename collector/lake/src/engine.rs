@@ -38,6 +38,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::runtime::Runtime;
 
 use crate::error::{Error, Result};
+use crate::facts::{FactTable, joined};
 use crate::family::Family;
 use crate::files::{Lake, LakeFile};
 use crate::rows::{RowSet, gather};
@@ -131,6 +132,8 @@ pub struct Source {
     pub files: Vec<Arc<LakeFile>>,
     /// Its rows in memory.
     pub memory: Vec<Arc<RowSet>>,
+    /// What is told of the workloads and hosts of its rows.
+    pub facts: Arc<FactTable>,
 }
 
 /// A part of time; rows of table gap are in it if they overlap it.
@@ -373,6 +376,7 @@ impl Engine {
             family,
             files,
             memory,
+            facts,
         } = &query.source;
         let family = *family;
         let Range { since, until } = query.range;
@@ -385,7 +389,7 @@ impl Engine {
         let filter = named(end)
             .gt_eq(time_literal(since))
             .and(named("time").lt(time_literal(until)))
-            .and(query.filter.clone());
+            .and(joined(facts, family, query.filter.clone())?);
         let schema = family.schema();
         let wanted: Vec<usize> = match columns {
             None => (0..schema.fields().len()).collect(),

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use sumun_proto::v1::Kind;
+use sumun_proto::view::facts::{OF_FACTS, is_of_workload};
 use sumun_proto::view::workload::OF_WORKLOAD;
 use sumun_proto::{FIELDS, FieldId, FieldInfo, FieldType};
 
@@ -100,8 +101,8 @@ pub const ANCESTORS_UNKNOWN_COLUMN: &str = "_ancestors_unknown";
 /// Bit of a field in `_unknown`.
 #[must_use]
 pub fn unknown_bit(id: FieldId) -> Option<i64> {
-    // What the path of a cgroup tells is known as a whole, or not at all.
-    let id = match OF_WORKLOAD.contains(&id) {
+    // Which workload it is is known as a whole, or not at all.
+    let id = match OF_WORKLOAD.contains(&id) || is_of_workload(id) {
         true => FieldId::WorkloadKind,
         false => id,
     };
@@ -241,6 +242,10 @@ static COLUMNS: LazyLock<[Vec<Column>; Family::ALL.len()]> = LazyLock::new(|| {
     Family::ALL.map(|family| {
         let mut columns = Vec::new();
         for field in family.fields() {
+            // What is told later is joined when rows are read.
+            if OF_FACTS.contains(&field.id) {
+                continue;
+            }
             if field.ty == FieldType::ImageList {
                 columns.extend([
                     Column::AncestorsPid,
@@ -278,7 +283,7 @@ mod tests {
         for family in Family::ALL {
             let schema = family.schema();
             for field in family.fields() {
-                if field.ty != FieldType::ImageList {
+                if field.ty != FieldType::ImageList && !OF_FACTS.contains(&field.id) {
                     assert!(schema.index_of(field.column).is_ok(), "{}", field.name);
                 }
             }

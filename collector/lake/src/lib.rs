@@ -26,6 +26,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod facts;
 pub mod family;
 pub mod files;
 pub mod json;
@@ -37,6 +38,7 @@ pub mod write;
 
 pub use engine::{Engine, EngineOptions, Source};
 pub use error::{Error, Result};
+pub use facts::FactTable;
 pub use family::{Family, UNKNOWABLE};
 pub use files::{Lake, LakeFile};
 pub use read::{GapRow, ImageRow, RowReader};

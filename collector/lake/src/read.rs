@@ -9,6 +9,7 @@ use futures::StreamExt;
 
 use crate::engine::{Engine, Query, Range, times};
 use crate::error::{Error, Result};
+use crate::facts::with_facts;
 use crate::json;
 
 /// Rows of one query as JSON, oldest first.
@@ -56,7 +57,8 @@ impl<'a> RowReader<'a> {
                 return Ok(None);
             };
             let Some(times) = times(&batch) else { continue };
-            let rows = json::rows(self.query.source.family, &batch);
+            let source = &self.query.source;
+            let rows = json::rows(source.family, &with_facts(&source.facts, &batch));
             self.rows.extend(times.values().iter().copied().zip(rows));
         }
         Ok(self.rows.front().map(|(time, _)| *time))

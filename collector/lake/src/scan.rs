@@ -13,6 +13,7 @@ use sumun_policy::Predicate;
 use sumun_policy::ir::{Compare, Expr, Operand, Set, TextTest};
 use sumun_proto::catalogue::KINDS;
 use sumun_proto::v1::Kind;
+use sumun_proto::view::facts::is_of_workload;
 use sumun_proto::{FieldId, FieldType};
 
 use crate::error::{Error, Result};
@@ -271,7 +272,8 @@ fn has(id: FieldId, family: Family) -> Scan {
     };
     let there = column.is_not_null();
     let listed = matches!(id.info().ty, FieldType::StrList | FieldType::ImageList);
-    if listed || unknown_bit(id).is_none() {
+    // What is left of a list is there.
+    if listed && !is_of_workload(id) || unknown_bit(id).is_none() {
         return there;
     }
     when(known(id), there.clone()).end().unwrap_or(there)

@@ -31,6 +31,7 @@ fn source(lake: &Lake) -> Source {
         family: Family::File,
         files,
         memory: Vec::new(),
+        facts: Arc::default(),
     }
 }
 

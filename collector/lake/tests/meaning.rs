@@ -82,6 +82,7 @@ fn corpus(lake: &Lake, events: &[Vec<u8>]) -> Corpus {
                 family,
                 files,
                 memory: of(&in_memory, family),
+                facts: Arc::default(),
             }
         })
         .collect();

@@ -59,6 +59,7 @@ async fn a_field_that_did_not_exist_yet_is_absent() {
         family: Family::File,
         files: vec![Arc::new(old), Arc::new(new)],
         memory: Vec::new(),
+        facts: Arc::default(),
     };
     for (text, old, new) in [
         ("true", 10, 10),

@@ -26,6 +26,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "policies",
         include_str!("../../migrations/0003_policies.sql"),
     ),
+    (4, "facts", include_str!("../../migrations/0004_facts.sql")),
 ];
 
 /// Connections to the database. Writers wait for each other in SQLite anyway.

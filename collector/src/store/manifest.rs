@@ -101,6 +101,7 @@ pub(super) async fn insert(
         .await?;
     }
     for (tenant, rows) in &held.tenants {
+        super::facts::insert(&mut *tx, tenant, &rows.facts).await?;
         for scope in &rows.scopes {
             sqlx::query(
                 "INSERT INTO scope (segment, tenant, host, from_ns, scope) VALUES (?, ?, ?, ?, ?)",

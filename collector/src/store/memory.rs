@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use prost::Message as _;
 use sumun_lake::{Family, RowSet};
 
+use crate::store::facts::HostFacts;
 use crate::store::snapshot::HostScope;
 
 /// What one tenant has in one segment.
@@ -13,6 +15,7 @@ pub(super) struct TenantRows {
     /// By `Family as usize`.
     pub(super) tables: [Vec<Arc<RowSet>>; Family::ALL.len()],
     pub(super) scopes: Vec<Arc<HostScope>>,
+    pub(super) facts: Vec<HostFacts>,
 }
 
 /// One segment of the log.
@@ -47,6 +50,7 @@ impl Memory {
         tenant: &Arc<str>,
         sets: Vec<Arc<RowSet>>,
         scopes: Vec<Arc<HostScope>>,
+        facts: Vec<HostFacts>,
     ) {
         let segment = self.segments.entry(segment).or_default();
         let rows = segment.tenants.entry(Arc::clone(tenant)).or_default();
@@ -56,6 +60,12 @@ impl Memory {
             rows.tables[set.family() as usize].push(set);
         }
         rows.scopes.extend(scopes);
+        for told in &facts {
+            let bytes = told.facts.encoded_len();
+            segment.bytes += bytes;
+            self.bytes += bytes;
+        }
+        rows.facts.extend(facts);
     }
 
     /// The segment's rows; it keeps them until [`Memory::remove`].

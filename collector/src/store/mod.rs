@@ -15,6 +15,7 @@
 //! next start removes, and the log, which is replayed; a crash after 2 leaves a
 //! log that the committed place says is sealed.
 
+mod facts;
 mod manifest;
 mod memory;
 mod snapshot;
@@ -25,7 +26,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use sqlx::SqlitePool;
-use sumun_lake::{Family, Lake, LakeFile, RowSet};
+use sumun_lake::{FactTable, Family, Lake, LakeFile, RowSet};
 use sumun_proto::Host;
 use sumun_proto::v1::{Batch, Gap, Scope};
 use tokio::task::spawn_blocking;
@@ -34,6 +35,7 @@ use tracing::{error, info};
 use crate::ingest::Checkpoint;
 use crate::state::now_ns;
 
+use facts::HostFacts;
 use memory::{Memory, Segment};
 pub use snapshot::{HostScope, Snapshot};
 
@@ -104,6 +106,8 @@ struct Tenant {
     /// By `Family as usize`; copied when it changes while a snapshot has it.
     files: [Arc<Vec<Arc<LakeFile>>>; Family::ALL.len()],
     scopes: Arc<Vec<Arc<HostScope>>>,
+    /// Also of what is not durable yet: it is found again when the log is read.
+    facts: Arc<FactTable>,
 }
 
 impl Store {
@@ -136,6 +140,9 @@ impl Store {
         for (tenant, scope) in manifest::scopes(&database).await? {
             let tenant = inner.tenants.entry(tenant).or_default();
             Arc::make_mut(&mut tenant.scopes).push(Arc::new(scope));
+        }
+        for (tenant, table) in facts::load(&database).await? {
+            inner.tenants.entry(tenant).or_default().facts = table;
         }
         let known: Vec<String> = inner
             .tenants
@@ -189,13 +196,21 @@ impl Store {
             undecodable(&host, &batch, &why)
         });
         let scopes = scopes_of(&host, &batch);
+        let told = facts::of_batch(&host, &batch);
         let sets = sets.into_iter().map(Arc::new).collect();
         let mut inner = self.lock();
         while inner.memory.bytes() >= self.shared.memory_bytes && inner.memory.older_than(segment) {
             let freed = self.shared.freed.wait(inner);
             inner = freed.unwrap_or_else(PoisonError::into_inner);
         }
-        inner.memory.add(segment, &tenant, sets, scopes);
+        if !told.is_empty() {
+            let of_tenant = inner.tenants.entry(Arc::clone(&tenant)).or_default();
+            let table = Arc::make_mut(&mut of_tenant.facts);
+            for HostFacts { boot_id, facts, .. } in &told {
+                table.learn(&host.id, boot_id, facts);
+            }
+        }
+        inner.memory.add(segment, &tenant, sets, scopes, told);
     }
 
     /// Moves the rows of a log segment, which takes no more records, to the
@@ -291,8 +306,9 @@ impl Store {
         let durable = inner.tenants.get(tenant);
         let files = durable.map_or_else(Default::default, |durable| durable.files.clone());
         let older = durable.map_or_else(Arc::default, |durable| Arc::clone(&durable.scopes));
+        let facts = durable.map_or_else(Arc::default, |durable| Arc::clone(&durable.facts));
         drop(inner);
-        Snapshot::new(files, tables, &older, newest)
+        Snapshot::new(files, tables, &older, newest, facts)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sumun_lake::{Family, LakeFile, RowSet, Source};
+use sumun_lake::{FactTable, Family, LakeFile, RowSet, Source};
 use sumun_proto::v1::Scope;
 
 /// What an agent collected of a kind from a time on, until its next word on it.
@@ -22,6 +22,7 @@ pub struct Snapshot {
     files: [Arc<Vec<Arc<LakeFile>>>; Family::ALL.len()],
     memory: [Vec<Arc<RowSet>>; Family::ALL.len()],
     scopes: Vec<Arc<HostScope>>,
+    facts: Arc<FactTable>,
 }
 
 impl Snapshot {
@@ -30,6 +31,7 @@ impl Snapshot {
         memory: [Vec<Arc<RowSet>>; Family::ALL.len()],
         older: &[Arc<HostScope>],
         newest: Vec<Arc<HostScope>>,
+        facts: Arc<FactTable>,
     ) -> Self {
         // Stable: of two words for the same time the later one counts.
         let mut scopes: Vec<_> = older.iter().cloned().chain(newest).collect();
@@ -38,6 +40,7 @@ impl Snapshot {
             files,
             memory,
             scopes,
+            facts,
         }
     }
 
@@ -48,6 +51,7 @@ impl Snapshot {
             family,
             files: self.files[family as usize].to_vec(),
             memory: self.memory[family as usize].clone(),
+            facts: Arc::clone(&self.facts),
         }
     }
 

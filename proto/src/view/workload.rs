@@ -44,7 +44,12 @@ impl<'a> View<'a> {
             FieldId::ContainerId => told(&workload.container_id),
             FieldId::ContainerRuntime => told(&workload.runtime),
             FieldId::ContainerNestedId => told(&workload.nested),
-            FieldId::K8sPodUid => told(&workload.pod_uid),
+            // A path can be made up by root of the host; a runtime is believed more.
+            FieldId::K8sPodUid => workload
+                .facts
+                .as_ref()
+                .and_then(|facts| super::facts::value(facts, id))
+                .or_else(|| told(&workload.pod_uid)),
             FieldId::K8sPodQos => told(&workload.pod_qos),
             FieldId::EcsTaskId => told(&workload.ecs_task),
             FieldId::Unit => told(&workload.unit),

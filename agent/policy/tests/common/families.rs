@@ -2,7 +2,7 @@
 
 use sumun_abi::event::file::CHANGE_OBJECT;
 use sumun_abi::record::{FLAW_LOST, FLAW_TRUNCATED};
-use sumun_proto::v1::{Credentials, File, KernelChange, Namespaces, Privilege, Target};
+use sumun_proto::v1::{Credentials, File, KernelChange, Namespaces, Privilege, Target, Workload};
 
 use super::{Dice, PATHS};
 
@@ -114,4 +114,28 @@ pub(super) fn kernel(dice: &mut Dice<'_>, unknowns: bool) -> KernelChange {
         value_flaws,
         name_flaws: 0,
     }
+}
+
+/// What processes of the same batch can be part of. What a runtime tells of them is no part of stored events.
+pub(super) fn workloads() -> Vec<Workload> {
+    let container = Workload {
+        id: 2,
+        kind: "container".into(),
+        cgroup: "/docker/sh".into(),
+        container_id: "sh".into(),
+        runtime: "docker".into(),
+        pod_uid: "22".into(),
+        ..Workload::default()
+    };
+    let unit = Workload {
+        id: 1000,
+        kind: "session".into(),
+        cgroup: "/bin/sh".into(),
+        unit: "sh".into(),
+        slice: "tmpfs".into(),
+        login_uid: Some(1000),
+        login_session: "1".into(),
+        ..Workload::default()
+    };
+    vec![container, unit]
 }

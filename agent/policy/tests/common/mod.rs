@@ -252,11 +252,16 @@ impl Case {
 pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
     let mut batch = Batch {
         wall_offset_ns: 1_767_225_600_000_000_000,
+        workloads: families::workloads(),
         ..Batch::default()
     };
     for number in 0..dice.roll(4) {
         let parent = u32::try_from(number).unwrap_or(0);
-        let image = image(dice, parent, unknowns);
+        let mut image = image(dice, parent, unknowns);
+        // Which one it is is not known if its cgroup's record was lost.
+        if !(unknowns && dice.chance(4)) {
+            image.workload = u32::try_from(1 + dice.roll(batch.workloads.len())).unwrap_or(0);
+        }
         batch.images.push(image);
     }
     let mut event = Event {

@@ -15,6 +15,8 @@ use std::rc::Rc;
 
 use sumun_proto::v1;
 
+use super::runtime::Question;
+
 /// Most cgroups that are kept.
 pub const CGROUPS_MAX: usize = 64 * 1024;
 /// Most cgroups that are kept below the one of a workload.
@@ -54,10 +56,14 @@ pub struct Workloads {
     paths: HashMap<Rc<str>, u64>,
     /// Removed ones, oldest first, with the cycle in which that was read.
     gone: VecDeque<(u64, u64)>,
-    /// Cgroups below each workload, itself included.
-    below: HashMap<u64, usize>,
+    /// The cgroups of each workload.
+    below: HashMap<u64, Vec<u64>>,
     cycle: u64,
     stats: WorkloadStats,
+    /// There is a runtime that can be asked.
+    pub asking: bool,
+    /// Containers to ask about. Not more than were made in a cycle.
+    questions: Vec<Question>,
 }
 
 impl Workloads {
@@ -66,22 +72,29 @@ impl Workloads {
         if id == 0 {
             return;
         }
-        if let Some(known) = self.cgroups.get(&id)
-            && &*known.path == path
-        {
-            // One of before a restart that is still there.
+        if let Some(known) = self.cgroups.get(&id) {
+            // Of before a restart, perhaps: it is still there.
             self.gone.retain(|(_, gone)| *gone != id);
-            self.paths.insert(Rc::clone(&known.path), id);
-            return;
+            if &*known.path == path {
+                self.paths.insert(Rc::clone(&known.path), id);
+                return;
+            }
         }
         self.forget(id);
         let workload = self.workload_of(id, path);
-        let below = self.below.get(&workload.told.id).copied().unwrap_or(0);
+        let below = self.below.get(&workload.told.id).map_or(0, Vec::len);
         if self.cgroups.len() >= CGROUPS_MAX || below >= NESTED_MAX {
             self.stats.left_out += 1;
             return;
         }
-        *self.below.entry(workload.told.id).or_default() += 1;
+        self.below.entry(workload.told.id).or_default().push(id);
+        if workload.told.id == id && workload.told.pending {
+            self.questions.push(Question {
+                workload: id,
+                container: workload.told.container_id.clone(),
+                runtime: workload.told.runtime.clone(),
+            });
+        }
         let path: Rc<str> = path.into();
         self.paths.insert(Rc::clone(&path), id);
         self.cgroups.insert(id, Known { path, workload });
@@ -164,7 +177,7 @@ impl Workloads {
                 told: told.clone(),
                 by_host: path::classify(&told.cgroup).by_host,
             });
-            *self.below.entry(told.id).or_default() += 1;
+            self.below.entry(told.id).or_default().push(id);
             let path = path.into();
             self.cgroups.insert(id, Known { path, workload });
             self.gone.push_back((self.cycle, id));
@@ -185,6 +198,40 @@ impl Workloads {
         self.cycle += 1;
     }
 
+    /// The containers to ask about since this was called last.
+    pub fn take_questions(&mut self) -> Vec<Question> {
+        std::mem::take(&mut self.questions)
+    }
+
+    /// Takes what a runtime said of a workload; `None`: nobody will say anything.
+    pub fn learned(&mut self, id: u64, facts: Option<&v1::Facts>) {
+        // Of a container in a container there is another one of the same number.
+        let mut taught: Vec<(Rc<Workload>, Rc<Workload>)> = Vec::new();
+        for cgroup in self.below.get(&id).into_iter().flatten() {
+            let Some(known) = self.cgroups.get_mut(cgroup) else {
+                continue;
+            };
+            let before = Rc::clone(&known.workload);
+            let done = taught.iter().find(|(old, _)| Rc::ptr_eq(old, &before));
+            let after = match done {
+                Some((_, after)) => Rc::clone(after),
+                None => {
+                    let after = Rc::new(Workload {
+                        told: v1::Workload {
+                            facts: facts.cloned(),
+                            pending: false,
+                            ..before.told.clone()
+                        },
+                        by_host: before.by_host,
+                    });
+                    taught.push((before, Rc::clone(&after)));
+                    after
+                }
+            };
+            known.workload = after;
+        }
+    }
+
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> WorkloadStats {
@@ -203,8 +250,10 @@ impl Workloads {
         }
         let workload = known.workload.told.id;
         if let Some(below) = self.below.get_mut(&workload) {
-            *below -= 1;
-            if *below == 0 {
+            if let Some(at) = below.iter().position(|known| *known == id) {
+                below.swap_remove(at);
+            }
+            if below.is_empty() {
                 self.below.remove(&workload);
             }
         }
@@ -239,6 +288,11 @@ impl Workloads {
                 slice: place.slice.to_owned(),
                 login_uid: place.login_uid,
                 login_session: place.login_session.to_owned(),
+                facts: rooted.and_then(|known| known.workload.told.facts.clone()),
+                pending: match rooted {
+                    Some(known) => known.workload.told.pending,
+                    None => self.asking && place.by_host && place.kind == path::Kind::Container,
+                },
             },
             by_host: place.by_host,
         })
@@ -312,7 +366,43 @@ mod tests {
         all.end_cycle(true);
         all.end_cycle(true);
         assert_eq!(all.stats().cgroups, 3);
-        assert_eq!(all.below.values().sum::<usize>(), 3);
+        assert_eq!(all.below.values().map(Vec::len).sum::<usize>(), 3);
+    }
+
+    #[test]
+    fn what_a_runtime_says_is_known_of_all_below_and_asked_once() {
+        let mut all = Workloads {
+            asking: true,
+            ..Workloads::default()
+        };
+        all.made(1, "/");
+        all.made(2, &format!("/docker/{ID}"));
+        all.made(3, &format!("/docker/{ID}/below"));
+        all.made(4, "/system.slice/a.service");
+        // Below a user's manager the host's runtimes have made nothing.
+        all.made(
+            5,
+            &format!("/user.slice/user-7.slice/user@7.service/libpod-{ID}.scope"),
+        );
+        let asked: Vec<_> = all.take_questions().iter().map(|q| q.workload).collect();
+        assert_eq!(asked, [2]);
+        let pending = |all: &mut Workloads, id| all.of(id).expect("a workload").told.pending;
+        assert!(pending(&mut all, 3) && !pending(&mut all, 4) && !pending(&mut all, 5));
+        let facts = v1::Facts {
+            container_name: "web".into(),
+            ..v1::Facts::default()
+        };
+        all.learned(2, Some(&facts));
+        all.made(6, &format!("/docker/{ID}/later"));
+        for id in [2, 3, 6] {
+            let told = &all.of(id).expect("a workload").told;
+            let name = told
+                .facts
+                .as_ref()
+                .map(|facts| facts.container_name.as_str());
+            assert_eq!((name, told.pending), (Some("web"), false));
+        }
+        assert!(all.take_questions().is_empty());
     }
 
     #[test]

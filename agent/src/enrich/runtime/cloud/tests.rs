@@ -1,0 +1,288 @@
+//! Against a strict double of EC2's service: no answer without a session's token, as where version 1 is off.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// How the double behaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    /// As it should.
+    Strict,
+    /// Its first token is not taken any more.
+    Forgetful,
+    /// Tags and roles are not there.
+    Bare,
+    /// It takes a question and says nothing.
+    Silent,
+    /// 200 and no JSON.
+    Garbage,
+    /// Only version 1: no tokens.
+    Old,
+}
+
+struct Double {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+async fn double(mood: Mood) -> Double {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let tokens = Arc::new(AtomicUsize::new(0));
+    let log = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = vec![0; 4096];
+            let mut len = 0;
+            while !bytes[..len].windows(4).any(|end| end == b"\r\n\r\n") {
+                match stream.read(&mut bytes[len..]).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(more) => len += more,
+                }
+            }
+            let request = String::from_utf8_lossy(&bytes[..len]).into_owned();
+            let line = request.lines().next().unwrap_or_default().to_owned();
+            log.lock().expect("a lock").push(line.clone());
+            if mood == Mood::Silent {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                continue;
+            }
+            let (status, body) = answer(mood, &tokens, &request);
+            let text = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(text.as_bytes()).await;
+        }
+    });
+    Double { address, asked }
+}
+
+fn answer(mood: Mood, tokens: &AtomicUsize, request: &str) -> (u16, String) {
+    let line = request.lines().next().unwrap_or_default();
+    let header = |name: &str| {
+        request
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.to_owned())
+    };
+    if line.starts_with("PUT /latest/api/token ") {
+        let ttl = header("X-aws-ec2-metadata-token-ttl-seconds").and_then(|ttl| ttl.parse().ok());
+        return match ttl {
+            _ if mood == Mood::Old => (404, String::new()),
+            _ if header("X-Forwarded-For").is_some() => (403, String::new()),
+            Some(1..=21_600_u32) => (200, format!("token-{}", tokens.fetch_add(1, Relaxed))),
+            _ => (400, String::new()),
+        };
+    }
+    let wanted = match mood {
+        Mood::Forgetful => "token-1",
+        _ => "token-",
+    };
+    if !header("X-aws-ec2-metadata-token").is_some_and(|token| token.starts_with(wanted)) {
+        return (401, String::new());
+    }
+    if mood == Mood::Garbage {
+        return (200, "<html>".into());
+    }
+    let path = line.split(' ').nth(1).unwrap_or_default();
+    let body = match path {
+        "/latest/dynamic/instance-identity/document" => {
+            r#"{"accountId":"123456789012","region":"eu-west-1","availabilityZone":"eu-west-1b","instanceId":"i-0abc","instanceType":"m7g.large","imageId":"ami-0def","pendingTime":"2026-01-01T00:00:00Z","version":"2017-09-30"}"#
+        }
+        _ if mood == Mood::Bare => return (404, String::new()),
+        "/latest/meta-data/iam/info" => {
+            r#"{"Code":"Success","InstanceProfileArn":"arn:aws:iam::123456789012:instance-profile/path/web","InstanceProfileId":"X"}"#
+        }
+        "/latest/meta-data/tags/instance" => "role\naws:autoscaling:groupName",
+        "/latest/meta-data/tags/instance/role" => "web",
+        "/latest/meta-data/tags/instance/aws:autoscaling:groupName" => "web-asg",
+        _ => return (404, String::new()),
+    };
+    (200, body.to_owned())
+}
+
+fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(work)
+}
+
+fn settings(address: SocketAddr, dmi: &std::path::Path) -> Settings {
+    Settings {
+        address,
+        dmi: dmi.to_owned(),
+        provider: None,
+    }
+}
+
+/// Firmware of a vendor.
+fn firmware(vendor: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::write(dir.path().join("sys_vendor"), format!("{vendor}\n")).expect("a file");
+    dir
+}
+
+#[test]
+fn an_instance_is_told_by_sessions_only() {
+    on_this_thread(async {
+        let double = double(Mood::Strict).await;
+        let dmi = firmware("Amazon EC2");
+        let cloud = look(&settings(double.address, dmi.path()), Provider::Ec2).await;
+        let cloud = cloud.expect("an instance");
+        assert_eq!(
+            (cloud.account.as_str(), cloud.region.as_str()),
+            ("123456789012", "eu-west-1")
+        );
+        assert_eq!(
+            (cloud.zone.as_str(), cloud.instance_id.as_str()),
+            ("eu-west-1b", "i-0abc")
+        );
+        assert_eq!(
+            (cloud.role.as_str(), cloud.scaling_group.as_str()),
+            ("web", "web-asg")
+        );
+        assert_eq!(
+            cloud.tags,
+            ["aws:autoscaling:groupName=web-asg", "role=web"]
+        );
+        let asked = double.asked.lock().expect("a lock").clone();
+        assert!(asked[0].starts_with("PUT /latest/api/token"), "{asked:?}");
+        // Where credentials lie is not gone to.
+        assert!(
+            asked
+                .iter()
+                .all(|line| !line.contains("security-credentials")),
+            "{asked:?}"
+        );
+    });
+}
+
+#[test]
+fn what_is_not_allowed_is_left_out_and_what_is_wrong_is_an_error() {
+    on_this_thread(async {
+        let ask = async |mood| {
+            let double = double(mood).await;
+            let dmi = firmware("Amazon EC2");
+            look(&settings(double.address, dmi.path()), Provider::Ec2).await
+        };
+        let bare = ask(Mood::Bare).await.expect("an instance");
+        assert_eq!(
+            (bare.instance_id.as_str(), bare.role.as_str()),
+            ("i-0abc", "")
+        );
+        assert!(bare.tags.is_empty());
+        for mood in [Mood::Garbage, Mood::Old, Mood::Forgetful] {
+            let failure = ask(mood).await.expect_err("no instance");
+            assert!(matches!(failure, Failure::Refused(_)), "{failure}");
+        }
+        let begun = Instant::now();
+        let failure = ask(Mood::Silent).await.expect_err("no instance");
+        assert!(failure.to_string().contains("hop limit"), "{failure}");
+        assert!(begun.elapsed() < Duration::from_secs(3));
+    });
+}
+
+#[test]
+fn a_token_that_is_not_taken_is_asked_for_anew() {
+    on_this_thread(async {
+        let double = double(Mood::Forgetful).await;
+        let dmi = firmware("Amazon EC2");
+        let (answers, mut learned) = mpsc::channel(1);
+        let asking = tokio::spawn(serve(settings(double.address, dmi.path()), answers));
+        let told = tokio::time::timeout(Duration::from_secs(20), learned.recv()).await;
+        let facts = told
+            .expect("in time")
+            .and_then(|told| told.facts)
+            .expect("facts");
+        assert_eq!(facts.cloud.expect("an instance").instance_id, "i-0abc");
+        asking.abort();
+    });
+}
+
+#[test]
+fn off_the_cloud_nobody_is_asked_or_only_for_a_moment() {
+    on_this_thread(async {
+        let double = double(Mood::Silent).await;
+        let (answers, mut learned) = mpsc::channel(1);
+        let other = firmware("QEMU");
+        serve(settings(double.address, other.path()), answers.clone()).await;
+        assert!(double.asked.lock().expect("a lock").is_empty());
+        // No firmware to ask, and nobody who answers.
+        let none = tempfile::tempdir().expect("a folder");
+        let begun = Instant::now();
+        serve(settings(double.address, none.path()), answers).await;
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert!(learned.recv().await.is_none());
+    });
+}
+
+#[test]
+fn the_other_clouds_are_read_from_their_own_answers() {
+    on_this_thread(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut bytes = vec![0; 4096];
+                let len = stream.read(&mut bytes).await.unwrap_or(0);
+                let request = String::from_utf8_lossy(&bytes[..len]).into_owned();
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let body = match path {
+                    path if path.starts_with("/metadata/")
+                        && request.contains("Metadata: true") =>
+                    {
+                        r#"{"subscriptionId":"sub","location":"westeurope","zone":"2","vmId":"vm-1","vmSize":"Standard_D2s_v5","vmScaleSetName":"set","storageProfile":{"imageReference":{"id":"img"}},"tagsList":[{"name":"role","value":"db"}]}"#
+                    }
+                    "/computeMetadata/v1/project/project-id" => "my-project",
+                    path if path.starts_with("/computeMetadata/v1/instance/")
+                        && request.contains("Metadata-Flavor: Google") =>
+                    {
+                        r#"{"id":4520031799277581759,"zone":"projects/1/zones/us-central1-a","machineType":"projects/1/machineTypes/e2-small","image":"projects/x/global/images/debian-12","tags":["web"],"serviceAccounts":{"default":{"email":"sa@x"}}}"#
+                    }
+                    _ => "",
+                };
+                let text = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
+        });
+        let settings = Settings {
+            address,
+            ..Settings::default()
+        };
+        let azure = look(&settings, Provider::Azure).await.expect("an instance");
+        assert_eq!(
+            (azure.account.as_str(), azure.region.as_str()),
+            ("sub", "westeurope")
+        );
+        assert_eq!(
+            (azure.instance_id.as_str(), azure.scaling_group.as_str()),
+            ("vm-1", "set")
+        );
+        assert_eq!(azure.tags, ["role=db"]);
+        let google = look(&settings, Provider::Google)
+            .await
+            .expect("an instance");
+        assert_eq!(
+            (google.account.as_str(), google.region.as_str()),
+            ("my-project", "us-central1")
+        );
+        assert_eq!(
+            (google.instance_id.as_str(), google.instance_type.as_str()),
+            ("4520031799277581759", "e2-small")
+        );
+    });
+}

@@ -1,0 +1,118 @@
+//! Docker's API, which podman's service speaks as well, and the files that podman's containers leave where no service runs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use serde::Deserialize;
+use sumun_proto::v1::Facts;
+use tokio::net::UnixStream;
+
+use super::http::{Request, ask};
+use super::{labels, reference};
+
+/// Longest description of a container.
+const ANSWER_MAX: usize = 1024 * 1024;
+/// Longest list of podman's containers.
+const LIST_MAX: u64 = 16 * 1024 * 1024;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Container {
+    #[serde(default)]
+    name: String,
+    /// Id of the image.
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    config: Config,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Config {
+    image: String,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Asks the service behind a socket of a container; `None` if it does not know it.
+///
+/// # Errors
+/// The service does not answer, or not as it should.
+pub async fn container(socket: &Path, source: &str, id: &str) -> io::Result<Option<Facts>> {
+    let stream = UnixStream::connect(socket).await?;
+    let request = Request {
+        method: "GET",
+        path: &format!("/containers/{id}/json"),
+        host: "localhost",
+        headers: &[],
+    };
+    let answer = ask(stream, request, ANSWER_MAX).await?;
+    match answer.status {
+        404 => return Ok(None),
+        200 => {}
+        status => return Err(io::Error::other(format!("it answers with status {status}"))),
+    }
+    let container: Container = serde_json::from_slice(&answer.body)?;
+    let mut facts = Facts {
+        source: source.into(),
+        container_name: container.name.trim_start_matches('/').to_owned(),
+        image_digest: container.image,
+        ..Facts::default()
+    };
+    (facts.image, facts.image_tag) = reference(&container.config.image);
+    let told = container.config.labels.unwrap_or_default();
+    (facts.container_labels, facts.cut) = labels(told);
+    Ok(Some(facts))
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    #[serde(default)]
+    id: String,
+    /// JSON in JSON.
+    #[serde(default)]
+    metadata: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Metadata {
+    image_name: String,
+    image_id: String,
+    name: String,
+}
+
+/// Looks for a container in the files of a store of containers/storage, which are podman's and CRI-O's.
+///
+/// # Errors
+/// They cannot be read.
+pub fn stored(store: &Path, id: &str) -> io::Result<Option<Facts>> {
+    for driver in ["overlay", "vfs", "btrfs"] {
+        let list = store.join(format!("{driver}-containers/containers.json"));
+        let Ok(metadata) = std::fs::metadata(&list) else {
+            continue;
+        };
+        if metadata.len() > LIST_MAX {
+            return Err(io::Error::other(format!("{} is too long", list.display())));
+        }
+        let stored: Vec<Stored> = serde_json::from_slice(&std::fs::read(&list)?)?;
+        let Some(found) = stored.into_iter().find(|stored| stored.id == id) else {
+            continue;
+        };
+        let metadata: Metadata = serde_json::from_str(&found.metadata).unwrap_or_default();
+        let (image, image_tag) = reference(&metadata.image_name);
+        return Ok(Some(Facts {
+            source: "podman".into(),
+            container_name: metadata.name,
+            image,
+            image_tag,
+            image_digest: match metadata.image_id.is_empty() {
+                true => String::new(),
+                false => format!("sha256:{}", metadata.image_id),
+            },
+            ..Facts::default()
+        }));
+    }
+    Ok(None)
+}

@@ -1,0 +1,436 @@
+//! What container runtimes and the cloud say: names, images, labels, tags. Facts that arrive late.
+//!
+//! Asked on a thread of its own, which the pipeline never waits for: questions go into a bounded queue, answers come
+//! out of one. Each source is found by itself and is optional. One that hangs costs its own
+//! questions their time limit and is then left alone for a while, longer each time; one that lies can say what it likes of
+//! the containers that the host's runtimes made, and of nobody else's ([`super::workload`]).
+
+pub mod cloud;
+pub mod cri;
+pub mod docker;
+pub mod http;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sumun_proto::text;
+use sumun_proto::v1::Facts;
+use tokio::sync::{Mutex, Semaphore, mpsc};
+
+use self::cri::Cri;
+
+/// Questions that wait. Full: the question is not asked, its workload stays without facts, and it is counted.
+const QUESTIONS: usize = 4096;
+/// Answers that wait. Full: the asking thread waits.
+const ANSWERS: usize = 1024;
+/// Containers that are asked about at once.
+const AT_ONCE: usize = 16;
+/// How long a source may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// When a container is asked about again that nobody knew: runtimes know some only a moment after their cgroup.
+const AGAIN: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+/// How long a source that failed is left alone at first …
+const REST: Duration = Duration::from_secs(1);
+/// … and at most.
+const REST_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked which sources there are.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Bytes of all labels of a container or pod; what is more is left out, which is said.
+pub const LABELS_MAX: usize = 64 * 1024;
+/// Bytes of a name that is not a label.
+const NAME_MAX: usize = 1024;
+
+/// Where to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Sockets of the Container Runtime Interface.
+    pub cri: Vec<PathBuf>,
+    /// Sockets of Docker's API.
+    pub docker: Vec<PathBuf>,
+    /// Sockets of podman's API.
+    pub podman: Vec<PathBuf>,
+    /// Stores of containers/storage.
+    pub stores: Vec<PathBuf>,
+    /// Metadata services of clouds are asked.
+    pub cloud: Option<cloud::Settings>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
+        Self {
+            cri: paths(&[
+                "/run/containerd/containerd.sock",
+                "/run/k3s/containerd/containerd.sock",
+                "/run/crio/crio.sock",
+            ]),
+            docker: paths(&["/run/docker.sock"]),
+            podman: paths(&["/run/podman/podman.sock"]),
+            stores: paths(&["/var/lib/containers/storage"]),
+            cloud: Some(cloud::Settings::default()),
+        }
+    }
+}
+
+impl Settings {
+    /// Whether there is a runtime that may be asked.
+    fn present(&self) -> bool {
+        let sockets = [&self.cri, &self.docker, &self.podman];
+        let stores = ["overlay", "vfs", "btrfs"].map(|driver| format!("{driver}-containers"));
+        sockets.into_iter().flatten().any(|socket| socket.exists())
+            || self
+                .stores
+                .iter()
+                .any(|store| stores.iter().any(|folder| store.join(folder).exists()))
+    }
+}
+
+/// A container to ask about.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Its workload.
+    pub workload: u64,
+    /// Its id.
+    pub container: String,
+    /// The runtime, if its path tells.
+    pub runtime: String,
+}
+
+/// What became of a question; of none, the facts of the host (workload 0).
+#[derive(Debug)]
+pub struct Learned {
+    /// The workload.
+    pub workload: u64,
+    /// What was said; `None`: nobody knows it.
+    pub facts: Option<Facts>,
+}
+
+/// Counters and states, for status and metrics.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// There is a source that may be asked.
+    pub present: AtomicBool,
+    /// Questions that were not asked because too many waited.
+    pub dropped: AtomicU64,
+    /// Containers that a runtime told of.
+    pub known: AtomicU64,
+    /// Containers that no runtime knew.
+    pub unknown: AtomicU64,
+    /// Questions to a source that failed.
+    pub failed: AtomicU64,
+}
+
+/// The asking thread, seen from the pipeline.
+#[derive(Debug)]
+pub struct Runtimes {
+    questions: mpsc::Sender<Question>,
+    learned: mpsc::Receiver<Learned>,
+    told: Arc<Told>,
+}
+
+impl Runtimes {
+    /// Starts the thread. It ends when this is dropped.
+    ///
+    /// # Errors
+    /// The system has no room for a thread.
+    pub fn start(settings: Settings) -> std::io::Result<Self> {
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let (answers, learned) = mpsc::channel(ANSWERS);
+        let told = Arc::new(Told::default());
+        // The first containers are asked about at once.
+        told.present.store(settings.present(), Ordering::Relaxed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()?;
+        thread::Builder::new().name("runtimes".into()).spawn({
+            let told = Arc::clone(&told);
+            move || runtime.block_on(serve(settings, told, asked, answers))
+        })?;
+        Ok(Self {
+            questions,
+            learned,
+            told,
+        })
+    }
+
+    /// Asks about a container. False if it will not be answered: there is nobody to ask, or too many wait.
+    pub fn ask(&self, question: Question) -> bool {
+        if !self.told.present.load(Ordering::Relaxed) {
+            return false;
+        }
+        let asked = self.questions.try_send(question).is_ok();
+        if !asked {
+            self.told.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        asked
+    }
+
+    /// The next answer, if there is one.
+    pub fn learned(&mut self) -> Option<Learned> {
+        self.learned.try_recv().ok()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn told(&self) -> &Arc<Told> {
+        &self.told
+    }
+}
+
+async fn serve(
+    settings: Settings,
+    told: Arc<Told>,
+    mut questions: mpsc::Receiver<Question>,
+    answers: mpsc::Sender<Learned>,
+) {
+    let sources = Arc::new(Sources::new(settings, told));
+    let looking = Arc::clone(&sources);
+    let looks = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let present = looking.settings.present();
+            looking.told.present.store(present, Ordering::Relaxed);
+        }
+    });
+    let clouds = sources.settings.cloud.clone().map(|settings| {
+        let answers = answers.clone();
+        tokio::spawn(cloud::serve(settings, answers))
+    });
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    while let Some(question) = questions.recv().await {
+        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else {
+            break;
+        };
+        let (sources, answers) = (Arc::clone(&sources), answers.clone());
+        tokio::spawn(async move {
+            let workload = question.workload;
+            // Others go on while a container that nobody knows yet is waited for.
+            let mut turn = Some(turn);
+            let facts = sources.patiently(&question, &mut turn).await;
+            drop(turn);
+            // Nobody listens any more only when the agent ends.
+            let _ = answers.send(Learned { workload, facts }).await;
+        });
+    }
+    looks.abort();
+    if let Some(clouds) = clouds {
+        clouds.abort();
+    }
+}
+
+/// All that may be asked of containers.
+#[derive(Debug)]
+struct Sources {
+    settings: Settings,
+    told: Arc<Told>,
+    cri: Vec<Source>,
+    docker: Vec<Source>,
+}
+
+/// A runtime's socket.
+#[derive(Debug)]
+struct Source {
+    socket: PathBuf,
+    /// Who answers, as facts name it.
+    name: &'static str,
+    rest: Mutex<Rest>,
+}
+
+/// When a source that failed is asked again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rest {
+    until: Option<Instant>,
+    next: Duration,
+}
+
+impl Source {
+    fn new(socket: &Path, name: &'static str) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            name,
+            rest: Mutex::default(),
+        }
+    }
+
+    async fn is_resting(&self) -> bool {
+        let rest = self.rest.lock().await;
+        rest.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Takes what asking came to.
+    async fn settle<E: std::fmt::Display>(
+        &self,
+        told: &Told,
+        answer: Result<Result<Option<Facts>, E>, tokio::time::error::Elapsed>,
+    ) -> Option<Facts> {
+        let why = match answer {
+            Ok(Ok(facts)) => {
+                *self.rest.lock().await = Rest::default();
+                return facts;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer in time".to_owned(),
+        };
+        told.failed.fetch_add(1, Ordering::Relaxed);
+        let mut rest = self.rest.lock().await;
+        // Several questions may have failed together.
+        if rest.until.is_none_or(|until| Instant::now() >= until) {
+            rest.next = (rest.next * 2).clamp(REST, REST_MAX);
+            rest.until = Some(Instant::now() + rest.next);
+            tracing::warn!(
+                socket = %self.socket.display(), why, seconds = rest.next.as_secs(),
+                "a container runtime is not asked for a while"
+            );
+        }
+        None
+    }
+}
+
+impl Sources {
+    fn new(settings: Settings, told: Arc<Told>) -> Self {
+        let of = |paths: &[PathBuf], name| {
+            let sources = paths.iter().map(move |path| Source::new(path, name));
+            sources.collect::<Vec<_>>()
+        };
+        let mut docker = of(&settings.docker, "docker");
+        docker.extend(of(&settings.podman, "podman"));
+        Self {
+            cri: of(&settings.cri, "cri"),
+            docker,
+            settings,
+            told,
+        }
+    }
+
+    /// Asks until somebody knows the container, or nobody will.
+    async fn patiently(
+        &self,
+        question: &Question,
+        turn: &mut Option<tokio::sync::OwnedSemaphorePermit>,
+    ) -> Option<Facts> {
+        for pause in AGAIN {
+            if !pause.is_zero() {
+                turn.take();
+                tokio::time::sleep(pause).await;
+            }
+            if let Some(facts) = self.ask(question).await {
+                self.told.known.fetch_add(1, Ordering::Relaxed);
+                return Some(bounded(facts));
+            }
+        }
+        self.told.unknown.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    async fn ask(&self, question: &Question) -> Option<Facts> {
+        let id = question.container.as_str();
+        let runtime = question.runtime.as_str();
+        let may_be = |names: &[&str]| runtime.is_empty() || names.contains(&runtime);
+        if may_be(&["containerd", "cri-o"]) {
+            for source in &self.cri {
+                if source.socket.exists() && !source.is_resting().await {
+                    // A connection for each: one that hangs is given up with its question.
+                    let client = Cri::new(&source.socket);
+                    let answer = tokio::time::timeout(PATIENCE, client.container(id)).await;
+                    let facts = source.settle(&self.told, answer).await;
+                    if facts.is_some() {
+                        return facts;
+                    }
+                }
+            }
+        }
+        for source in &self.docker {
+            if may_be(&[source.name]) && source.socket.exists() && !source.is_resting().await {
+                let asked = docker::container(&source.socket, source.name, id);
+                let answer = tokio::time::timeout(PATIENCE, asked).await;
+                let facts = source.settle(&self.told, answer).await;
+                if facts.is_some() {
+                    return facts;
+                }
+            }
+        }
+        if may_be(&["podman"]) {
+            for store in &self.settings.stores {
+                match docker::stored(store, id) {
+                    Ok(None) => {}
+                    Ok(found) => return found,
+                    Err(error) => {
+                        self.told.failed.fetch_add(1, Ordering::Relaxed);
+                        tracing::debug!(store = %store.display(), %error, "podman's store cannot be read");
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Name with tag or digest, and the tag: `docker.io/library/nginx:1.25` has `1.25`.
+fn reference(image: &str) -> (String, String) {
+    let (name, _) = image.split_once('@').unwrap_or((image, ""));
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let tag = last.split_once(':').map_or("", |(_, tag)| tag);
+    // An image's own id has no tag.
+    let tag = if image.starts_with("sha256:") {
+        ""
+    } else {
+        tag
+    };
+    (image.to_owned(), tag.to_owned())
+}
+
+/// Labels as `KEY=VALUE`, sorted, and whether some are left out.
+fn labels(told: impl IntoIterator<Item = (String, String)>) -> (Vec<String>, bool) {
+    let mut labels: Vec<String> = told
+        .into_iter()
+        .map(|(key, value)| text::from_bytes(format!("{key}={value}").as_bytes()))
+        .collect();
+    labels.sort_unstable();
+    let (mut room, mut cut) = (LABELS_MAX, false);
+    labels.retain(|label| {
+        let fits = label.len() <= room;
+        room -= if fits { label.len() } else { 0 };
+        cut |= !fits;
+        fits
+    });
+    (labels, cut)
+}
+
+/// The same with names that are no longer than names are.
+fn bounded(mut facts: Facts) -> Facts {
+    let names = [
+        &mut facts.source,
+        &mut facts.container_name,
+        &mut facts.image,
+        &mut facts.image_tag,
+        &mut facts.image_digest,
+        &mut facts.pod_name,
+        &mut facts.pod_uid,
+        &mut facts.namespace,
+    ];
+    let mut cut = false;
+    for name in names {
+        if name.len() > NAME_MAX {
+            let end = (0..=NAME_MAX).rev().find(|end| name.is_char_boundary(*end));
+            name.truncate(end.unwrap_or(0));
+            cut = true;
+        }
+        *name = text::from_bytes(name.as_bytes());
+    }
+    facts.cut |= cut;
+    facts
+}
+
+#[cfg(test)]
+mod tests;

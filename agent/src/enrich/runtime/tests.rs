@@ -1,0 +1,296 @@
+//! Runtimes that hang, restart, lie and talk too much.
+
+use std::collections::HashMap;
+
+use sumun_proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use sumun_proto::cri::{
+    Container, ContainerMetadata, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
+    ImageSpec, ListContainersRequest, ListContainersResponse, PodSandboxMetadata, PodSandboxStatus,
+    PodSandboxStatusRequest, PodSandboxStatusResponse,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+use super::*;
+
+/// A runtime with one container, `known`, in the pod `pod-1`.
+struct Runtime {
+    labels: HashMap<String, String>,
+    hangs: bool,
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn list_containers(
+        &self,
+        _: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let one = |id: &str, sandbox: &str| Container {
+            id: id.into(),
+            pod_sandbox_id: sandbox.into(),
+        };
+        // Also those that nobody asked for.
+        let containers = vec![one("another", "pod-2"), one("known", "pod-1")];
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        if self.hangs {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        if request.into_inner().container_id != "known" {
+            return Err(Status::not_found("no such container"));
+        }
+        let status = ContainerStatus {
+            id: "known".into(),
+            metadata: Some(ContainerMetadata {
+                name: "web".into(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: "docker.io/library/nginx:1.25".into(),
+            }),
+            image_ref: "sha256:0123".into(),
+            labels: self.labels.clone(),
+        };
+        Ok(Response::new(ContainerStatusResponse {
+            status: Some(status),
+        }))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Result<Response<PodSandboxStatusResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        if id != "pod-1" {
+            return Err(Status::unknown(format!("sandbox {id} not found")));
+        }
+        let status = PodSandboxStatus {
+            id,
+            metadata: Some(PodSandboxMetadata {
+                name: "cart-1".into(),
+                uid: "uid-1".into(),
+                namespace: "shop".into(),
+                attempt: 0,
+            }),
+            labels: HashMap::from([("app".into(), "cart".into())]),
+        };
+        Ok(Response::new(PodSandboxStatusResponse {
+            status: Some(status),
+        }))
+    }
+}
+
+fn serve_cri(socket: &std::path::Path, runtime: Runtime) -> tokio::task::JoinHandle<()> {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    tokio::spawn(async move {
+        let served = tonic::transport::Server::builder()
+            .add_service(RuntimeServiceServer::new(runtime))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        let _ = served.await;
+    })
+}
+
+fn nobody() -> Settings {
+    Settings {
+        cri: Vec::new(),
+        docker: Vec::new(),
+        podman: Vec::new(),
+        stores: Vec::new(),
+        cloud: None,
+    }
+}
+
+fn question(container: &str) -> Question {
+    Question {
+        workload: 7,
+        container: container.into(),
+        runtime: String::new(),
+    }
+}
+
+fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(work)
+}
+
+#[test]
+fn a_container_and_its_pod_are_told_and_labels_are_cut() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("cri.sock");
+        let labels = HashMap::from([
+            ("small".into(), "1".into()),
+            ("large".into(), "x".repeat(LABELS_MAX)),
+        ]);
+        let runtime = Runtime {
+            labels,
+            hangs: false,
+        };
+        let _server = serve_cri(&socket, runtime);
+        let settings = Settings {
+            cri: vec![socket],
+            ..nobody()
+        };
+        let sources = Sources::new(settings, Arc::default());
+        let facts = sources.ask(&question("known")).await.expect("facts");
+        assert_eq!(
+            (facts.container_name.as_str(), facts.image_tag.as_str()),
+            ("web", "1.25")
+        );
+        assert_eq!(
+            (facts.pod_name.as_str(), facts.namespace.as_str()),
+            ("cart-1", "shop")
+        );
+        assert_eq!(
+            (facts.container_labels, facts.cut),
+            (vec!["small=1".to_owned()], true)
+        );
+        assert_eq!(facts.pod_labels, ["app=cart"]);
+        // The container that only holds the pod.
+        let pod = sources.ask(&question("pod-1")).await.expect("facts");
+        assert_eq!(
+            (pod.pod_uid.as_str(), pod.container_name.as_str()),
+            ("uid-1", "")
+        );
+        assert!(sources.ask(&question("another")).await.is_none());
+    });
+}
+
+#[test]
+fn a_runtime_that_hangs_is_left_alone_and_one_that_restarts_is_asked_again() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("cri.sock");
+        let hanging = Runtime {
+            labels: HashMap::new(),
+            hangs: true,
+        };
+        let server = serve_cri(&socket, hanging);
+        let settings = Settings {
+            cri: vec![socket.clone()],
+            ..nobody()
+        };
+        let told = Arc::new(Told::default());
+        let sources = Sources::new(settings, Arc::clone(&told));
+        let begun = Instant::now();
+        assert!(sources.ask(&question("known")).await.is_none());
+        assert!(begun.elapsed() >= PATIENCE);
+        // Nobody waits for it a second time.
+        let begun = Instant::now();
+        assert!(sources.ask(&question("known")).await.is_none());
+        assert!(begun.elapsed() < PATIENCE / 2);
+        assert_eq!(told.failed.load(Ordering::Relaxed), 1);
+        server.abort();
+        let _ = server.await;
+        std::fs::remove_file(&socket).expect("a socket");
+        let healthy = Runtime {
+            labels: HashMap::new(),
+            hangs: false,
+        };
+        let _server = serve_cri(&socket, healthy);
+        let begun = Instant::now();
+        let facts = loop {
+            if let Some(facts) = sources.ask(&question("known")).await {
+                break facts;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "it is not asked again"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(facts.container_name, "web");
+    });
+}
+
+#[test]
+fn docker_answers_in_json_and_podman_leaves_files() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("docker.sock");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut bytes = vec![0; 4096];
+                let len = stream.read(&mut bytes).await.unwrap_or(0);
+                let request = String::from_utf8_lossy(&bytes[..len]).into_owned();
+                let known = request.starts_with("GET /containers/abc/json ");
+                let body = match known {
+                    true => {
+                        r#"{"Id":"abc","Name":"/shop_web_1","Image":"sha256:77","Config":{"Image":"registry:5000/nginx","Labels":{"a":"1"}}}"#
+                    }
+                    false => "{}",
+                };
+                let status = if known { 200 } else { 404 };
+                let text = format!(
+                    "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
+        });
+        let store = dir.path().join("overlay-containers");
+        std::fs::create_dir(&store).expect("a folder");
+        let metadata =
+            r#"{\"image-name\":\"localhost/app:2\",\"image-id\":\"99\",\"name\":\"quiet\"}"#;
+        let list = format!(r#"[{{"id":"def","names":["quiet"],"metadata":"{metadata}"}}]"#);
+        std::fs::write(store.join("containers.json"), list).expect("a file");
+        let settings = Settings {
+            docker: vec![socket],
+            stores: vec![dir.path().to_owned()],
+            ..nobody()
+        };
+        assert!(settings.present());
+        let sources = Sources::new(settings, Arc::default());
+        let web = sources.ask(&question("abc")).await.expect("facts");
+        assert_eq!(
+            (web.container_name.as_str(), web.source.as_str()),
+            ("shop_web_1", "docker")
+        );
+        // The port of a registry is no tag.
+        assert_eq!(
+            (web.image.as_str(), web.image_tag.as_str()),
+            ("registry:5000/nginx", "")
+        );
+        assert_eq!(web.container_labels, ["a=1"]);
+        let quiet = sources.ask(&question("def")).await.expect("facts");
+        assert_eq!(
+            (quiet.container_name.as_str(), quiet.image_tag.as_str()),
+            ("quiet", "2")
+        );
+        assert_eq!(quiet.image_digest, "sha256:99");
+        assert!(sources.ask(&question("ghi")).await.is_none());
+    });
+}
+
+#[test]
+fn the_pipeline_never_waits() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("docker.sock");
+    // It is there, and nobody takes what is written to it.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let settings = Settings {
+        docker: vec![socket],
+        ..nobody()
+    };
+    let mut runtimes = Runtimes::start(settings).expect("a thread");
+    let begun = Instant::now();
+    let mut asked = 0;
+    for number in 0..3 * QUESTIONS {
+        asked += usize::from(runtimes.ask(question(&number.to_string())));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(asked >= QUESTIONS && asked < 3 * QUESTIONS, "{asked}");
+    let dropped = runtimes.told().dropped.load(Ordering::Relaxed) as usize;
+    assert_eq!(dropped, 3 * QUESTIONS - asked);
+    let _ = runtimes.learned();
+}

@@ -1,0 +1,108 @@
+//! The fields that others than the kernel tell: runtimes of workloads, the cloud and the system of the host.
+
+use super::{Items, Value, View, list, text};
+use crate::catalogue::FieldId;
+use crate::v1::Facts;
+
+/// Those of workloads, then those of hosts.
+pub const OF_FACTS: [FieldId; 23] = [
+    FieldId::WorkloadSource,
+    FieldId::ContainerName,
+    FieldId::ContainerImage,
+    FieldId::ContainerImageTag,
+    FieldId::ContainerImageDigest,
+    FieldId::ContainerLabels,
+    FieldId::K8sPodName,
+    FieldId::K8sNamespace,
+    FieldId::K8sLabels,
+    FieldId::CloudProvider,
+    FieldId::CloudAccount,
+    FieldId::CloudRegion,
+    FieldId::CloudZone,
+    FieldId::CloudInstanceId,
+    FieldId::CloudInstanceType,
+    FieldId::CloudImage,
+    FieldId::CloudRole,
+    FieldId::CloudScalingGroup,
+    FieldId::CloudTags,
+    FieldId::HostOs,
+    FieldId::HostOsId,
+    FieldId::HostKernel,
+    FieldId::HostMachineId,
+];
+
+/// Whether the field is told of workloads.
+#[must_use]
+pub fn is_of_workload(id: FieldId) -> bool {
+    OF_FACTS[..9].contains(&id)
+}
+
+/// Whether the field is told of hosts.
+#[must_use]
+pub fn is_of_host(id: FieldId) -> bool {
+    OF_FACTS[9..].contains(&id)
+}
+
+/// What facts say of a field; `None` if nothing. Of a pod's uid, too: a runtime's word counts more than a path.
+#[must_use]
+pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
+    let told = |told| string(told);
+    let cloud = || facts.cloud.as_ref();
+    let system = || facts.system.as_ref();
+    match id {
+        FieldId::WorkloadSource => told(&facts.source),
+        FieldId::ContainerName => told(&facts.container_name),
+        FieldId::ContainerImage => told(&facts.image),
+        FieldId::ContainerImageTag => told(&facts.image_tag),
+        FieldId::ContainerImageDigest => told(&facts.image_digest),
+        FieldId::ContainerLabels if facts.container_name.is_empty() => None,
+        FieldId::ContainerLabels => Some(list(Items::Strings(&facts.container_labels), !facts.cut)),
+        FieldId::K8sPodName => told(&facts.pod_name),
+        FieldId::K8sPodUid => told(&facts.pod_uid),
+        FieldId::K8sNamespace => told(&facts.namespace),
+        FieldId::K8sLabels if facts.pod_name.is_empty() => None,
+        FieldId::K8sLabels => Some(list(Items::Strings(&facts.pod_labels), !facts.cut)),
+        FieldId::CloudProvider => told(&cloud()?.provider),
+        FieldId::CloudAccount => told(&cloud()?.account),
+        FieldId::CloudRegion => told(&cloud()?.region),
+        FieldId::CloudZone => told(&cloud()?.zone),
+        FieldId::CloudInstanceId => told(&cloud()?.instance_id),
+        FieldId::CloudInstanceType => told(&cloud()?.instance_type),
+        FieldId::CloudImage => told(&cloud()?.image),
+        FieldId::CloudRole => told(&cloud()?.role),
+        FieldId::CloudScalingGroup => told(&cloud()?.scaling_group),
+        FieldId::CloudTags => {
+            let cloud = cloud()?;
+            Some(list(Items::Strings(&cloud.tags), !cloud.tags_cut))
+        }
+        FieldId::HostOs => told(&system()?.os),
+        FieldId::HostOsId => told(&system()?.os_id),
+        FieldId::HostKernel => told(&system()?.kernel),
+        FieldId::HostMachineId => told(&system()?.machine_id),
+        _ => None,
+    }
+}
+
+fn string(told: &str) -> Option<Value<'_>> {
+    (!told.is_empty()).then(|| text(told))
+}
+
+impl<'a> View<'a> {
+    /// Inside the agent: at the collector facts are joined to rows, not to events.
+    pub(super) fn told(&self, id: FieldId) -> Option<Value<'a>> {
+        if is_of_host(id) {
+            return value(self.batch.host.as_ref()?, id);
+        }
+        if !is_of_workload(id) {
+            return None;
+        }
+        match self.in_workload() {
+            // Which one it is is not known, and so what would be told of it.
+            None => self.image().map(|_| Value::Unknown),
+            Some(workload) => match &workload.facts {
+                Some(facts) => value(facts, id),
+                None => workload.pending.then_some(Value::Unknown),
+            },
+        }
+    }
+}

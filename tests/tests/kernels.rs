@@ -2,7 +2,7 @@
 //! `agent/tests` that ask the kernel run in it. What came of them is the table in docs/kernel-support.md, and
 //! what the verifier had to walk through is held to what is recorded there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,42 @@ use std::process::Command;
 
 use sumun_tests::programs;
 
-/// As tests/vm/fetch-kernels names them.
-const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
+/// One start of a virtual machine, a column of the table.
+struct Boot {
+    column: &'static str,
+    /// As tests/vm/fetch-kernels names it.
+    kernel: &'static str,
+    /// More words for its command line.
+    cmdline: &'static str,
+    /// The only programs that are run; none: all.
+    only: &'static [&'static str],
+}
+
+const BOOTS: [Boot; 5] = [
+    all_of("5.10"),
+    // Debian's 5.10 has BPF LSM, and does not start it by itself.
+    Boot {
+        column: "5.10, `lsm=…,bpf`",
+        kernel: "5.10",
+        cmdline: "lsm=lockdown,yama,apparmor,bpf",
+        only: &["kernel_deny_lsm"],
+    },
+    all_of("6.1"),
+    all_of("6.12"),
+    all_of("newest"),
+];
+
+const fn all_of(kernel: &'static str) -> Boot {
+    Boot {
+        column: kernel,
+        kernel,
+        cmdline: "",
+        only: &[],
+    }
+}
+
+/// Columns of the kernels that count what the verifier walks through (from 5.16).
+const COUNTING: [&str; 3] = ["6.1", "6.12", "newest"];
 
 /// Without these the table says little: where continuous integration runs (`CI` is set), they are no skip.
 const REQUIRED: [&str; 2] = ["5.10", "6.12"];
@@ -28,6 +62,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("kernel_filter", "what leaves the kernel"),
     ("kernel_verdict", "kill-before-start, tracepoint"),
     ("kernel_kill_after", "kill-after, tracepoint"),
+    ("kernel_cgroup", "cgroups, tracepoint"),
+    ("kernel_deny", "deny, programs on cgroups"),
+    ("kernel_deny_lsm", "deny, lsm"),
 ];
 
 /// Programs of the host that the tests run under their own names, which busybox's one would not take.
@@ -98,8 +135,9 @@ fn test_programs() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Boots a kernel and runs everything in it. `None` if it is not there.
-fn boot(kernel: &str, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<Said> {
+/// Boots a kernel and runs the tests in it. `None` if it is not there.
+fn boot(boot: &Boot, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<Said> {
+    let Boot { column, kernel, .. } = *boot;
     let cache = PathBuf::from(std::env::var_os("SUMUN_CACHE").expect("tests/run sets SUMUN_CACHE"));
     if !cache.join("kernels").join(kernel).join("vmlinuz").exists() {
         let reason = format!("no kernel {kernel}: tests/vm/fetch-kernels {kernel}");
@@ -112,7 +150,10 @@ fn boot(kernel: &str, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<S
     }
     let script = scratch.join("guest.sh");
     let mut lines = String::from("/sumun/sumun-agent probe -o json | sed 's/^/PROBE /'\n");
-    for (place, _) in PROGRAMS.iter().enumerate() {
+    let places: Vec<usize> = (0..PROGRAMS.len())
+        .filter(|place| boot.only.is_empty() || boot.only.contains(&PROGRAMS[*place].0))
+        .collect();
+    for place in &places {
         // Each with a limit of its own: one that hangs is named.
         writeln!(
             lines,
@@ -123,15 +164,23 @@ fn boot(kernel: &str, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<S
     fs::write(&script, lines).expect("the scratch directory can be written");
 
     let mut command = Command::new(root().join("tests/vm/run"));
-    command.args(["--timeout", "900", "--memory", "2048"]);
+    command.args([
+        "--timeout",
+        "900",
+        "--memory",
+        "2048",
+        "--cmdline",
+        boot.cmdline,
+    ]);
     command.arg("--file").arg(format!(
         "{}:/sumun/sumun-agent",
         programs::path("sumun-agent").display()
     ));
-    for (place, program) in programs_of_tests.iter().enumerate() {
+    for place in &places {
+        let program = programs_of_tests[*place].display();
         command
             .arg("--file")
-            .arg(format!("{}:/sumun/{place}", program.display()));
+            .arg(format!("{program}:/sumun/{place}"));
     }
     for tool in TOOLS {
         command.arg("--file").arg(tool);
@@ -143,13 +192,12 @@ fn boot(kernel: &str, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<S
     let output = command.output().expect("the harness can be started");
     let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     let said = read(&text);
-    let passed = PROGRAMS
+    let passed = places
         .iter()
-        .enumerate()
-        .all(|(place, _)| text.lines().any(|line| line == format!("STATUS {place} 0")));
+        .all(|place| text.lines().any(|line| line == format!("STATUS {place} 0")));
     assert!(
         output.status.success() && passed,
-        "{kernel}: {}\n{text}\n{}",
+        "{column}: {}\n{text}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
@@ -161,7 +209,8 @@ fn read(text: &str) -> Said {
     let mut said = Said::default();
     let mut probe = String::new();
     let mut place = 0;
-    let mut reasons = BTreeMap::new();
+    // Whose output is being told, and what was skipped.
+    let (mut test, mut reasons) = (String::new(), BTreeMap::new());
     for line in text.lines() {
         if let Some(json) = line.strip_prefix("PROBE ") {
             probe.push_str(json);
@@ -170,11 +219,16 @@ fn read(text: &str) -> Said {
             let (number, second) = number.split_once(' ').expect("two numbers of ours");
             place = number.parse().expect("a number of ours");
             println!("{second:>7} s {}", PROGRAMS[place].0);
-        } else if let Some((name, reason)) = line
+        } else if let Some(name) = line
+            .strip_prefix("---- ")
+            .and_then(|line| line.strip_suffix(" stdout ----"))
+        {
+            test = name.to_owned();
+        } else if let Some((_, reason)) = line
             .strip_prefix("SKIPPED ")
             .and_then(|skipped| skipped.split_once(": "))
         {
-            reasons.insert((place, name.to_owned()), reason.to_owned());
+            reasons.insert((place, test.clone()), reason.to_owned());
         } else if let Some(name) = line
             .strip_prefix("test ")
             .and_then(|test| test.split_once(" ... "))
@@ -212,31 +266,32 @@ fn read(text: &str) -> Said {
 }
 
 fn table(said: &BTreeMap<&str, Said>) -> String {
-    let mut rows: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
+    let mut rows: BTreeMap<(usize, &str), [&str; BOOTS.len()]> = BTreeMap::new();
     let mut skips: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for kernel in KERNELS {
-        for ((place, name), outcome) in &said[kernel].tests {
-            let cells = rows.entry((*place, name)).or_insert_with(|| vec!["-"; 4]);
-            let column = KERNELS.iter().position(|one| one == &kernel);
-            cells[column.expect("one of them")] = match outcome {
+    for (column, boot) in BOOTS.iter().enumerate() {
+        for ((place, name), outcome) in &said[boot.column].tests {
+            let cells = rows.entry((*place, name)).or_insert(["-"; BOOTS.len()]);
+            cells[column] = match outcome {
                 Outcome::Ok => "yes",
                 Outcome::Skipped(reason) => {
-                    skips
-                        .entry(format!("{}: {reason}", name.replace('_', " ")))
-                        .or_default()
-                        .push(kernel);
+                    let skip = format!("{}: {reason}", name.replace('_', " "));
+                    skips.entry(skip).or_default().push(boot.column);
                     "skipped"
                 }
             };
         }
     }
-    let mut text =
-        String::from("| seen in a test | 5.10 | 6.1 | 6.12 | newest |\n|---|---|---|---|---|\n");
+    let columns = BOOTS.map(|boot| boot.column).join(" | ");
+    let mut text = format!(
+        "| seen in a test | {columns} |\n|---{}|\n",
+        "|---".repeat(BOOTS.len())
+    );
+    let empty = "| ".repeat(BOOTS.len());
     let mut under = usize::MAX;
     for ((place, name), cells) in rows {
         if place != under {
             under = place;
-            writeln!(text, "| **{}** | | | | |", PROGRAMS[place].1).expect("a string");
+            writeln!(text, "| **{}** {empty}|", PROGRAMS[place].1).expect("a string");
         }
         writeln!(
             text,
@@ -246,44 +301,32 @@ fn table(said: &BTreeMap<&str, Said>) -> String {
         )
         .expect("a string");
     }
-    text.push_str("| **rungs that were tried out** | | | | |\n");
+    writeln!(text, "| **rungs that were tried out** {empty}|").expect("a string");
     for rung in ["fentry", "lsm", "fanotify"] {
-        let cells: Vec<&str> = KERNELS
-            .iter()
-            .map(|kernel| match &said[kernel].rungs[rung] {
-                None => "yes",
-                Some(_) => "no",
-            })
-            .collect();
+        let cells = BOOTS.map(|boot| match &said[boot.column].rungs[rung] {
+            None => "yes",
+            Some(_) => "no",
+        });
         writeln!(text, "| {rung} | {} |", cells.join(" | ")).expect("a string");
     }
-    for (reason, kernels) in skips {
-        writeln!(text, "\nSkipped on {}: {reason}.", kernels.join(", ")).expect("a string");
+    for (reason, columns) in skips {
+        writeln!(text, "\nSkipped on {}: {reason}.", columns.join("; ")).expect("a string");
     }
     text
 }
 
 fn instructions(said: &BTreeMap<&str, Said>) -> String {
-    let mut text = String::from("| program | 6.1 | 6.12 | newest |\n|---|---|---|---|\n");
-    let hooks: std::collections::BTreeSet<&String> = said
+    let mut text = format!("| hook | {} |\n|---|---|---|---|\n", COUNTING.join(" | "));
+    let hooks: BTreeSet<&String> = said
         .values()
         .flat_map(|one| one.instructions.keys())
         .collect();
-    let cell = |kernel: &str, hook: &str| {
-        said[kernel]
-            .instructions
-            .get(hook)
-            .map_or("-".to_owned(), u64::to_string)
-    };
     for hook in hooks {
-        writeln!(
-            text,
-            "| {hook} | {} | {} | {} |",
-            cell("6.1", hook),
-            cell("6.12", hook),
-            cell("newest", hook)
-        )
-        .expect("a string");
+        let cells = COUNTING.map(|column| {
+            let count = said[column].instructions.get(hook);
+            count.map_or("-".to_owned(), u64::to_string)
+        });
+        writeln!(text, "| {hook} | {} |", cells.join(" | ")).expect("a string");
     }
     text
 }
@@ -324,25 +367,25 @@ fn every_kernel_does_what_the_table_says() {
     let programs_of_tests = test_programs();
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let mut said = BTreeMap::new();
-    for kernel in KERNELS {
-        let begun = std::time::Instant::now();
-        let Some(one) = boot(kernel, &programs_of_tests, scratch.path()) else {
+    for one in &BOOTS {
+        let (column, begun) = (one.column, std::time::Instant::now());
+        let Some(one) = boot(one, &programs_of_tests, scratch.path()) else {
             continue;
         };
         let total: u64 = one.instructions.values().sum();
         println!(
-            "{kernel}: {} tests in {:?}; {total} instructions verified",
+            "{column}: {} tests in {:?}; {total} instructions verified",
             one.tests.len(),
             begun.elapsed()
         );
         assert!(
             total <= INSTRUCTIONS_MAX,
-            "{kernel}: {:?}",
+            "{column}: {:?}",
             one.instructions
         );
-        said.insert(kernel, one);
+        said.insert(column, one);
     }
-    if said.len() < KERNELS.len() {
+    if said.len() < BOOTS.len() {
         return;
     }
     let (table, instructions) = (table(&said), instructions(&said));

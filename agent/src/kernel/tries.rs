@@ -6,11 +6,12 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io::{self, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use nix::{
@@ -73,6 +74,8 @@ pub(super) fn try_kind(kind: Kind, rung: &str, denied: bool) -> Result<(), Strin
 
 /// The port of the discard protocol: nobody is there, and nothing leaves the host.
 const NOBODY: u16 = 9;
+/// The longest that a connect may take.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 struct Tries {
     denied: bool,
@@ -87,7 +90,7 @@ impl Tries {
         ) {
             (true, Err((Some(libc::EPERM), _))) => Ok(()),
             (true, Err((_, error))) => Err(format!(
-                "attached, but {what} that it denies ended otherwise: {error}"
+                "attached without effect: {what} that it denies ended otherwise: {error}"
             )),
             (true, Ok(_)) => Err(format!(
                 "attached without effect: {what} that it denies went on"
@@ -102,10 +105,12 @@ impl Tries {
 
     fn connect(&self, datagrams: bool) -> Result<(), String> {
         let failed = |error| format!("cannot make a socket to try it on: {error}");
-        let to = (Ipv4Addr::LOCALHOST, NOBODY);
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, NOBODY));
+        // Not for long: a packet filter may let nothing come back.
+        let connected = TcpStream::connect_timeout(&to, PATIENCE);
         self.one(
             "a connect over IPv4",
-            TcpStream::connect(to).map(drop).or_else(is_refused),
+            connected.map(drop).or_else(is_refused),
         )?;
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
         if datagrams {

@@ -21,7 +21,8 @@ use super::{
     copy, find, first,
     lineage::{self, Image},
     verdict::{
-        Judged, is_of_root, is_of_the_host, matched, net, numbers, path as walked_path, sumun_answers,
+        Judged, is_of_root, is_of_the_host, matched, net, numbers, path as walked_path,
+        sumun_answers,
     },
 };
 use crate::{

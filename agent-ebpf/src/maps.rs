@@ -275,3 +275,54 @@ pub(crate) struct Reported {
 /// on the same socket. Full: that second report may be recorded again as the caller's word.
 #[map]
 pub(crate) static REPORTED: LruHashMap<u64, Reported> = LruHashMap::pinned(8 * 1024, 0);
+
+/// Whom a process talks to by UDP.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct FlowKey {
+    /// The other end's address.
+    pub(crate) address: [u64; 2],
+    /// Start of the process.
+    pub(crate) start_ns: u64,
+    /// Its image.
+    pub(crate) image: u64,
+    /// Its number.
+    pub(crate) pid: u32,
+    /// The other end's port.
+    pub(crate) port: u16,
+    /// `FAMILY_*`.
+    pub(crate) family: u16,
+}
+
+/// What became of it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Flow {
+    /// When it was last judged.
+    pub(crate) judged_ns: u64,
+    /// What has come since of which there is no record.
+    pub(crate) folded: u64,
+    /// The filter that judged it.
+    pub(crate) generation: u32,
+    /// 1 if it was told.
+    pub(crate) told: u32,
+}
+
+/// Talk by UDP that was judged. Full: the oldest makes room, and is judged and told anew with the next datagram; how many it
+/// had meanwhile is then not told.
+#[map]
+pub(crate) static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(16 * 1024, 0);
+
+/// `BUDGET`: new UDP flows.
+pub(crate) const OF_UDP: u32 = 0;
+/// `BUDGET`: DNS messages.
+pub(crate) const OF_DNS: u32 = 1;
+
+/// A second since boot, and how many records of a kind were made in it.
+#[map]
+pub(crate) static BUDGET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(2, 0);
+
+/// Who asked a DNS server, by the socket's cookie, which is never used again. Full: the oldest makes room, and an answer that
+/// comes later names no process.
+#[map]
+pub(crate) static ASKERS: LruHashMap<u64, Actor> = LruHashMap::pinned(8 * 1024, 0);

@@ -8,6 +8,7 @@ use core::{
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, helpers::bpf_ktime_get_boot_ns};
 use sumun_abi::{
+    event::network::FLOWS_PER_SECOND,
     loss::{Stream, reason},
     policy::Filter,
     record::{Header, LEVELS, RECORD_MAX, RING_LIFE},
@@ -15,7 +16,7 @@ use sumun_abi::{
 
 use crate::{
     kernel,
-    maps::{BULK, BUSY, CONTROL, FILTERS, Given, LIFE, SCRATCH, STREAMS, Scratch},
+    maps::{BUDGET, BULK, BUSY, CONTROL, FILTERS, Given, LIFE, SCRATCH, STREAMS, Scratch},
 };
 
 /// A level that this run owns until `end`.
@@ -116,6 +117,39 @@ impl Run {
             generation,
             len,
         );
+    }
+
+    /// Takes one of the records that a second has room for; `which` is a place in `BUDGET`. If none is left, the record is
+    /// counted as `LIMITED`, under the number that it would have had.
+    #[inline(always)]
+    pub(crate) fn within_budget(self, which: u32) -> bool {
+        let Some(budget) = BUDGET.get_ptr_mut(which) else {
+            return true;
+        };
+        // SAFETY: no arguments.
+        let second = unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000;
+        // SAFETY: a live map value; another level on this CPU may spend from it meanwhile, which makes
+        // the bound one record larger.
+        unsafe {
+            if (*budget)[0] != second {
+                budget.write([second, 0]);
+            }
+            if (*budget)[1] < FLOWS_PER_SECOND {
+                (*budget)[1] += 1;
+                return true;
+            }
+        }
+        if self.level < LEVELS
+            && let Some(stream) = STREAMS.get_ptr_mut(LEVELS + self.level)
+        {
+            let stream: *mut Stream = stream;
+            // SAFETY: as in `sumun_send`.
+            unsafe {
+                (*stream).seq += 1;
+                add(addr_of_mut!((*stream).lost[reason::LIMITED as usize]), 1);
+            }
+        }
+        false
     }
 
     /// A kernel pointer as a number that global functions take.

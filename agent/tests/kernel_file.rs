@@ -29,6 +29,7 @@ use sumun_proto::v1::Kind;
 fn all(kinds: &[Kind]) -> Plan {
     Plan {
         kinds: kinds.iter().map(|kind| (*kind, KindPlan::All)).collect(),
+        ..Plan::default()
     }
 }
 

@@ -20,6 +20,7 @@ use sumun_proto::v1::Kind;
 fn opens_where(clauses: Vec<Clause>) -> Plan {
     Plan {
         kinds: vec![(Kind::Open, KindPlan::Clauses(clauses))],
+        ..Plan::default()
     }
 }
 
@@ -417,6 +418,7 @@ fn swaps_lose_nothing_that_both_filters_want() {
         ]),
         Plan {
             kinds: vec![(Kind::Open, KindPlan::All)],
+            ..Plan::default()
         },
         opens_where(vec![exact(&[&place.at("both/a/x")])]),
     ];

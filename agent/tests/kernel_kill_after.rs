@@ -94,6 +94,7 @@ impl Case {
         });
         let filter = Plan {
             kinds: kinds.to_vec(),
+            ..Plan::default()
         };
         self.generation += 1;
         let swapped = self

@@ -44,6 +44,7 @@ fn bench(name: &str) -> Option<Bench> {
 fn load(bench: &mut Bench, connects: KindPlan, accepts: KindPlan) {
     let plan = Plan {
         kinds: vec![(Kind::Connect, connects), (Kind::Accept, accepts)],
+        ..Plan::default()
     };
     // Verdicts are kept by generation: no two filters have the same.
     let generation = bench.kernel().filter_generation() + 1;

@@ -19,6 +19,7 @@ use sumun_proto::v1::Kind;
 fn opens() -> Plan {
     Plan {
         kinds: vec![(Kind::Open, KindPlan::All)],
+        ..Plan::default()
     }
 }
 
@@ -30,6 +31,7 @@ fn opens_in(dir: &Path) -> Plan {
     };
     Plan {
         kinds: vec![(Kind::Open, KindPlan::Clauses(vec![clause]))],
+        ..Plan::default()
     }
 }
 

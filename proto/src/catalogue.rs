@@ -95,6 +95,10 @@ pub const KINDS: &[(&str, crate::v1::Kind)] = &[
     ("accept", crate::v1::Kind::Accept),
     ("bind", crate::v1::Kind::Bind),
     ("listen", crate::v1::Kind::Listen),
+    ("connect_udp", crate::v1::Kind::ConnectUdp),
+    ("connect_unix", crate::v1::Kind::ConnectUnix),
+    ("socket", crate::v1::Kind::Socket),
+    ("dns", crate::v1::Kind::Dns),
     ("setid", crate::v1::Kind::Setid),
     ("capset", crate::v1::Kind::Capset),
     ("ptrace", crate::v1::Kind::Ptrace),
@@ -134,7 +138,14 @@ pub fn family(kind: crate::v1::Kind) -> &'static str {
         | Kind::Link
         | Kind::Symlink
         | Kind::Setxattr => "file",
-        Kind::Connect | Kind::Accept | Kind::Bind | Kind::Listen => "network",
+        Kind::Connect
+        | Kind::Accept
+        | Kind::Bind
+        | Kind::Listen
+        | Kind::ConnectUdp
+        | Kind::ConnectUnix
+        | Kind::Socket
+        | Kind::Dns => "network",
         Kind::Setid
         | Kind::Capset
         | Kind::Ptrace

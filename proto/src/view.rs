@@ -2,6 +2,7 @@
 
 pub mod facts;
 mod kernel;
+mod network;
 mod privilege;
 pub mod workload;
 
@@ -10,9 +11,8 @@ use std::net::IpAddr;
 
 use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, CHANGE_OBJECT,
-    OPEN_CREATED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
+    OPEN_CREATED, OPEN_FAILED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
-use sumun_abi::event::network::{CONN_CALLER, CONN_LOST, CONN_RACY};
 use sumun_abi::record::{
     FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE,
 };
@@ -256,6 +256,7 @@ impl<'a> View<'a> {
         self.process(id)
             .or_else(|| self.file(id))
             .or_else(|| self.network(id))
+            .or_else(|| self.dns(id))
             .or_else(|| self.common(id))
             .or_else(|| self.workload(id))
             .or_else(|| self.told(id))
@@ -372,6 +373,7 @@ impl<'a> View<'a> {
                 flags & CHANGE_OBJECT != 0
             }
             Kind::MemfdCreate | Kind::MapWx | Kind::ModuleLoad => true,
+            Kind::Open => flags & OPEN_FAILED == 0,
             _ => self.has_descriptor(),
         }
     }
@@ -407,9 +409,13 @@ impl<'a> View<'a> {
                     | Kind::ModuleLoad
             );
         let object = || (told && !none).then_some(());
+        // Of an open that failed they are what it asked for.
+        let failed = opened && file.flags & OPEN_FAILED != 0;
         let bit = |bit: u32| {
             descriptor.then_some(())?;
-            object()?;
+            if !failed {
+                object()?;
+            }
             Some(Value::Bool(file.flags & bit != 0))
         };
         Some(match id {
@@ -428,6 +434,7 @@ impl<'a> View<'a> {
             FieldId::FileAccessRead => bit(ACCESS_READ)?,
             FieldId::FileAccessWrite => bit(ACCESS_WRITE)?,
             FieldId::FileAccessAppend => bit(ACCESS_APPEND)?,
+            FieldId::FileCreate if failed => Value::Bool(false),
             FieldId::FileCreate if opened => bit(OPEN_CREATED)?,
             FieldId::FileTrunc if opened && file.flags & OPEN_TRUNCATE_UNKNOWN != 0 => {
                 Value::Unknown
@@ -465,71 +472,6 @@ impl<'a> View<'a> {
             FieldId::FileXattr if self.kind() == Kind::Setxattr => {
                 optional(file.xattr.as_deref(), file.xattr_flaws)?
             }
-            _ => return None,
-        })
-    }
-
-    fn network(&self, id: FieldId) -> Option<Value<'a>> {
-        let network = self.event.network.as_ref()?;
-        // A socket by itself has no other end.
-        if matches!(self.kind(), Kind::Bind | Kind::Listen)
-            && matches!(
-                id,
-                FieldId::NetSrcIp
-                    | FieldId::NetSrcPort
-                    | FieldId::NetSrcPrivate
-                    | FieldId::NetSource
-            )
-        {
-            return None;
-        }
-        let lost = network.flags & u32::from(CONN_LOST) != 0;
-        let address = |bytes: &[u8]| match ip_from(bytes) {
-            Some(ip) => Some(Ok(ip)),
-            None if lost => Some(Err(Value::Unknown)),
-            None => None,
-        };
-        let port = |ip: &[u8], port: u32| match address(ip)? {
-            Ok(_) => Some(Value::Int(port.into())),
-            Err(unknown) => Some(unknown),
-        };
-        let written = |bytes: &[u8]| match address(bytes)? {
-            Ok(ip) => Some(Value::Str(Cow::Owned(ip.to_string()))),
-            Err(unknown) => Some(unknown),
-        };
-        let private = |bytes: &[u8]| match address(bytes)? {
-            Ok(ip) => Some(Value::Bool(is_private(ip))),
-            Err(unknown) => Some(unknown),
-        };
-        Some(match id {
-            FieldId::NetSrcIp => written(&network.src_ip)?,
-            FieldId::NetSrcPort => port(&network.src_ip, network.src_port)?,
-            FieldId::NetSrcPrivate => private(&network.src_ip)?,
-            FieldId::NetDstIp => written(&network.dst_ip)?,
-            FieldId::NetDstPort => port(&network.dst_ip, network.dst_port)?,
-            FieldId::NetDstPrivate => private(&network.dst_ip)?,
-            FieldId::NetProto => match network.protocol {
-                262 => text("mptcp"),
-                6 => text("tcp"),
-                17 => text("udp"),
-                0 if lost => Value::Unknown,
-                other => Value::Str(Cow::Owned(other.to_string())),
-            },
-            FieldId::NetSource => text(if network.flags & u32::from(CONN_CALLER) == 0 {
-                "object"
-            } else {
-                "caller"
-            }),
-            FieldId::NetFlaws => {
-                let bits = if lost { u32::from(FLAW_LOST) } else { 0 }
-                    | if network.flags & u32::from(CONN_RACY) == 0 {
-                        0
-                    } else {
-                        u32::from(FLAW_RACY)
-                    };
-                list(Items::Flaws(bits), true)
-            }
-            FieldId::Result => Value::Int(network.result?.into()),
             _ => return None,
         })
     }

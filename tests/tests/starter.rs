@@ -144,7 +144,7 @@ fn every_file_is_in_order_and_narrow() {
         // Every process is sent anyhow; of the rest nothing may be sent whole but what is seldom.
         let cost = match text(row, "kind") {
             "exec" => "free",
-            "open" | "connect" => "narrow",
+            "open" | "connect" | "connect_unix" => "narrow",
             "module_load" | "ptrace" | "process_vm_writev" => "every event of the kind",
             _ => panic!("{row}"),
         };

@@ -13,6 +13,8 @@ pub mod reason {
     pub const NESTED: u32 = 1;
     /// A record that outgrew its scratch buffer (a bug if it ever counts).
     pub const TOO_LONG: u32 = 2;
+    /// More new UDP flows or DNS messages in a second than `event::network::FLOWS_PER_SECOND`.
+    pub const LIMITED: u32 = 3;
     /// Number of reasons.
     pub const COUNT: usize = 4;
 }
@@ -25,7 +27,7 @@ pub mod reason {
 pub struct Stream {
     /// The last sequence number given out.
     pub seq: u64,
-    /// Cumulative losses by `reason`. Their sum over RING_FULL and TOO_LONG is
+    /// Cumulative losses by `reason`. Their sum over all but NESTED is
     /// the number of sequence numbers that will never be seen.
     pub lost: [u64; reason::COUNT],
 }

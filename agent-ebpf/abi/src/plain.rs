@@ -30,6 +30,16 @@ unsafe impl Plain for file::Change {}
 // SAFETY: as above.
 unsafe impl Plain for network::Connection {}
 // SAFETY: as above.
+unsafe impl Plain for network::Datagram {}
+// SAFETY: as above.
+unsafe impl Plain for network::UnixConnect {}
+// SAFETY: as above.
+unsafe impl Plain for network::Socket {}
+// SAFETY: as above.
+unsafe impl Plain for network::Dns {}
+// SAFETY: as above.
+unsafe impl Plain for file::FailedOpen {}
+// SAFETY: as above.
 unsafe impl Plain for Sharer {}
 // SAFETY: as above.
 unsafe impl Plain for privilege::Credentials {}

@@ -138,8 +138,10 @@ pub mod action {
     pub const BIND: u8 = 58;
     /// listen(fd, backlog)
     pub const LISTEN: u8 = 59;
+    /// socket(family, type, protocol)
+    pub const SOCKET: u8 = 60;
     /// Number of actions; at most 64.
-    pub const COUNT: u8 = 60;
+    pub const COUNT: u8 = 61;
 }
 
 /// System call numbers in `SYSCALLS`; higher ones are of no interest.
@@ -159,8 +161,12 @@ pub mod filtered {
     pub const CONNECT: usize = 4;
     /// Accepts.
     pub const ACCEPT: usize = 5;
+    /// Talk by UDP.
+    pub const CONNECT_UDP: usize = 6;
+    /// Connects of Unix sockets: with a path, among the file clauses.
+    pub const CONNECT_UNIX: usize = 7;
     /// Number of kinds.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 8;
 }
 
 /// Bit of a kind in `Filter::whole`: kinds of which every record is sent, or none. What a
@@ -222,8 +228,12 @@ pub mod whole {
     pub const LISTEN: u32 = 26;
     /// Settings of the kernel.
     pub const SYSCTL: u32 = 27;
+    /// Unusual sockets.
+    pub const SOCKET: u32 = 28;
+    /// DNS.
+    pub const DNS: u32 = 29;
     /// Number of kinds; at most 64.
-    pub const COUNT: usize = 28;
+    pub const COUNT: usize = 30;
 }
 
 /// Nobody asked: no walk, no record.
@@ -259,6 +269,8 @@ pub struct Filter {
     pub entry_actions: u64,
     /// Bit n: kind n of module `whole` is sent.
     pub whole: u64,
+    /// Bit n: opens that failed with errno n are sent.
+    pub open_errors: [u64; ERRORS],
     /// `MODE_*` of each kind in `filtered`.
     pub mode: [u32; filtered::COUNT],
     /// Clauses of each kind.
@@ -282,7 +294,10 @@ pub struct Filter {
     /// Network clauses without a condition on the destination address.
     pub any_dst_net: u64,
 }
-assert_size!(Filter, 32 + 24 + 48 + 48 + 64);
+assert_size!(Filter, 32 + 24 + 32 + 64 + 48 + 64);
+
+/// Words of `Filter::open_errors`: one more than the highest errno that a call returns, 133, needs.
+pub const ERRORS: usize = 3;
 
 /// What a key of the trie `MATCH` holds after its first byte; the upper bit
 /// of that byte is the filter.

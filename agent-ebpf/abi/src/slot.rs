@@ -240,6 +240,13 @@ slots! {
     // From 6.19 on, of modules that the kernel unpacks itself.
     READING_MODULE_COMPRESSED = Value("kernel_read_file_id", "READING_MODULE_COMPRESSED");
     LOADING_MODULE = Value("kernel_load_data_id", "LOADING_MODULE");
+    // The socket at the other end of a Unix socket, and what it is bound to.
+    UNIX_PEER = Field("unix_sock", "peer");
+    UNIX_ADDRESS = Field("unix_sock", "addr");
+    UNIX_DENTRY = Field("unix_sock", "path.dentry");
+    UNIX_MNT = Field("unix_sock", "path.mnt");
+    UNIX_ADDRESS_LEN = Field("unix_address", "len");
+    UNIX_ADDRESS_NAME = Field("unix_address", "name");
 
     MODULE_LOAD = Arguments("module_load");
     MODULE_NAME = Field("module", "name");

@@ -6,9 +6,9 @@
 //! or by none.
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, cgroup_sock_addr, cgroup_sysctl, lsm, map},
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr, cgroup_sysctl, lsm, map},
     maps::ProgramArray,
-    programs::{BtfTracePointContext, LsmContext, SockAddrContext, SysctlContext},
+    programs::{BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SysctlContext},
 };
 
 use super::deny::ALLOW;
@@ -113,4 +113,29 @@ lsm_doors! {
     door_lsm_ptrace, AT_LSM_PTRACE, "ptrace_access_check";
     door_lsm_mmap, AT_LSM_MMAP, "mmap_file";
     door_lsm_mprotect, AT_LSM_MPROTECT, "file_mprotect";
+}
+
+macro_rules! socket_doors {
+    ($($attribute:ident($place:ident) $context:ident: $door:ident, $behind:ident;)*) => {$(
+        /// The program behind the door; one entry. Empty: what comes passes unseen.
+        #[map]
+        static $behind: ProgramArray = ProgramArray::pinned(1, 0);
+
+        /// The door. It lets everything pass.
+        #[$attribute($place)]
+        fn $door(ctx: $context) -> i32 {
+            // SAFETY: as above.
+            unsafe { $behind.tail_call(&ctx, 0) };
+            1
+        }
+    )*};
+}
+
+socket_doors! {
+    cgroup_sock_addr(connect4) SockAddrContext: door_udp_connect4, AT_UDP_CONNECT4;
+    cgroup_sock_addr(connect6) SockAddrContext: door_udp_connect6, AT_UDP_CONNECT6;
+    cgroup_sock_addr(sendmsg4) SockAddrContext: door_udp_send4, AT_UDP_SEND4;
+    cgroup_sock_addr(sendmsg6) SockAddrContext: door_udp_send6, AT_UDP_SEND6;
+    cgroup_skb(egress) SkBuffContext: door_dns_out, AT_DNS_OUT;
+    cgroup_skb(ingress) SkBuffContext: door_dns_in, AT_DNS_IN;
 }

@@ -7,8 +7,8 @@ use core::{mem::size_of, ptr::addr_of_mut};
 use sumun_abi::{
     event::{
         file::{
-            ACCESS_WRITE, CALL_COMPAT, NAMES_DIRECTORY, Names, OPEN_TRUNCATE,
-            OPEN_TRUNCATE_UNKNOWN, Open,
+            ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, FailedOpen, NAMES_DIRECTORY, Names,
+            OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open,
         },
         kind,
     },
@@ -31,6 +31,10 @@ use crate::{
     run::{self, Run, scratch},
 };
 
+/// `AT_FDCWD`
+const AT_FDCWD: i32 = -100;
+/// What creat opens with: `O_CREAT | O_WRONLY | O_TRUNC`.
+const O_CREAT_WRITE: u64 = 0o100 | 1 | O_TRUNC;
 /// `AT_REMOVEDIR`
 const AT_REMOVEDIR: u64 = 0x200;
 
@@ -126,6 +130,65 @@ pub(crate) extern "C" fn sumun_open(call: u64, fd: u64, name: u64, how: u64) -> 
         verdict::sumun_judge_file(run.level, index, asked, walked.0, file.0);
     }
     run.send(RING_BULK, kind, filter.generation, tail.end());
+    0
+}
+
+/// An open failed: what it asked for, under the name that the caller gave.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn sumun_failed_open(call: u64) -> u64 {
+    let call = Call(call);
+    let run = Run {
+        level: call.level(),
+    };
+    let Some(given) = run::given(run.level) else {
+        return 0;
+    };
+    let Some(filter) = run::filter(call.filter()) else {
+        return 0;
+    };
+    let [a, b, c, ..] = given.arguments;
+    let (dirfd, name, how) = match call.action() {
+        action::OPEN => (AT_FDCWD, a, b),
+        action::CREAT => (AT_FDCWD, a, O_CREAT_WRITE),
+        action::OPENAT => (a as i32, b, c),
+        action::OPEN_BY_HANDLE => (a as i32, 0, c),
+        _ => (
+            a as i32,
+            b,
+            // `struct open_how` begins with the flags.
+            file::read_user::<u64>(c).unwrap_or(u64::MAX),
+        ),
+    };
+    let task = Task::current();
+    let Some(record) = run.record::<FailedOpen>() else {
+        return 0;
+    };
+    let mut flags = if how == u64::MAX {
+        ACCESS_UNKNOWN | OPEN_TRUNCATE_UNKNOWN
+    } else {
+        file::asked(how)
+    };
+    if call.is_compat() {
+        flags |= CALL_COMPAT;
+    }
+    let racy = if task.shares_files() || task.shares_fs() {
+        FLAW_RACY
+    } else {
+        0
+    };
+    let mut tail = Tail::after::<FailedOpen>(run.level);
+    // SAFETY: the record is this run's; all fields are written.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).flags).write(flags);
+        addr_of_mut!((*record).result).write(given.result as i32);
+        let start = tail.end();
+        tail.user_string(name)
+            .store(addr_of_mut!((*record).name), 0);
+        base(run, task, &mut tail, start, dirfd).store(addr_of_mut!((*record).base), racy);
+    }
+    run.send(RING_BULK, kind::OPEN_FAILED, filter.generation, tail.end());
     0
 }
 

@@ -8,6 +8,10 @@
 //! Not seen: connects that io_uring or a send with MSG_FASTOPEN makes and that fail before
 //! the first state; what io_uring accepts.
 
+mod dns;
+mod udp;
+pub(super) mod unix;
+
 use core::{
     mem::size_of,
     ptr::{self, addr_of_mut},
@@ -615,6 +619,7 @@ pub(crate) extern "C" fn sumun_own_end(call: u64, fd: u64, listens: u64) -> u64 
 }
 
 // include/uapi/linux/net.h
+const SYS_SOCKET: u64 = 1;
 const SYS_BIND: u64 = 2;
 const SYS_CONNECT: u64 = 3;
 const SYS_LISTEN: u64 = 4;
@@ -633,6 +638,7 @@ pub(crate) extern "C" fn sumun_socketcall(
 ) -> u64 {
     let own_end = number == SYS_BIND || number == SYS_LISTEN;
     let told = own_end && result as i64 >= 0
+        || number == SYS_SOCKET
         || number == SYS_CONNECT
         || number == SYS_ACCEPT
         || number == SYS_ACCEPT4;
@@ -641,11 +647,14 @@ pub(crate) extern "C" fn sumun_socketcall(
     }
     let first: u64 = read_user(arguments).unwrap_or(u64::MAX);
     let fd = first & 0xffff_ffff;
-    if own_end {
+    if number == SYS_SOCKET {
+        let protocol = u64::from(read_user::<u32>(arguments + 8).unwrap_or(0));
+        unix::sumun_socket(call, first.rotate_left(32), protocol, result, 1)
+    } else if own_end {
         sumun_own_end(call, fd, u64::from(number == SYS_LISTEN))
     } else if number == SYS_CONNECT {
-        let len: u32 = read_user(arguments + 8).unwrap_or(0);
-        sumun_connect(call, fd, first >> 32, u64::from(len), result)
+        let len = u64::from(read_user::<u32>(arguments + 8).unwrap_or(0));
+        sumun_connect(call, fd, first >> 32, len, result)
     } else {
         sumun_accept(call, fd, result)
     }

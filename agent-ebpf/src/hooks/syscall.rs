@@ -4,12 +4,19 @@
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use sumun_abi::{event::file::CALL_COMPAT, policy::action, record::RING_BULK};
+use sumun_abi::{
+    event::file::CALL_COMPAT,
+    policy::{ERRORS, action},
+    record::RING_BULK,
+};
 
 use super::{
-    file::{change::sumun_change, sumun_names, sumun_open},
+    file::{change::sumun_change, sumun_failed_open, sumun_names, sumun_open},
     kernel::sumun_kernel,
-    network::{sumun_accept, sumun_connect, sumun_own_end, sumun_socketcall},
+    network::{
+        self, sumun_accept, sumun_connect, sumun_own_end, sumun_socketcall,
+        unix::{sumun_socket, sumun_unix},
+    },
     privilege::{self, sumun_privilege},
 };
 use crate::{
@@ -148,15 +155,35 @@ const FAILURES: u64 = 1 << action::CONNECT
     | 1 << action::FINIT_MODULE
     | 1 << action::DELETE_MODULE
     | 1 << action::BPF
-    | 1 << action::KEXEC;
+    | 1 << action::KEXEC
+    | 1 << action::SOCKET;
+
+/// True for an open that failed in a way that some rule asks for.
+#[inline(always)]
+fn is_failed_open(action: u8, result: i64) -> bool {
+    if !matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) {
+        return false;
+    }
+    let Some(filter) = run::active().and_then(run::filter) else {
+        return false;
+    };
+    let error = -result as u64;
+    let word = kernel::opaque(error >> 6);
+    if word >= ERRORS as u64 {
+        return false;
+    }
+    filter.open_errors[word as usize] >> (error & 63) & 1 != 0
+}
 
 /// A call of the kinds that are recorded whole. It is left in the scratch for a global function, which takes no
 /// more than numbers, and read from the registers only there: what is kept in this program's frame counts for
 /// every chain of calls, of which 5.10 has 512 bytes.
 #[inline(always)]
 fn handed_over(ctx: &BtfTracePointContext, action: u8, compat: bool) {
-    let [a, _, c, ..] = Regs(ctx.arg(0)).arguments(compat);
-    if privilege::is_idle(action, a, c, ctx.arg(1)) {
+    let [a, b, c, ..] = Regs(ctx.arg(0)).arguments(compat);
+    if privilege::is_idle(action, a, c, ctx.arg(1))
+        || action == action::SOCKET && network::unix::is_ordinary(a, b)
+    {
         return;
     }
     let Some(run) = Run::begin(RING_BULK) else {
@@ -187,6 +214,17 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
     };
     let fd = given.arguments[0];
     match Call(call).action() {
+        action::OPEN..=action::OPEN_BY_HANDLE => sumun_failed_open(call),
+        action::SOCKET => {
+            let [family, kind, protocol, ..] = given.arguments;
+            sumun_socket(
+                call,
+                family << 32 | kind & 0xffff_ffff,
+                protocol,
+                given.result as u64,
+                0,
+            )
+        }
         action::BIND => sumun_own_end(call, fd, 0),
         action::LISTEN => sumun_own_end(call, fd, 1),
         action::CHMOD..=action::FSETXATTR => sumun_change(call),
@@ -211,10 +249,11 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     let result: i64 = ctx.arg(1);
-    if result < 0 && FAILURES >> (action & 63) & 1 == 0 {
+    let failed = result < 0 && FAILURES >> (action & 63) & 1 == 0;
+    if failed && !is_failed_open(action, result) {
         return 0;
     }
-    if action >= action::SETID || action == action::MOUNT {
+    if failed || action >= action::SETID || action == action::MOUNT {
         handed_over(&ctx, action, compat);
         return 0;
     }
@@ -274,9 +313,15 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         action::RENAMEAT => sumun_names(call, c << 32 | a & 0xffff_ffff, b, d, e),
         action::UNLINK | action::RMDIR => sumun_names(call, cwd << 32 | cwd, a, 0, 0),
         action::UNLINKAT => sumun_names(call, a & 0xffff_ffff, b, 0, c),
-        action::CONNECT => sumun_connect(call, a, b, c, fd),
+        action::CONNECT => {
+            sumun_unix(call, a, b, c, fd);
+            sumun_connect(call, a, b, c, fd)
+        }
         action::ACCEPT => sumun_accept(call, a, fd),
-        action::SOCKETCALL => sumun_socketcall(call, a, b, fd),
+        action::SOCKETCALL => {
+            sumun_unix(call, a, b, 0, fd);
+            sumun_socketcall(call, a, b, fd)
+        }
         action::DUP | action::FCNTL => policy::swap::sumun_dup(run.level, index, a, fd),
         action::GETFD => policy::swap::sumun_dup(run.level, index, fd, fd),
         _ => 0,

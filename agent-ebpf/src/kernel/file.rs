@@ -3,7 +3,9 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use core::mem::{MaybeUninit, size_of};
 use sumun_abi::{
-    event::file::{ACCESS_APPEND, ACCESS_PATH, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED},
+    event::file::{
+        ACCESS_APPEND, ACCESS_PATH, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE,
+    },
     slot,
 };
 
@@ -18,6 +20,10 @@ const FMODE_CREATED: u32 = 1 << 20;
 const O_APPEND: u32 = 0o2000;
 /// `O_TRUNC`; the same on x86 and Arm.
 pub(crate) const O_TRUNC: u64 = 0o1000;
+
+/// `O_ACCMODE` and `O_PATH`; the same on x86 and Arm.
+const O_ACCMODE: u64 = 3;
+const O_PATH: u64 = 0o10_000_000;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
@@ -124,6 +130,26 @@ impl File {
     pub(crate) fn access(block: Block) -> u32 {
         granted(block.get(slot::FILE_MODE), block.get(slot::FILE_FLAGS))
     }
+}
+
+/// What a call with these flags asks for: `ACCESS_*`, and `OPEN_TRUNCATE`.
+#[inline(always)]
+pub(crate) fn asked(how: u64) -> u32 {
+    let mut asked = match how & O_ACCMODE {
+        0 => ACCESS_READ,
+        1 => ACCESS_WRITE,
+        _ => ACCESS_READ | ACCESS_WRITE,
+    };
+    if how & O_PATH != 0 {
+        asked = ACCESS_PATH;
+    }
+    if how & u64::from(O_APPEND) != 0 {
+        asked |= ACCESS_APPEND;
+    }
+    if how & O_TRUNC != 0 {
+        asked |= OPEN_TRUNCATE;
+    }
+    asked
 }
 
 /// `ACCESS_*` and `OPEN_CREATED` of a file with this mode and these flags.

@@ -345,6 +345,13 @@ impl Tail {
         self.took(span)
     }
 
+    /// Appends bytes of the kernel's, at most 255.
+    #[inline(always)]
+    pub(crate) fn kernel_bytes(&mut self, address: u64, len: u64) -> Text {
+        let span = sumun_kernel_bytes(self.level, self.at, address, len);
+        self.took(span)
+    }
+
     /// Appends arguments, page by page.
     #[inline(always)]
     pub(crate) fn arguments(&mut self, start: u64, end: u64) -> Text {
@@ -394,6 +401,37 @@ extern "C" fn sumun_append(level: u32, at: u32, walked: u64) -> u64 {
         );
     }
     pack(at, len, SOURCE_OBJECT, walked.flaws())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_kernel_bytes(level: u32, at: u32, address: u64, len: u64) -> u64 {
+    let lost = pack(at, 0, SOURCE_COPY, FLAW_LOST);
+    if level >= LEVELS {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let place = opaque(u64::from(at));
+    if place > (RECORD_MAX - PATH_MAX) as u64 || len == 0 || len > 255 {
+        return lost;
+    }
+    // As 5.10 understands a bound.
+    let len = opaque(len) & 0xff;
+    // SAFETY: place + len <= RECORD_MAX; the helper never faults.
+    let failed = unsafe {
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        bpf_probe_read_kernel(
+            record.add(place as usize).cast(),
+            len as u32,
+            address as *const _,
+        )
+    };
+    if failed != 0 {
+        return lost;
+    }
+    pack(at, len, SOURCE_COPY, 0)
 }
 
 #[unsafe(no_mangle)]

@@ -33,6 +33,13 @@ impl Task {
         Task(Object::current(address))
     }
 
+    /// The same in programs of cgroups, which may not ask for a task whose type is known on every kernel.
+    #[inline(always)]
+    pub(crate) fn current_plain() -> Task {
+        // SAFETY: no arguments; returns a plain number.
+        Task(Object::plain(unsafe { bpf_get_current_task() }))
+    }
+
     #[inline(always)]
     pub(crate) fn tid(self) -> u32 {
         self.0.get(slot::TASK_PID)

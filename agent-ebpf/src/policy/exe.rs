@@ -22,6 +22,18 @@ pub(crate) const NET: u32 = 1;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -> u64 {
+    of(Task::current(), level, index, space)
+}
+
+/// The same for programs of cgroups (`Task::current_plain`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sumun_exe_clauses_plain(level: u32, index: u32, space: u32) -> u64 {
+    of(Task::current_plain(), level, index, space)
+}
+
+#[inline(always)]
+fn of(task: Task, level: u32, index: u32, space: u32) -> u64 {
     if level >= LEVELS {
         return ALL;
     }
@@ -31,7 +43,6 @@ pub(crate) extern "C" fn sumun_exe_clauses(level: u32, index: u32, space: u32) -
     let Some(filter) = run::filter(index & 1) else {
         return ALL;
     };
-    let task = Task::current();
     let key = ExeKey {
         start_ns: task.start(),
         image: task.image(),

@@ -4,7 +4,7 @@ use core::ptr::{self, addr_of_mut};
 
 use sumun_abi::{
     event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN},
-    policy::{ACCESS_BITS, DirKey, DirVerdict, Filter, tag},
+    policy::{ACCESS_BITS, DirKey, DirVerdict, Filter, filtered, tag},
     record::{FLAW_DELETED, LEVELS, PATH_MAX},
     slot,
 };
@@ -40,6 +40,26 @@ pub(crate) fn clauses(
                 file.get(slot::FILE_DENTRY),
                 file.get(slot::FILE_MNT),
             );
+    }
+    if left & !filter.any_exe_file != 0 {
+        left &= filter.any_exe_file | exe::sumun_exe_clauses(level, index, exe::FILE);
+    }
+    left
+}
+
+/// Which of the clauses of `filtered::CONNECT_UNIX` a socket's file could satisfy. One without a file (`dentry` 0) has a name
+/// that no clause knows: it could satisfy each.
+#[inline(always)]
+pub(crate) fn socket_clauses(
+    level: u32,
+    index: u32,
+    filter: &Filter,
+    dentry: u64,
+    mnt: u64,
+) -> u64 {
+    let mut left = filter.clauses[filtered::CONNECT_UNIX];
+    if dentry != 0 && left & !filter.any_path != 0 {
+        left &= filter.any_path | sumun_path_clauses(level, index, dentry, mnt);
     }
     if left & !filter.any_exe_file != 0 {
         left &= filter.any_exe_file | exe::sumun_exe_clauses(level, index, exe::FILE);

@@ -22,6 +22,17 @@ pub(crate) fn exe(level: u32, index: u32, filter: &Filter, kind: usize) -> u64 {
     clauses & (filter.any_exe_net | image::sumun_exe_clauses(level, index, image::NET))
 }
 
+/// The same for programs of cgroups (`Task::current_plain`).
+#[inline(always)]
+pub(crate) fn exe_plain(level: u32, index: u32, filter: &Filter, kind: usize) -> u64 {
+    let clauses = filter.clauses[kind];
+    let left = clauses & !filter.any_exe_net;
+    if left == 0 {
+        return clauses;
+    }
+    clauses & (filter.any_exe_net | image::sumun_exe_clauses_plain(level, index, image::NET))
+}
+
 /// Those of `exe` that this connection satisfies too.
 #[inline(always)]
 pub(crate) fn clauses(

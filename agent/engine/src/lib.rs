@@ -5,11 +5,12 @@
 
 mod index;
 
+use sumun_abi::event::file::OPEN_FAILED;
 use sumun_policy::plan::is_life;
 use sumun_policy::{CheckedPolicy, Effect, Matcher, Mode, Rate, Verdict};
-use sumun_proto::View;
 use sumun_proto::catalogue::KINDS;
 use sumun_proto::v1::{Kind, RuleRef};
+use sumun_proto::{FieldId, View};
 
 use crate::index::Index;
 
@@ -24,6 +25,8 @@ pub struct Engine {
 #[derive(Debug)]
 struct Compiled {
     matcher: Matcher,
+    /// It asks how a call ended.
+    reads_result: bool,
     effect: Effect,
     /// Of its policy.
     mode: Mode,
@@ -120,6 +123,7 @@ impl Engine {
         let rules = all()
             .map(|(policy, rule)| Compiled {
                 matcher: Matcher::compile(&rule.predicate),
+                reads_result: rule.predicate.fields().contains(&FieldId::Result),
                 effect: rule.effect,
                 mode: policy.mode,
                 exceptions: rule.exceptions.iter().map(compile).collect(),
@@ -171,7 +175,16 @@ impl Engine {
             index.candidates(view, |rule| hits.push(Hit::candidate(rule as usize)));
             hits.sort_unstable_by_key(|hit| hit.rule);
             hits.dedup_by_key(|hit| hit.rule);
-            hits.retain_mut(|hit| self.judge(hit, view));
+            // A rule that does not read how an open ended is about those that succeeded.
+            let failed = kind == Kind::Open
+                && view
+                    .event
+                    .file
+                    .as_ref()
+                    .is_some_and(|file| file.flags & OPEN_FAILED != 0);
+            hits.retain_mut(|hit| {
+                (!failed || self.rules[hit.rule].reads_result) && self.judge(hit, view)
+            });
         }
         !hits.is_empty() || is_life(kind)
     }

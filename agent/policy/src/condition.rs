@@ -75,7 +75,7 @@ pub(crate) fn condition(atom: &Expr, positive: bool, kind: Kind) -> Option<Part>
         } => listed(*field, list).0,
         Expr::Text {
             test: TextTest::Prefix,
-            value: Operand::Field(FieldId::FilePath),
+            value: Operand::Field(FieldId::FilePath | FieldId::NetDstPath),
             text,
         } => {
             let clause = Clause {
@@ -118,7 +118,7 @@ pub(crate) fn condition(atom: &Expr, positive: bool, kind: Kind) -> Option<Part>
 fn glob_condition(field: FieldId, glob: &Glob) -> Part {
     let everything = Clause::default();
     match field {
-        FieldId::FilePath => {
+        FieldId::FilePath | FieldId::NetDstPath => {
             let (mut prefixes, mut whole) = (Vec::new(), Vec::new());
             let mut exact = true;
             for shape in glob.shapes() {
@@ -173,7 +173,13 @@ pub(crate) fn beyond_the_kernel(atom: &Expr) -> Option<String> {
         // One alternative that it cannot judge is enough.
         Expr::Or(parts) => return parts.iter().find_map(beyond_the_kernel),
         Expr::In {
-            value: Operand::Field(FieldId::FilePath | FieldId::ProcExePath | FieldId::ProcExeName),
+            value:
+                Operand::Field(
+                    FieldId::FilePath
+                    | FieldId::NetDstPath
+                    | FieldId::ProcExePath
+                    | FieldId::ProcExeName,
+                ),
             set: Set::List(list),
         } if list.len() > EXACT_MAX => {
             let (name, count) = (list.name(), list.len());
@@ -182,7 +188,8 @@ pub(crate) fn beyond_the_kernel(atom: &Expr) -> Option<String> {
             ));
         }
         Expr::Matches {
-            value: Operand::Field(field @ (FieldId::FilePath | FieldId::ProcExePath)),
+            value:
+                Operand::Field(field @ (FieldId::FilePath | FieldId::NetDstPath | FieldId::ProcExePath)),
             pattern: Pattern::Glob(glob),
         } => {
             let parsed = Glob::parse(glob).ok()?;
@@ -191,7 +198,9 @@ pub(crate) fn beyond_the_kernel(atom: &Expr) -> Option<String> {
                 .clause
                 .is_everything()
                 .then(|| match field {
-                    FieldId::FilePath => format!("the glob {glob} begins with a wildcard"),
+                    FieldId::FilePath | FieldId::NetDstPath => {
+                        format!("the glob {glob} begins with a wildcard")
+                    }
                     _ => format!("the last name in the glob {glob} has a wildcard"),
                 });
         }
@@ -396,7 +405,7 @@ fn texts(field: FieldId, literals: &[String]) -> Clause {
     bytes.sort_unstable();
     bytes.dedup();
     match field {
-        FieldId::FilePath => Clause {
+        FieldId::FilePath | FieldId::NetDstPath => Clause {
             path_exact: Some(bytes),
             ..clause
         },

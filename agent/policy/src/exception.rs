@@ -9,7 +9,7 @@ use toml::value::{Datetime, Offset};
 use crate::check::Lists;
 use crate::file::{Effect, Exception};
 use crate::ir::Predicate;
-use crate::narrow::narrow;
+use crate::narrow::never;
 use crate::problem::Place;
 use crate::read::{Reader, Value};
 
@@ -137,7 +137,7 @@ impl Reader<'_> {
             );
         }
         for kind in kinds {
-            if narrow(predicate, *kind).clauses.is_empty() {
+            if never(predicate, *kind) {
                 let name = kind_name(*kind);
                 self.warning(
                     offset,

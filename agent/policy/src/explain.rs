@@ -10,11 +10,12 @@ use crate::coarse::{Taken, listed};
 use crate::condition::condition;
 use crate::deny;
 use crate::doors::Doors;
+use crate::errors::Errors;
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::ir::{Expr, Operand, Predicate, Set, Type};
 use crate::list::List;
-use crate::narrow::narrow;
-use crate::plan::{Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life};
+use crate::narrow::{asks_for_failures, never};
+use crate::plan::{Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life, reads_names};
 use crate::verdict::{AFTER, Late, VerdictPlan};
 
 /// A rule on one of its kinds.
@@ -210,7 +211,7 @@ pub fn effective(
             None => (by_kernel, String::new()),
         }
     };
-    if narrow(&rule.predicate, kind).clauses.is_empty() {
+    if never(&rule.predicate, kind) {
         return less(Effective::None, "the rule can never match on this kind");
     }
     match (rule.effect, mode, kind) {
@@ -224,6 +225,10 @@ pub fn effective(
             less(Effective::Alert, "the process has ended by then")
         }
         (Effect::Kill, Mode::Enforce, Kind::Exec) => judged_alone(Effective::KillBeforeStart),
+        (Effect::Kill, Mode::Enforce, kind) if asks_for_failures(&rule.predicate, kind) => less(
+            Effective::KillLate,
+            "opens that fail are judged by the agent",
+        ),
         (Effect::Kill, Mode::Enforce, kind) if AFTER.contains(&kind) => {
             judged_alone(Effective::KillAfter)
         }
@@ -252,7 +257,7 @@ pub fn explain(policies: &[CheckedPolicy], now_ns: i64) -> Vec<Explained> {
     for (number, (policy, rule)) in rules.enumerate() {
         for kind in &rule.kinds {
             let effective = effective(policy.mode, (number, rule), *kind, &doors, &late);
-            rows.push(one(policy, rule, *kind, plan.kind(*kind), effective));
+            rows.push(one(policy, rule, *kind, &plan, effective));
         }
     }
     rows
@@ -262,10 +267,15 @@ fn one(
     policy: &CheckedPolicy,
     rule: &Rule,
     kind: Kind,
-    together: &KindPlan,
+    together: &Plan,
     (effective, reason): (Effective, String),
 ) -> Explained {
     let alone = KindFilter::of([&rule.predicate], kind);
+    // Of opens that fail the error alone is looked at.
+    let failures = |plan: &KindPlan, asked: bool| asked && *plan == KindPlan::None;
+    let by_error = failures(&alone.plan, asks_for_failures(&rule.predicate, kind));
+    let asked = kind == Kind::Open && together.open_errors != Errors::NONE;
+    let together = together.kind(kind);
     Explained {
         policy: policy.name.clone(),
         rule: rule.id.clone(),
@@ -274,11 +284,20 @@ fn one(
         requested: policy.mode,
         effective,
         reason,
-        cost: Cost::of(&alone.plan, kind),
-        cost_of_kind: Cost::of(together, kind),
+        cost: match kind {
+            // For the names that it reads on other kinds.
+            Kind::Dns if reads_names(rule) => Cost::EveryEvent,
+            _ if by_error => Cost::Narrow,
+            _ => Cost::of(&alone.plan, kind),
+        },
+        cost_of_kind: match failures(together, asked) {
+            true => Cost::Narrow,
+            false => Cost::of(together, kind),
+        },
         filter: match &alone.plan {
             KindPlan::Clauses(_) if alone.exact => Some(Filter::Exact),
             KindPlan::Clauses(_) => Some(Filter::Looser),
+            KindPlan::None if by_error => Some(Filter::Looser),
             KindPlan::All | KindPlan::None => None,
         },
         conditions: rule
@@ -380,14 +399,16 @@ pub(crate) fn each_list(expr: &Expr, positive: bool, seen: &mut impl FnMut(&List
 /// Where a condition is judged, given the filter of its whole rule.
 fn judged(part: &Expr, kind: Kind, whole: &KindFilter) -> Judged {
     let part = Predicate::new(part.clone());
-    if narrow(&part, kind).clauses.is_empty() {
+    if never(&part, kind) {
         return Judged::Never;
     }
     let alone = KindFilter::of([&part], kind);
     let needed = match &alone.plan {
         // True of every event of the kind, or beyond the kernel.
         KindPlan::All if alone.exact => return Judged::Kernel,
-        KindPlan::All | KindPlan::None => return Judged::Agent,
+        // By the error.
+        KindPlan::None => return Judged::Kernel,
+        KindPlan::All => return Judged::Agent,
         KindPlan::Clauses(needed) => needed,
     };
     let asked: &[Clause] = match &whole.plan {

@@ -12,6 +12,7 @@ mod covers;
 pub mod deny;
 pub mod doors;
 mod each;
+pub mod errors;
 mod exception;
 pub mod explain;
 pub mod file;

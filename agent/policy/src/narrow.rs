@@ -13,6 +13,7 @@ use sumun_proto::v1::Kind;
 
 use crate::clause::Condition;
 use crate::condition::condition;
+use crate::errors::Errors;
 use crate::ir::{Expr, Operand, Predicate};
 use crate::plan::{CLAUSES_MAX, Clause};
 
@@ -48,6 +49,16 @@ pub(crate) fn narrow(predicate: &Predicate, kind: Kind) -> Narrowed {
         widened: narrowing.widened,
         exact: narrowing.exact && !narrowing.widened,
     }
+}
+
+/// True when no event of the kind can satisfy the predicate.
+pub(crate) fn never(predicate: &Predicate, kind: Kind) -> bool {
+    narrow(predicate, kind).clauses.is_empty() && !asks_for_failures(predicate, kind)
+}
+
+/// True when opens that fail can satisfy the predicate, of which clauses say nothing.
+pub(crate) fn asks_for_failures(predicate: &Predicate, kind: Kind) -> bool {
+    kind == Kind::Open && Errors::asked(predicate) != Errors::NONE
 }
 
 /// Makes clauses fewer without letting less through: equal ones are
@@ -126,7 +137,9 @@ impl Narrowing {
                 self.exact = false;
                 vec![Clause::default()]
             }
-            (atom, _) if !can_be_read(atom, self.kind) => Vec::new(),
+            (atom, _) if !can_be_read(atom, self.kind) || self.is_about_failures(atom) => {
+                Vec::new()
+            }
             (atom, _) => match condition(atom, positive, self.kind) {
                 None => Vec::new(),
                 Some(part) => {
@@ -135,6 +148,16 @@ impl Narrowing {
                 }
             },
         }
+    }
+
+    /// True for a condition on how an open ended, which no event satisfies that the clauses let through: opens that fail pass by
+    /// their error (`plan::Plan::open_errors`), and of those that succeed there is no result.
+    fn is_about_failures(&self, atom: &Expr) -> bool {
+        let value = match atom {
+            Expr::Compare { left: value, .. } | Expr::In { value, .. } => value,
+            _ => return false,
+        };
+        self.kind == Kind::Open && *value == Operand::Field(FieldId::Result)
     }
 
     fn reduced(&mut self, clauses: Vec<Clause>) -> Vec<Clause> {

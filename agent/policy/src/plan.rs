@@ -8,9 +8,11 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use sumun_proto::FieldId;
 use sumun_proto::catalogue::{KINDS, family, kind_name};
 use sumun_proto::v1::{Kind, Scope, ScopeRule, scope::Mode};
 
+use crate::errors::Errors;
 use crate::file::{CheckedPolicy, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, reduce};
@@ -34,6 +36,8 @@ pub const SCOPE_BYTES: usize = 256 * 1024;
 pub struct Plan {
     /// Every kind of the catalogue once, in the order of their numbers.
     pub kinds: Vec<(Kind, KindPlan)>,
+    /// Errors of opens that rules ask for: an open that failed with another is not sent.
+    pub open_errors: Errors,
 }
 
 /// The plan of one kind.
@@ -140,7 +144,20 @@ pub fn is_unfiltered(kind: Kind) -> bool {
 pub fn is_whole(kind: Kind) -> bool {
     is_unfiltered(kind)
         || matches!(family(kind), "privilege" | "kernel")
-        || matches!(kind, Kind::Bind | Kind::Listen)
+        || matches!(kind, Kind::Bind | Kind::Listen | Kind::Socket | Kind::Dns)
+}
+
+/// True if a rule reads the name that an address was resolved from.
+#[must_use]
+pub fn reads_names(rule: &Rule) -> bool {
+    let reads = |predicate: &Predicate| predicate.fields().contains(&FieldId::NetDstName);
+    let connects = |kind: &Kind| matches!(kind, Kind::Connect | Kind::ConnectUdp);
+    rule.kinds.iter().any(connects)
+        && (reads(&rule.predicate)
+            || rule
+                .exceptions
+                .iter()
+                .any(|exception| reads(&exception.predicate)))
 }
 
 impl Plan {
@@ -170,7 +187,20 @@ impl Plan {
                 (*kind, plan)
             })
             .collect();
-        let plan = Self { kinds };
+        let mut plan = Self {
+            kinds,
+            open_errors: Errors::NONE,
+        };
+        let rules = policies.iter().flat_map(|policy| &policy.rules);
+        for rule in rules {
+            if rule.kinds.contains(&Kind::Open) {
+                plan.open_errors = plan.open_errors.or(Errors::asked(&rule.predicate));
+            }
+            // The names that addresses were resolved from come from what DNS servers answer.
+            if reads_names(rule) {
+                plan.ask(Kind::Dns);
+            }
+        }
         let entries: usize = plan.clauses().map(Clause::entries).sum();
         if entries > ENTRIES_MAX {
             warnings.push(format!(
@@ -178,6 +208,15 @@ impl Plan {
             ));
         }
         (plan, warnings)
+    }
+
+    /// Everything of a kind is sent.
+    fn ask(&mut self, kind: Kind) {
+        for (known, plan) in &mut self.kinds {
+            if *known == kind {
+                *plan = KindPlan::All;
+            }
+        }
     }
 
     fn clauses(&self) -> impl Iterator<Item = &Clause> {

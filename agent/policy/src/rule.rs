@@ -12,7 +12,7 @@ use crate::deny::{closes, doubted};
 use crate::explain::loosened;
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
-use crate::narrow::{narrow, on_kind};
+use crate::narrow::{narrow, never, on_kind};
 use crate::plan::{Clause, is_life, is_unfiltered, is_whole};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
@@ -408,7 +408,7 @@ impl Reader<'_> {
         for kind in kinds {
             let name = kind_name(*kind);
             let narrowed = narrow(predicate, *kind);
-            if narrowed.clauses.is_empty() {
+            if never(predicate, *kind) {
                 self.warnings.push(Problem::at(
                     self.source.text,
                     offset,

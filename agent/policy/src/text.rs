@@ -136,6 +136,7 @@ fn doubt(value: &Operand, written: &str, glob: &Glob) -> Option<String> {
         Operand::Field(
             FieldId::FilePath
                 | FieldId::FileNewPath
+                | FieldId::NetDstPath
                 | FieldId::ProcExePath
                 | FieldId::ProcParentExePath
                 | FieldId::ProcCwd

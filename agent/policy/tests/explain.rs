@@ -13,6 +13,7 @@ use kernel::{passes, policy};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sumun_policy::doors::Doors;
+use sumun_policy::errors::Errors;
 use sumun_policy::explain::{Cost, Effective, Filter, Judged};
 use sumun_policy::plan::{KindPlan, is_life};
 use sumun_policy::{Effect, Matcher, Mode, Plan, Verdict, deny, explain};
@@ -106,6 +107,11 @@ fn claims_hold_on_random_rules() {
             for said in &explained {
                 let cost = match plan.kind(said.kind) {
                     _ if is_life(said.kind) => Cost::Free,
+                    KindPlan::None
+                        if said.kind == Kind::Open && plan.open_errors != Errors::NONE =>
+                    {
+                        Cost::Narrow
+                    }
                     KindPlan::None => Cost::Nothing,
                     KindPlan::Clauses(_) => Cost::Narrow,
                     KindPlan::All => Cost::EveryEvent,

@@ -37,7 +37,13 @@ pub(super) const KINDS: [(Kind, usize); filtered::COUNT] = [
     (Kind::Unlink, filtered::UNLINK),
     (Kind::Connect, filtered::CONNECT),
     (Kind::Accept, filtered::ACCEPT),
+    (Kind::ConnectUdp, filtered::CONNECT_UDP),
+    (Kind::ConnectUnix, filtered::CONNECT_UNIX),
 ];
+
+/// Clauses that the kinds of files share, and as many those of connections: a bit each.
+const SPACE: usize = u64::BITS as usize;
+const _: () = assert!(SPACE >= CLAUSES_MAX);
 
 /// Kinds that are sent whole: their bit in `Filter::whole`, and the actions that lead to them.
 const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
@@ -76,6 +82,8 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         (Kind::Listen, whole::LISTEN, &[LISTEN, SOCKETCALL]),
         // From a door of its own.
         (Kind::Sysctl, whole::SYSCTL, &[]),
+        (Kind::Socket, whole::SOCKET, &[SOCKET, SOCKETCALL]),
+        (Kind::Dns, whole::DNS, &[]),
     ]
 };
 
@@ -200,9 +208,14 @@ impl Kernel {
             if entries && !self.entries {
                 self.attach_on_demand()?;
             }
+            self.switch_sockets(&compiled.filter, true)
+                .map_err(|reason| Error::Hook {
+                    hook: "sockets",
+                    reason,
+                })?;
             self.switch(index)?;
             // From here on the new rules are in force, whatever cannot be tidied up.
-            if let Err(error) = self.tidy(index, (entries, denied)) {
+            if let Err(error) = self.tidy(index, (entries, denied), &compiled.filter) {
                 tracing::warn!(
                     error = chain(&error),
                     "the rules are swapped, but not all of the old ones could be removed"
@@ -216,9 +229,19 @@ impl Kernel {
     }
 
     /// Waits until nothing is judged by the old rules any more, and removes what only they need.
-    fn tidy(&mut self, index: u32, (entries, denied): (bool, u32)) -> Result<(), Error> {
+    fn tidy(
+        &mut self,
+        index: u32,
+        (entries, denied): (bool, u32),
+        filter: &Filter,
+    ) -> Result<(), Error> {
         self.wait_quiet()?;
         self.close_doors(denied)?;
+        self.switch_sockets(filter, false)
+            .map_err(|reason| Error::Hook {
+                hook: "sockets",
+                reason,
+            })?;
         if !entries && self.entries {
             self.pins.remove_link(SYS_ENTER)?;
         }
@@ -346,6 +369,7 @@ impl Compiler {
                 KindPlan::All | KindPlan::Clauses(_) => MODE_ALL,
             };
         }
+        self.filter.open_errors = plan.open_errors.words();
         for (kind, place, _) in WHOLE {
             if *plan.kind(kind) != KindPlan::None {
                 self.filter.whole |= 1 << place;
@@ -355,13 +379,13 @@ impl Compiler {
     }
 
     fn clause(&mut self, kind: Kind, place: usize, clause: &Clause) -> Option<()> {
-        let network = matches!(kind, Kind::Connect | Kind::Accept);
+        let network = matches!(kind, Kind::Connect | Kind::Accept | Kind::ConnectUdp);
         let count = if network {
             &mut self.net_clauses
         } else {
             &mut self.file_clauses
         };
-        if *count >= CLAUSES_MAX {
+        if *count >= SPACE {
             return None;
         }
         let bit = 1 << *count;
@@ -491,10 +515,19 @@ fn actions(filter: &Filter) -> (u64, u64) {
     add(wanted(filtered::UNLINK), &[UNLINK, UNLINKAT, RMDIR]);
     add(wanted(filtered::CONNECT), &[CONNECT, SOCKETCALL]);
     add(wanted(filtered::ACCEPT), &[ACCEPT, SOCKETCALL]);
+    add(wanted(filtered::CONNECT_UNIX), &[CONNECT, SOCKETCALL]);
+    add(
+        filter.open_errors.iter().any(|word| *word != 0),
+        &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE],
+    );
     // Cached verdicts depend on where directories are.
-    let cached = [filtered::OPEN, filtered::CLOSE_WRITE]
-        .iter()
-        .any(|kind| mode[*kind] == MODE_FILTERED);
+    let cached = [
+        filtered::OPEN,
+        filtered::CLOSE_WRITE,
+        filtered::CONNECT_UNIX,
+    ]
+    .iter()
+    .any(|kind| mode[*kind] == MODE_FILTERED);
     add(
         cached,
         &[
@@ -514,10 +547,12 @@ fn actions(filter: &Filter) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::sockets::{SOCKET_HOOKS, SocketHook};
 
     fn plan(kind: Kind, clauses: Vec<Clause>) -> Plan {
         Plan {
             kinds: vec![(kind, KindPlan::Clauses(clauses))],
+            ..Plan::default()
         }
     }
 
@@ -527,7 +562,7 @@ mod tests {
             path_exact: Some(vec![format!("/srv/{n}").into_bytes()]),
             ..Clause::default()
         };
-        let mut plan = plan(Kind::Open, (0..CLAUSES_MAX).map(clause).collect());
+        let mut plan = plan(Kind::Open, (0..SPACE).map(clause).collect());
         assert_eq!(compile(&plan, &VerdictPlan::default(), 1).widened, []);
         plan.kinds
             .push((Kind::CloseWrite, KindPlan::Clauses(vec![clause(0)])));
@@ -566,7 +601,11 @@ mod tests {
                 "{name}"
             );
             assert!(is_life(*kind) || filtered || !whole.is_empty(), "{name}");
-            assert!(HOOKS.iter().any(|hook| hook.kinds.contains(name)), "{name}");
+            let mut hooks = HOOKS
+                .iter()
+                .map(|hook| hook.kinds)
+                .chain(SOCKET_HOOKS.iter().map(SocketHook::kinds));
+            assert!(hooks.any(|kinds| kinds.contains(name)), "{name}");
             let plan = plan(*kind, vec![Clause::default()]);
             let compiled = compile(&plan, &VerdictPlan::default(), 1);
             for (_, place, actions) in whole {

@@ -149,6 +149,8 @@ pub(super) const HOOKS: &[Hook] = &[
             "accept",
             "bind",
             "listen",
+            "connect_unix",
+            "socket",
             "setid",
             "capset",
             "ptrace",

@@ -22,6 +22,7 @@ mod probe;
 mod ring;
 mod sharers;
 mod slots;
+mod sockets;
 pub mod stat;
 mod streams;
 pub mod syscalls;
@@ -293,6 +294,13 @@ impl Kernel {
                 self.verified(hook, status_of(hook, attached))
             })
             .collect();
+        let filter = self
+            .maps
+            .filters
+            .get(&self.active, 0)
+            .map_err(Error::map("read", "FILTERS"))?;
+        let sockets = self.attach_sockets(&filter.0);
+        self.hooks.extend(sockets);
         if self.entries {
             self.attach_on_demand()?;
         } else {
@@ -436,11 +444,7 @@ impl Kernel {
     }
 
     fn behind(&mut self, hook: &hooks::Hook) -> Result<ProgramArray<&mut MapData>, String> {
-        let map = self
-            .ebpf
-            .map_mut(hook.behind)
-            .ok_or_else(|| format!("the object has no map {}", hook.behind))?;
-        ProgramArray::try_from(map).map_err(|error| chain(&error))
+        program_array(&mut self.ebpf, hook.behind)
     }
 
     /// Attaches a hook's door, unless a previous agent has.
@@ -480,6 +484,16 @@ impl Kernel {
             .map_err(|error| format!("cannot pin its link: {}", chain(&error)))?;
         Ok(())
     }
+}
+
+fn program_array<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<ProgramArray<&'a mut MapData>, String> {
+    let map = ebpf
+        .map_mut(name)
+        .ok_or_else(|| format!("the object has no map {name}"))?;
+    ProgramArray::try_from(map).map_err(|error| chain(&error))
 }
 
 fn status_of(hook: &hooks::Hook, tried: Result<(), String>) -> HookStatus {

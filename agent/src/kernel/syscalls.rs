@@ -92,6 +92,7 @@ const NATIVE: &[Call] = &[
     (libc::SYS_fsetxattr, FSETXATTR, "fsetxattr"),
     (libc::SYS_bind, BIND, "bind"),
     (libc::SYS_listen, LISTEN, "listen"),
+    (libc::SYS_socket, SOCKET, "socket"),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_chmod, CHMOD, "chmod"),
     #[cfg(target_arch = "x86_64")]
@@ -182,6 +183,7 @@ const COMPAT: &[Call] = &[
     (353, RENAMEAT, "renameat2"),
     (356, MEMFD, "memfd_create"),
     (357, BPF, "bpf"),
+    (359, SOCKET, "socket"),
     (361, BIND, "bind"),
     (362, CONNECT, "connect"),
     (363, LISTEN, "listen"),
@@ -254,6 +256,7 @@ const COMPAT: &[Call] = &[
     (226, SETXATTR, "setxattr"),
     (227, SETXATTR, "lsetxattr"),
     (228, FSETXATTR, "fsetxattr"),
+    (281, SOCKET, "socket"),
     (282, BIND, "bind"),
     (283, CONNECT, "connect"),
     (284, LISTEN, "listen"),

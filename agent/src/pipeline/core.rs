@@ -22,6 +22,7 @@ use crate::enforce::deny::{Denier, Of, Passed};
 use crate::enforce::lineage::Untold;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
+use crate::enrich::names::Names;
 use crate::enrich::process::{ImageKey, Node, Tree};
 use crate::enrich::runtime::cloud;
 use crate::enrich::workload::{Workload, Workloads};
@@ -66,6 +67,8 @@ pub struct Core {
     pub clock: Clock,
     /// Rules.
     pub detector: Detector,
+    /// Names that addresses were resolved from.
+    pub names: Names,
     /// What rules that kill lead to.
     pub enforcer: Enforcer,
     /// What became of rules that deny.
@@ -141,7 +144,9 @@ impl Core {
             }
             body => {
                 let actor = body.actor();
-                (other(&record), tree.find(&actor), actor)
+                let mut event = other(&record, &mut self.names);
+                self.names.name(&mut event, &actor);
+                (event, tree.find(&actor), actor)
             }
         };
         if !life && actor.tid == self.tries.0 && self.tries.1.contains(&header.boot_ns) {
@@ -451,8 +456,19 @@ fn of_record(body: &Body) -> Option<OfRecord> {
 }
 
 /// The event of a record that is not about the life of a process.
-fn other(record: &Record<'_>) -> Event {
+fn other(record: &Record<'_>, names: &mut Names) -> Event {
     match &record.body {
+        Body::FailedOpen(open) => file::failed_open(record, open),
+        Body::Datagram(datagram) => network::datagram(datagram),
+        Body::Unix(connect) => network::unix(record, connect),
+        Body::Socket(socket) => network::socket(socket),
+        Body::Dns(message) => {
+            let (event, resolved) = network::dns(record, message);
+            if let Some(resolved) = resolved {
+                names.learn(&message.actor, resolved, record.header.boot_ns);
+            }
+            event
+        }
         Body::Open(open) => file::open(Kind::Open, record, open),
         Body::CloseWrite(open) => file::open(Kind::CloseWrite, record, open),
         Body::Rename(names) => file::names(Kind::Rename, record, names),

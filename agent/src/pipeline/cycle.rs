@@ -30,6 +30,7 @@ use crate::enforce::Enforcer;
 use crate::enforce::deny::Denier;
 use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::lineage::{self, Untold};
+use crate::enrich::names::Names;
 use crate::enrich::process::{Limits, Tree};
 use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
@@ -232,6 +233,7 @@ impl Pipeline {
             consumed,
             clock,
             detector: Detector::new(host.clone()),
+            names: Names::default(),
             enforcer: Enforcer::new(kernel.sharers()),
             denier: Denier::default(),
             tries,
@@ -896,6 +898,7 @@ impl Pipeline {
         let workloads = self.core.workloads.stats();
         set(&counters.cgroups_left_out, workloads.left_out);
         set(&counters.cgroups_unknown, workloads.unknown);
+        set(&counters.names_evicted, self.core.names.evicted());
         let denials = self.core.denier.denials().iter().flatten();
         for (counter, count) in counters.denials.iter().flatten().zip(denials) {
             set(counter, *count);
@@ -999,10 +1002,11 @@ fn losses(streams: &[(StreamId, Stream)]) -> Vec<Loss> {
 }
 
 /// Names of the kernel's reasons for a loss.
-const REASONS: [(u32, &str); 3] = [
+const REASONS: [(u32, &str); 4] = [
     (reason::RING_FULL, "ring_full"),
     (reason::NESTED, "nested"),
     (reason::TOO_LONG, "too_long"),
+    (reason::LIMITED, "limited"),
 ];
 
 fn drain(ring: &mut crate::kernel::Ring, max_bytes: u64, core: &mut Core) -> u64 {

@@ -201,9 +201,11 @@ fn origin(stream: StreamId) -> Origin {
 
 fn tail_reason(before: Option<[u64; reason::COUNT]>, now: &Stream) -> &'static str {
     let before = before.unwrap_or_default();
-    let too_long = reason::TOO_LONG as usize;
-    if now.lost[too_long] > before[too_long] {
+    let more = |reason: u32| now.lost[reason as usize] > before[reason as usize];
+    if more(reason::TOO_LONG) {
         "too_long"
+    } else if more(reason::LIMITED) && !more(reason::RING_FULL) {
+        "limited"
     } else {
         "ring_full"
     }

@@ -1,6 +1,8 @@
 //! Open, close after write, rename and unlink; changes of a file.
 
-use sumun_abi::event::file::{CALL_COMPAT, CHANGE_OBJECT, Change, Names, Open};
+use sumun_abi::event::file::{
+    CALL_COMPAT, CHANGE_OBJECT, Change, FailedOpen, Names, OPEN_FAILED, Open,
+};
 use sumun_abi::record::{FLAW_LOST, Span};
 use sumun_proto::text;
 use sumun_proto::v1::{Event, File, Kind, Source};
@@ -24,6 +26,26 @@ pub fn open(kind: Kind, record: &Record<'_>, open: &Open) -> Event {
             ino: open.ino,
             mode: open.mode,
             fd: open.fd,
+            ..File::default()
+        }),
+        ..Event::default()
+    }
+}
+
+/// An open that failed: the kernel's base directory, the caller's name.
+#[must_use]
+pub fn failed_open(record: &Record<'_>, open: &FailedOpen) -> Event {
+    let (path, source, flaws) = joined(record, open.base, open.name);
+    Event {
+        kind: Kind::Open.into(),
+        tid: open.actor.tid,
+        result: Some(open.result),
+        file: Some(File {
+            path,
+            source,
+            flaws,
+            flags: open.flags | OPEN_FAILED,
+            fd: -1,
             ..File::default()
         }),
         ..Event::default()

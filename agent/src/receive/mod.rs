@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod deny;
+pub mod dns;
 pub mod file;
 pub mod kernel;
 pub mod network;

@@ -6,10 +6,10 @@
 
 use sumun_abi::event::cgroup::Cgroup;
 use sumun_abi::event::deny::Asked;
-use sumun_abi::event::file::{Change, Names, Open};
+use sumun_abi::event::file::{Change, FailedOpen, Names, Open};
 use sumun_abi::event::kernel::{Module, Mount, Program, Setting, Setup};
 use sumun_abi::event::kind;
-use sumun_abi::event::network::Connection;
+use sumun_abi::event::network::{Connection, Datagram, Dns, Socket, UnixConnect};
 use sumun_abi::event::privilege::{Credentials, Memory, Reach, Spaces};
 use sumun_abi::event::process::{Actor, Exec, Exit, Fork};
 use sumun_abi::plain::{Plain, read};
@@ -93,6 +93,16 @@ pub enum Body {
     Change(Kind, Change),
     /// A socket was bound or listens.
     OwnEnd(Kind, Connection),
+    /// Talk by UDP.
+    Datagram(Datagram),
+    /// A connect of a Unix socket.
+    Unix(UnixConnect),
+    /// An unusual socket.
+    Socket(Socket),
+    /// A DNS message.
+    Dns(Dns),
+    /// An open that failed.
+    FailedOpen(FailedOpen),
     /// A change of credentials.
     Credentials(Kind, Credentials),
     /// A reach into another process.
@@ -129,6 +139,11 @@ impl Body {
             Body::Connect(connection) | Body::Accept(connection) | Body::OwnEnd(_, connection) => {
                 connection.actor
             }
+            Body::Datagram(datagram) => datagram.connection.actor,
+            Body::Unix(connect) => connect.actor,
+            Body::Socket(socket) => socket.actor,
+            Body::Dns(dns) => dns.actor,
+            Body::FailedOpen(open) => open.actor,
             Body::Change(_, change) => change.actor,
             Body::Credentials(_, credentials) => credentials.actor,
             Body::Reach(_, reach) => reach.actor,
@@ -179,6 +194,7 @@ impl<'a> Record<'a> {
             kind::CONNECT => Body::Connect(fixed(bytes)?),
             kind::ACCEPT => Body::Accept(fixed(bytes)?),
             kind::ASKED => Body::Asked(fixed(bytes)?),
+            kind::OPEN_FAILED => Body::FailedOpen(fixed(bytes)?),
             number => match Kind::try_from(i32::from(number)) {
                 Ok(kind) => later(kind, bytes)?,
                 Err(_) => return Err(Malformed::Kind(number)),
@@ -215,6 +231,9 @@ impl<'a> Record<'a> {
             Body::Change(_, change) => {
                 vec![change.base, change.name, change.to_base, change.to_name]
             }
+            Body::FailedOpen(open) => vec![open.base, open.name],
+            Body::Unix(connect) => vec![connect.path],
+            Body::Dns(dns) => vec![dns.message],
             Body::Reach(_, reach) => vec![reach.exe],
             Body::Memory(_, memory) => vec![memory.path],
             Body::Module(_, module) => vec![module.path, module.parameters],
@@ -232,6 +251,8 @@ impl<'a> Record<'a> {
             | Body::Connect(_)
             | Body::Accept(_)
             | Body::OwnEnd(..)
+            | Body::Datagram(_)
+            | Body::Socket(_)
             | Body::Credentials(..)
             | Body::Spaces(..)
             | Body::Program(..)
@@ -261,6 +282,10 @@ fn later(kind: Kind, bytes: &[u8]) -> Result<Body, Malformed> {
         | Kind::Symlink
         | Kind::Setxattr => Body::Change(kind, fixed(bytes)?),
         Kind::Bind | Kind::Listen => Body::OwnEnd(kind, fixed(bytes)?),
+        Kind::ConnectUdp => Body::Datagram(fixed(bytes)?),
+        Kind::ConnectUnix => Body::Unix(fixed(bytes)?),
+        Kind::Socket => Body::Socket(fixed(bytes)?),
+        Kind::Dns => Body::Dns(fixed(bytes)?),
         Kind::Setid | Kind::Capset => Body::Credentials(kind, fixed(bytes)?),
         Kind::Ptrace | Kind::ProcessVmReadv | Kind::ProcessVmWritev | Kind::PidfdGetfd => {
             Body::Reach(kind, fixed(bytes)?)

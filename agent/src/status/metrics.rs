@@ -244,6 +244,11 @@ impl Collector for Scrape {
             ),
             ("gaps", "Gap records written to the spool", &counters.gaps),
             (
+                "evicted_names",
+                "Names of addresses that were forgotten, while they held, for want of room",
+                &counters.names_evicted,
+            ),
+            (
                 "sent_batches",
                 "Batches sent, repeats included",
                 &counters.sent_batches,

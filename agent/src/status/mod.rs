@@ -288,6 +288,8 @@ pub struct Counters {
     pub runtime_dropped: AtomicU64,
     /// Gap records written to the spool.
     pub gaps: AtomicU64,
+    /// Names of addresses that were forgotten, while they held, for want of room.
+    pub names_evicted: AtomicU64,
     /// Batches given to the connection, repeats included.
     pub sent_batches: AtomicU64,
     /// Their bytes.

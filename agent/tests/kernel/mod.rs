@@ -228,6 +228,7 @@ impl Bench {
     pub fn ask(&mut self, kinds: &[Kind]) {
         let plan = Plan {
             kinds: kinds.iter().map(|kind| (*kind, KindPlan::All)).collect(),
+            ..Plan::default()
         };
         let generation = self.kernel().last_generation() + 1;
         self.kernel().set_filter(&plan, generation).unwrap();

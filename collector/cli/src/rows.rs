@@ -167,6 +167,20 @@ pub(crate) fn what(row: &Value) -> String {
             text(row, "net.proto"),
             flaws(row, "net.flaws")
         ),
+        "connect_udp" => {
+            let name = match text(row, "net.dst.name") {
+                "" => String::new(),
+                name => format!(" ({})", safe(name)),
+            };
+            format!("-> {}{name} udp", end(row, "net.dst"))
+        }
+        "connect_unix" => path(row, "net.dst.path", "net.flaws") + &error(row),
+        "socket" => {
+            let [family, kind] = ["socket.family", "socket.type"].map(|name| text(row, name));
+            let protocol = integer(row, "socket.protocol").unwrap_or_default();
+            format!("{family} {kind} {protocol}{}", error(row))
+        }
+        "dns" => dns(row),
         "setid" | "capset" => credentials(row),
         "ptrace" | "process_vm_readv" | "process_vm_writev" | "pidfd_getfd" => {
             let name = text(row, "target.exe.name");
@@ -233,6 +247,23 @@ pub(crate) fn what(row: &Value) -> String {
         }
         _ => path(row, "file.path", "file.flaws"),
     }
+}
+
+/// A question, or an answer with what it says.
+fn dns(row: &Value) -> String {
+    let question = format!(
+        "{} {}",
+        safe(text(row, "dns.question.name")),
+        text(row, "dns.question.type")
+    );
+    let server = end(row, "net.dst");
+    let flaws = flaws(row, "dns.flaws");
+    if !truth(row, "dns.response") {
+        return format!("{question} ? {server}{flaws}");
+    }
+    let answers = safe(&items(row, "dns.answers"));
+    let rcode = text(row, "dns.rcode");
+    format!("{question} = {rcode} {answers} from {server}{flaws}")
 }
 
 /// A change of user or capabilities, in the fewest words that tell it.

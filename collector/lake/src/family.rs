@@ -90,6 +90,10 @@ pub const UNKNOWABLE: &[FieldId] = &[
     FieldId::WorkloadKind,
     FieldId::SysctlName,
     FieldId::SysctlValue,
+    FieldId::NetDstPath,
+    FieldId::DnsQuestionName,
+    FieldId::DnsQuestionType,
+    FieldId::DnsAnswers,
 ];
 
 /// Column of the bits of [`UNKNOWABLE`]; NULL when none is set.

@@ -530,6 +530,7 @@ fn visible<'a>(view: &View<'a>, id: FieldId) -> Option<&'a str> {
         FieldId::FilePath => file?.path.as_deref()?,
         FieldId::FileName => text::file_name(file?.path.as_deref()?),
         FieldId::FileNewPath => file?.new_path.as_deref()?,
+        FieldId::NetDstPath => view.event.network.as_ref()?.dst_path.as_deref()?,
         FieldId::FileXattr => file?.xattr.as_deref()?,
         FieldId::TargetExePath => target()?,
         FieldId::TargetExeName => text::file_name(target()?),

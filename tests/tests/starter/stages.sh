@@ -35,6 +35,7 @@ setup() {
         echo starter >"$file"
     done
     echo line >/var/log/auth.log
+    cp "$(command -v perl)" "$opt/bin/docker"
     for name in nginx postgres java cron; do cp /bin/bash "$opt/bin/$name"; done
     for name in crontab insmod modprobe nsenter chmod setcap XMRig nmap nc rm curl notaminer; do named "$name"; done
     # Programs that may: readers and writers under the names and in the folder of the tools.
@@ -117,12 +118,19 @@ negative() {
     cat /proc/sys/kernel/core_pattern
     /usr/lib/systemd/systemd-sysctl -c ': >/proc/sys/kernel/core_pattern'
     "$bin/nsenter" -t 4711 -n
+    runtime_socket "$bin/docker"
     "$bin/chmod" 0755 x
     "$bin/chmod" 2775 x
     "$bin/setcap" cap_net_bind_service=ep x
     unshare -n /bin/bash -c 'ip link set lo up; exec 3<>/dev/tcp/127.0.0.1/3333'
     "$bin/notaminer" --url=https://example.org
     "$bin/curl" http://127.0.0.1/
+}
+
+# A socket where Docker's is, under another name, and a program that connects to it.
+runtime_socket() {
+    perl -MIO::Socket::UNIX -e 'unlink "/run/docker.sock"; my $s = IO::Socket::UNIX->new(Local => "/run/docker.sock", Listen => 1) or die $!; symlink "/run/docker.sock", "/run/other.sock";
+        if (fork) { wait; exit $? >> 8 } exec @ARGV' "$1" -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Peer => "/run/other.sock") or die $!'
 }
 
 # An hour of a host, without its waiting.
@@ -312,6 +320,7 @@ positive() {
     "$bin/rm" -f /var/log/auth.log
     : >/proc/sys/kernel/core_pattern
     "$bin/nsenter" -t 1 -m
+    runtime_socket perl
     "$bin/chmod" u+s x
     "$bin/setcap" cap_setuid=ep x
     "$bin/XMRig"

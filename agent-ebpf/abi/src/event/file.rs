@@ -13,7 +13,7 @@ pub const ACCESS_WRITE: u32 = 1 << 1;
 pub const ACCESS_APPEND: u32 = 1 << 2;
 /// O_PATH: a reference, no reading or writing.
 pub const ACCESS_PATH: u32 = 1 << 3;
-/// What was asked for could not be read. Never in a kernel record: of an open that the agent held.
+/// What was asked for could not be read: of an open that failed, or that the agent held.
 pub const ACCESS_UNKNOWN: u32 = 1 << 4;
 /// The call created the file (`FMODE_CREATED`: the kernel's own word).
 pub const OPEN_CREATED: u32 = 1 << 8;
@@ -21,6 +21,8 @@ pub const OPEN_CREATED: u32 = 1 << 8;
 pub const OPEN_TRUNCATE: u32 = 1 << 9;
 /// `OPEN_TRUNCATE` could not be read (openat2's structure was gone).
 pub const OPEN_TRUNCATE_UNKNOWN: u32 = 1 << 10;
+/// The open failed. Never in a kernel record, whose kind says so.
+pub const OPEN_FAILED: u32 = 1 << 11;
 /// Made by a 32-bit call.
 pub const CALL_COMPAT: u32 = 1 << 16;
 /// Made through io_uring.
@@ -120,3 +122,22 @@ assert_size!(Change, 32 + 56 + 40 + 32);
 
 /// The call named a descriptor: what is said of the file is the kernel's word.
 pub const CHANGE_OBJECT: u32 = 1 << 0;
+
+/// An open failed. The directory is the kernel's object, the name the caller's word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedOpen {
+    /// Header, kind `OPEN_FAILED`.
+    pub header: Header,
+    /// Who.
+    pub actor: Actor,
+    /// Bits of `ACCESS_*`, `OPEN_*`, `CALL_*`: what was asked for. With `ACCESS_UNKNOWN` that could not be read.
+    pub flags: u32,
+    /// The negative errno.
+    pub result: i32,
+    /// Walked base directory (dirfd or cwd); empty when the name is absolute.
+    pub base: Span,
+    /// The name, as the caller's memory has it. `FLAW_LOST`: it had none, as open_by_handle_at.
+    pub name: Span,
+}
+assert_size!(FailedOpen, 32 + 56 + 8 + 16);

@@ -45,6 +45,8 @@ pub mod kind {
     pub const SYMLINK: u16 = 108;
     /// [`super::file::Change`]
     pub const SETXATTR: u16 = 109;
+    /// [`super::file::FailedOpen`]; an event of the kind `open` like `OPEN`.
+    pub const OPEN_FAILED: u16 = 110;
     /// [`super::network::Connection`]
     pub const CONNECT: u16 = 200;
     /// [`super::network::Connection`]
@@ -53,6 +55,14 @@ pub mod kind {
     pub const BIND: u16 = 202;
     /// [`super::network::Connection`]
     pub const LISTEN: u16 = 203;
+    /// [`super::network::Datagram`]
+    pub const CONNECT_UDP: u16 = 204;
+    /// [`super::network::UnixConnect`]
+    pub const CONNECT_UNIX: u16 = 205;
+    /// [`super::network::Socket`]
+    pub const SOCKET: u16 = 206;
+    /// [`super::network::Dns`]
+    pub const DNS: u16 = 207;
     /// [`super::privilege::Credentials`]
     pub const SETID: u16 = 300;
     /// [`super::privilege::Credentials`]

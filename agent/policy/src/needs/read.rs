@@ -206,5 +206,9 @@ const NAMES: [(FieldId, FieldId); 3] = [
 ];
 
 fn is_path(field: FieldId) -> bool {
-    name_of(field).is_some() || matches!(field, FieldId::ProcCwd | FieldId::FileNewPath)
+    name_of(field).is_some()
+        || matches!(
+            field,
+            FieldId::ProcCwd | FieldId::FileNewPath | FieldId::NetDstPath
+        )
 }

@@ -2,7 +2,10 @@
 
 use sumun_abi::event::file::CHANGE_OBJECT;
 use sumun_abi::record::{FLAW_LOST, FLAW_TRUNCATED};
-use sumun_proto::v1::{Credentials, File, KernelChange, Namespaces, Privilege, Target, Workload};
+use sumun_proto::v1::{
+    Credentials, Dns, File, KernelChange, Kind, Namespaces, Network, Privilege, Source, Target,
+    Workload,
+};
 
 use super::{Dice, PATHS};
 
@@ -138,4 +141,67 @@ pub(super) fn workloads() -> Vec<Workload> {
         ..Workload::default()
     };
     vec![container, unit]
+}
+
+/// UDP, a Unix socket, an unusual socket, or a DNS server.
+pub(super) fn talk(dice: &mut Dice<'_>, kind: Kind, network: Network, unknowns: bool) -> Network {
+    // Of what is told with an address it is always known.
+    let dst_ip = match network.dst_ip.is_empty() {
+        true => vec![10, 0, 0, 1],
+        false => network.dst_ip,
+    };
+    match kind {
+        Kind::ConnectUnix => {
+            let lost = unknowns && dice.chance(4);
+            Network {
+                dst_flaws: if lost { FLAW_LOST.into() } else { 0 },
+                dst_path: Some(dice.pick(PATHS).to_owned()).filter(|_| !lost),
+                dst_source: dice.pick(&[Source::Object, Source::Caller]).into(),
+                result: Some(dice.pick(&[0, -13])),
+                r#type: dice.pick(&[0, 1, 2]),
+                ..Network::default()
+            }
+        }
+        Kind::Socket => Network {
+            family: dice.pick(&[2, 17, 99]),
+            r#type: dice.pick(&[3, 2]),
+            protocol: dice.pick(&[1, 22, 80]),
+            result: Some(dice.pick(&[0, -1])),
+            ..Network::default()
+        },
+        Kind::Dns => Network {
+            dst_ip,
+            dst_port: 53,
+            protocol: dice.pick(&[6, 17]),
+            ..Network::default()
+        },
+        _ => Network {
+            src_ip: Vec::new(),
+            dst_ip,
+            dst_name: dice.chance(8).then(|| dice.pick(WORDS).to_owned()),
+            protocol: 17,
+            result: None,
+            flags: 0,
+            folded: dice.pick(&[0, 22]),
+            ..network
+        },
+    }
+}
+
+pub(super) fn dns(dice: &mut Dice<'_>, unknowns: bool) -> Dns {
+    let response = dice.chance(8);
+    Dns {
+        response,
+        question_name: (!dice.chance(2)).then(|| dice.pick(WORDS).to_owned()),
+        question_type: dice.pick(&[1, 28, 999]),
+        rcode: (response && !(unknowns && dice.chance(2))).then(|| dice.pick(&[0, 3, 99])),
+        answers: (0..dice.roll(3))
+            .map(|_| dice.pick(WORDS).to_owned())
+            .collect(),
+        flaws: if unknowns && dice.chance(4) {
+            FLAW_TRUNCATED.into()
+        } else {
+            0
+        },
+    }
 }

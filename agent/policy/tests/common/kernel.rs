@@ -33,6 +33,14 @@ pub(crate) fn passes(plan: &KindPlan, view: &View<'_>) -> bool {
     }
 }
 
+/// The field that a condition on the path is about.
+fn path_of(kind: Kind) -> FieldId {
+    match kind {
+        Kind::ConnectUnix => FieldId::NetDstPath,
+        _ => FieldId::FilePath,
+    }
+}
+
 fn holds(clause: &Clause, view: &View<'_>) -> bool {
     let bytes = |field| match view.get(field) {
         Value::Str(value) => Some(Some(text::to_bytes(&value).expect("events are in form"))),
@@ -49,7 +57,7 @@ fn holds(clause: &Clause, view: &View<'_>) -> bool {
             .is_some_and(|list| list.iter().any(|item| item == value))
     };
     let path = clause.path_prefixes.is_none() && clause.path_exact.is_none()
-        || one_of(FieldId::FilePath, &|path| {
+        || one_of(path_of(view.kind()), &|path| {
             listed(&clause.path_exact, path)
                 || clause
                     .path_prefixes

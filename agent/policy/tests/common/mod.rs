@@ -145,6 +145,13 @@ const TEXTS: &[&str] = &[
     "mount.source",
     "mount.target",
     "mount.type",
+    "net.dst.path",
+    "net.dst.name",
+    "socket.family",
+    "socket.type",
+    "dns.question.name",
+    "dns.question.type",
+    "dns.rcode",
 ];
 const INTS: &[&str] = &[
     "net.dst.port",
@@ -169,6 +176,8 @@ const INTS: &[&str] = &[
     "target.fd",
     "mem.len",
     "bpf.prog.id",
+    "net.folded",
+    "socket.protocol",
 ];
 const BOOLS: &[&str] = &[
     "file.access.read",
@@ -181,6 +190,7 @@ const BOOLS: &[&str] = &[
     "file.deleted",
     "file.new_setuid",
     "file.new_exec",
+    "dns.response",
 ];
 const LISTS: &[&str] = &[
     "proc.args",
@@ -192,6 +202,8 @@ const LISTS: &[&str] = &[
     "mem.prot",
     "mount.flags",
     "target.exe.flaws",
+    "dns.answers",
+    "dns.flaws",
 ];
 
 pub(crate) const KINDS: &[Kind] = &[
@@ -218,6 +230,10 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind::ModuleLoad,
     Kind::Bpf,
     Kind::Mount,
+    Kind::ConnectUdp,
+    Kind::ConnectUnix,
+    Kind::Socket,
+    Kind::Dns,
 ];
 
 /// Fails with what was found, without the bytes that it was made from.
@@ -287,6 +303,13 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
                 network.src_ip = Vec::new();
             }
             event.network = Some(network);
+        }
+        Kind::ConnectUdp | Kind::ConnectUnix | Kind::Socket | Kind::Dns => {
+            let network = network(dice, unknowns);
+            event.network = Some(families::talk(dice, kind, network, unknowns));
+            if kind == Kind::Dns {
+                event.dns = Some(families::dns(dice, unknowns));
+            }
         }
         Kind::Chmod | Kind::Chown | Kind::Link | Kind::Setxattr => {
             let file = file(dice, kind, unknowns);

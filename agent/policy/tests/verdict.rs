@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sumun_abi::event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN};
+use sumun_abi::event::network::CONN_LOST;
 use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_policy::doors::Doors;
 use sumun_policy::verdict::{AFTER, Atom, End, Id, Outcome, RESULT_ZERO, Texts, VerdictPlan};
@@ -282,10 +283,21 @@ fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
     ];
     let kind = dice.pick(&kinds);
     let mut case = common::event(dice, kind, unknowns);
-    if let Some(path) = case.event.file.as_mut().and_then(|file| file.path.as_mut()) {
-        dice.pick(PATHS).clone_into(path);
+    // What the kernel does not know of these it calls lost: nothing is just not there.
+    if let Some(file) = &mut case.event.file {
+        match &mut file.path {
+            None if unknowns => file.flaws |= u32::from(FLAW_LOST),
+            path => *path = Some(dice.pick(PATHS).to_owned()),
+        }
     }
     if let Some(network) = &mut case.event.network {
+        for ip in [&mut network.src_ip, &mut network.dst_ip] {
+            if ip.is_empty() && unknowns {
+                network.flags |= u32::from(CONN_LOST);
+            } else if ip.is_empty() {
+                *ip = vec![10, 0, 0, 1];
+            }
+        }
         network.result = network.result.map(|_| dice.pick(&[0, 0, -1, -111]));
     }
     if case.batch.images.is_empty() {

@@ -85,6 +85,7 @@ fn search(lake: &Lake, dir: &Path, mut files: Vec<Arc<LakeFile>>, sets: &[Arc<Ro
         let predicate = Predicate::parse(text, &Lists::new()).expect("well-typed");
         let mut query = Query {
             source: Rows {
+                facts: Arc::default(),
                 family: Family::File,
                 files: files.clone(),
                 memory: Vec::new(),

@@ -416,8 +416,8 @@ fn memory_that_can_be_written_and_executed_is_told() {
             4096,
             c_long::from(prot),
             c_long::from(flags),
-            fd,
-            0
+            c_long::from(fd),
+            c_long::from(0)
         ) as usize
     };
     let plain = map(read | write, private | libc::MAP_ANONYMOUS, -1);

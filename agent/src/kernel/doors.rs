@@ -60,6 +60,9 @@ struct Way {
     required: &'static [usize],
 }
 
+/// Kinds of records that come from a door alone, whether or not a rule denies.
+pub(super) const KINDS_OF_DOORS: &[&str] = &["sysctl"];
+
 macro_rules! cgroup_door {
     ($name:literal, $behind:literal, $at:expr) => {
         Door {
@@ -280,7 +283,7 @@ impl Kernel {
         let sysctl = self.deny.tried.get(denied::SYSCTL)?;
         Some(HookStatus {
             hook: "cgroup_sysctl",
-            kinds: vec!["sysctl"],
+            kinds: KINDS_OF_DOORS.to_vec(),
             available: sysctl.reason.is_none(),
             reason: sysctl.reason.clone(),
             verified_instructions: None,

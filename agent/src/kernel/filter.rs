@@ -547,6 +547,7 @@ fn actions(filter: &Filter) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::doors::KINDS_OF_DOORS;
     use crate::kernel::sockets::{SOCKET_HOOKS, SocketHook};
 
     fn plan(kind: Kind, clauses: Vec<Clause>) -> Plan {
@@ -604,7 +605,8 @@ mod tests {
             let mut hooks = HOOKS
                 .iter()
                 .map(|hook| hook.kinds)
-                .chain(SOCKET_HOOKS.iter().map(SocketHook::kinds));
+                .chain(SOCKET_HOOKS.iter().map(SocketHook::kinds))
+                .chain([KINDS_OF_DOORS]);
             assert!(hooks.any(|kinds| kinds.contains(name)), "{name}");
             let plan = plan(*kind, vec![Clause::default()]);
             let compiled = compile(&plan, &VerdictPlan::default(), 1);

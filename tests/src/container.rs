@@ -109,7 +109,8 @@ impl Rootfs {
             "ociVersion": "1.0.2",
             "process": {
                 "user": { "uid": 0, "gid": 0 },
-                "args": [format!("/{program}")],
+                // The status tells whether it ran: runc's own is 1 when something else failed.
+                "args": [format!("/{program}"), "has", "run"],
                 "cwd": "/",
             },
             "root": { "path": self.path, "readonly": true },

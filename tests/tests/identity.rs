@@ -172,17 +172,20 @@ fn containers_of_runc_are_known_before_their_first_program() {
     run_all(count, 4, |number| {
         let name = format!("prog-{number}");
         let Wanted { container, pod } = &wanted[&name];
-        let bundle = scratch.path().join(format!("bundle-{number}"));
         let cgroup = format!("/kubepods/pod{pod}/{container}");
-        let output = rootfs
-            .run(&bundle, container, &cgroup, &name)
-            .expect("runc");
-        assert_eq!(
-            output.status.code(),
-            Some(1),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        // Of many at once some do not get as far as their program.
+        let mut failed = String::new();
+        let ran = (0..10).any(|attempt| {
+            let bundle = scratch.path().join(format!("bundle-{number}-{attempt}"));
+            let output = rootfs.run(&bundle, container, &cgroup, &name);
+            let output = output.expect("runc");
+            failed += &String::from_utf8_lossy(&output.stderr);
+            output.status.code() == Some(3)
+        });
+        assert!(ran, "{failed}");
+        if !failed.is_empty() {
+            println!("{name}: {failed}");
+        }
     });
     let until = unix_ns();
     for Wanted { container, pod } in wanted.values() {

@@ -19,12 +19,14 @@ struct Boot {
     kernel: &'static str,
     /// More words for its command line.
     cmdline: &'static str,
-    /// The only programs that are run; none: all.
-    only: &'static [&'static str],
+    /// The programs that are run.
+    programs: &'static [&'static str],
+    /// All of them are with `SUMUN_KERNELS=all`.
+    whole: bool,
 }
 
-/// What the kernels between the oldest and the newest are asked; all of it would take twice as long.
-const BETWEEN: &[&str] = &[
+/// What every kernel is asked each time; all of it takes three times as long.
+const MAIN: &[&str] = &[
     "kernel_file",
     "kernel_network",
     "kernel_dns",
@@ -33,26 +35,38 @@ const BETWEEN: &[&str] = &[
 ];
 
 const BOOTS: [Boot; 5] = [
-    some_of("5.10", &[]),
+    main_of("5.10", true),
     // Debian's 5.10 has BPF LSM, and does not start it by itself.
     Boot {
         column: "5.10, `lsm=…,bpf`",
         kernel: "5.10",
         cmdline: "lsm=lockdown,yama,apparmor,bpf",
-        only: &["kernel_deny_lsm"],
+        programs: &["kernel_deny_lsm"],
+        whole: false,
     },
-    some_of("6.1", BETWEEN),
-    some_of("6.12", BETWEEN),
-    some_of("newest", &[]),
+    main_of("6.1", false),
+    main_of("6.12", false),
+    main_of("newest", true),
 ];
 
-const fn some_of(kernel: &'static str, only: &'static [&'static str]) -> Boot {
+const fn main_of(kernel: &'static str, whole: bool) -> Boot {
     Boot {
         column: kernel,
         kernel,
         cmdline: "",
-        only,
+        programs: MAIN,
+        whole,
     }
+}
+
+/// True when the oldest and the newest kernel are to be asked everything.
+fn asks_all() -> bool {
+    std::env::var("SUMUN_KERNELS").is_ok_and(|asked| asked == "all")
+}
+
+/// True when docs/kernel-support.md is to be written.
+fn writes() -> bool {
+    std::env::var_os("SUMUN_WRITE_DOCS").is_some()
 }
 
 /// Columns of the kernels that count what the verifier walks through (from 5.16).
@@ -93,6 +107,16 @@ const INSTRUCTIONS_MAX: u64 = 1_500_000;
 enum Outcome {
     Ok,
     Skipped(String),
+}
+
+impl Outcome {
+    /// As the table has it.
+    fn cell(&self) -> &'static str {
+        match self {
+            Outcome::Ok => "yes",
+            Outcome::Skipped(_) => "skipped",
+        }
+    }
 }
 
 /// What a kernel said.
@@ -169,7 +193,7 @@ fn boot(boot: &Boot, programs_of_tests: &[PathBuf], scratch: &Path) -> Option<Sa
     ));
     let mut lines = String::from("/sumun/sumun-agent probe -o json | sed 's/^/PROBE /'\n");
     let places: Vec<usize> = (0..PROGRAMS.len())
-        .filter(|place| boot.only.is_empty() || boot.only.contains(&PROGRAMS[*place].0))
+        .filter(|place| boot.whole && asks_all() || boot.programs.contains(&PROGRAMS[*place].0))
         .collect();
     for place in &places {
         // Each with a limit of its own: one that hangs is named.
@@ -289,14 +313,11 @@ fn table(said: &BTreeMap<&str, Said>) -> String {
     for (column, boot) in BOOTS.iter().enumerate() {
         for ((place, name), outcome) in &said[boot.column].tests {
             let cells = rows.entry((*place, name)).or_insert(["-"; BOOTS.len()]);
-            cells[column] = match outcome {
-                Outcome::Ok => "yes",
-                Outcome::Skipped(reason) => {
-                    let skip = format!("{}: {reason}", name.replace('_', " "));
-                    skips.entry(skip).or_default().push(boot.column);
-                    "skipped"
-                }
-            };
+            cells[column] = outcome.cell();
+            if let Outcome::Skipped(reason) = outcome {
+                let skip = format!("{}: {reason}", name.replace('_', " "));
+                skips.entry(skip).or_default().push(boot.column);
+            }
         }
     }
     let columns = BOOTS.map(|boot| boot.column).join(" | ");
@@ -362,6 +383,20 @@ fn part<'a>(page: &'a str, name: &str) -> (&'a str, std::ops::Range<usize>) {
     (&page[from..to], from..to)
 }
 
+/// The cell of a test below the heading of its program.
+fn written<'a>(page: &'a str, column: &str, place: usize, name: &str) -> Option<&'a str> {
+    let column = BOOTS.iter().position(|boot| boot.column == column)?;
+    let (rows, _) = part(page, "kernels");
+    let heading = format!("| **{}** ", PROGRAMS[place].1);
+    let name = format!("| {} |", name.replace('_', " "));
+    let mut below = rows.lines().skip_while(|line| !line.starts_with(&heading));
+    below.next()?;
+    let row = below
+        .take_while(|line| !line.starts_with("| **"))
+        .find(|line| line.starts_with(&name))?;
+    row.split('|').nth(2 + column).map(str::trim)
+}
+
 /// What is recorded of a hook on a kernel.
 fn recorded(page: &str, hook: &str, kernel: &str) -> Option<u64> {
     let column = ["6.1", "6.12", "newest"]
@@ -388,7 +423,7 @@ fn every_kernel_does_what_the_table_says() {
     let next = AtomicUsize::new(0);
     // The long ones first.
     let mut order: Vec<&Boot> = BOOTS.iter().collect();
-    order.sort_by_key(|boot| !boot.only.is_empty());
+    order.sort_by_key(|boot| !boot.whole);
     // Most of a guest's time is the verifier's, which is one thread.
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -415,21 +450,27 @@ fn every_kernel_does_what_the_table_says() {
     if said.len() < BOOTS.len() {
         return;
     }
-    let (table, instructions) = (table(&said), instructions(&said));
-    if std::env::var_os("SUMUN_WRITE_DOCS").is_some() {
+    if writes() {
         let mut page = page;
-        for (name, text) in [("kernels", &table), ("instructions", &instructions)] {
+        for (name, text) in [
+            ("kernels", table(&said)),
+            ("instructions", instructions(&said)),
+        ] {
             let (_, range) = part(&page, name);
-            page.replace_range(range, text);
+            page.replace_range(range, &text);
         }
         fs::write(&page_path, page).expect("docs/kernel-support.md can be written");
         return;
     }
-    assert_eq!(
-        part(&page, "kernels").0,
-        table,
-        "docs/kernel-support.md is stale: SUMUN_WRITE_DOCS=1 make test-kernels"
-    );
+    for (column, one) in &said {
+        for ((place, name), outcome) in &one.tests {
+            assert_eq!(
+                written(&page, column, *place, name),
+                Some(outcome.cell()),
+                "{name} on {column}: docs/kernel-support.md is stale: SUMUN_WRITE_DOCS=1 make test-kernels"
+            );
+        }
+    }
     for (kernel, one) in &said {
         for (hook, count) in &one.instructions {
             let known = recorded(&page, hook, kernel);

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -23,13 +23,23 @@ const SIGKILL: i32 = 9;
 /// How often each is tried in each state of the agent.
 const TIMES: usize = 50;
 
-/// Lets bash do something and write a file afterwards. True if it was killed; then it has not.
-fn was_killed(act: &str, file: &Path) -> bool {
-    let output = Command::new("/bin/bash")
+fn run(act: &str, file: &Path) -> Output {
+    Command::new("/bin/bash")
         .arg("-c")
         .arg(format!("{act} && echo here > '{}'", file.display()))
         .output()
-        .expect("it can be started");
+        .expect("it can be started")
+}
+
+/// As [`was_killed`], but it may be killed when it has written the file; then it is false.
+fn killed_in_time(act: &str, file: &Path) -> bool {
+    let killed = run(act, file).status.signal() == Some(SIGKILL);
+    killed && fs::remove_file(file).is_err()
+}
+
+/// Lets bash do something and write a file afterwards. True if it was killed; then it has not.
+fn was_killed(act: &str, file: &Path) -> bool {
+    let output = run(act, file);
     let killed = output.status.signal() == Some(SIGKILL);
     assert!(!killed || !file.exists(), "killed too late: {output:?}");
     assert!(
@@ -114,7 +124,8 @@ effect = "kill"
     agent.policy("gate", &simple).expect("written");
     agent.reload();
     let begun = Instant::now();
-    while !was_killed(&format!("exec 3>>'{dir}/secret'"), &file) {
+    // Until then the agent kills, at times when the file is there already.
+    while !killed_in_time(&format!("exec 3>>'{dir}/secret'"), &file) {
         assert!(begun.elapsed() < LIMIT, "the other policy is not loaded");
     }
     let since = unix_ns();

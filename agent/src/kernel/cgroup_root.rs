@@ -79,12 +79,12 @@ fn mounted() -> io::Result<OwnedFd> {
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
     };
     // SAFETY: the name is a C string; the other arguments are numbers.
-    let fs = taken(unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), 1) })?;
+    let context = taken(unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), 1) })?;
     // SAFETY: a descriptor and numbers; the command takes no texts.
     let made = unsafe {
         libc::syscall(
             libc::SYS_fsconfig,
-            fs.as_raw_fd(),
+            context.as_raw_fd(),
             FSCONFIG_CMD_CREATE,
             std::ptr::null::<u8>(),
             std::ptr::null::<u8>(),
@@ -95,7 +95,10 @@ fn mounted() -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a descriptor and numbers.
-    taken(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, 0) })
+    let mount = taken(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0) })?;
+    // That is a reference only, to which nothing can be attached.
+    let root = fs::File::open(format!("/proc/self/fd/{}", mount.as_raw_fd()))?;
+    Ok(root.into())
 }
 
 /// Attaches a program to a cgroup by a link, beside whatever is there. From 5.7.

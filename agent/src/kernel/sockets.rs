@@ -1,21 +1,14 @@
 //! Programs that see what sockets do, by the cgroup of the socket: of the root, so that they see all.
 
-use std::{
-    fs::{self, File},
-    os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
-};
+use std::fs::File;
 
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, links::FdLink};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use sumun_abi::{
     policy::{Filter, MODE_NONE, filtered, whole},
     slot as s,
 };
 
-use super::{HookStatus, Kernel, chain, program_array};
+use super::{HookStatus, Kernel, cgroup_root::host_root, chain, program_array};
 
 /// A program on the sockets of a cgroup.
 pub(super) struct SocketHook {
@@ -104,7 +97,7 @@ impl Kernel {
     pub(super) fn attach_sockets(&mut self, filter: &Filter) -> Vec<HookStatus> {
         let missing = self.slots.missing(&REQUIRED);
         let root = match missing.as_slice() {
-            [] => root(),
+            [] => host_root().map(File::from),
             missing => Err(format!("this kernel has no {}", missing.join(", "))),
         };
         SOCKET_HOOKS
@@ -168,7 +161,7 @@ impl Kernel {
             if asked && attach {
                 let root = match opened.take() {
                     Some(root) => root,
-                    None => root()?,
+                    None => host_root()?.into(),
                 };
                 self.attach_socket(hook, &root)?;
                 opened = Some(root);
@@ -237,85 +230,4 @@ fn load(program: &mut Program) -> Result<(), String> {
         _ => return Err("it is of another type".into()),
     }
     .map_err(|error| chain(&error))
-}
-
-/// Inode number of the root of a cgroup hierarchy (`fs/kernfs`): the first that it gives out.
-const ROOT_INO: u64 = 1;
-
-/// The root of the hierarchy of version 2. In a cgroup namespace what is mounted anew is a part of it; process 1 may see more.
-fn root() -> Result<File, String> {
-    let is_root = |dir: &File| dir.metadata().is_ok_and(|found| found.ino() == ROOT_INO);
-    let own = mounted();
-    if let Ok(dir) = &own
-        && is_root(dir)
-    {
-        return own;
-    }
-    let of_first = [
-        "/proc/1/root/sys/fs/cgroup",
-        "/proc/1/root/sys/fs/cgroup/unified",
-    ]
-    .iter()
-    .filter_map(|path| File::open(path).ok())
-    .find(|dir| {
-        fstatfs(dir).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
-            && is_root(dir)
-    });
-    match (of_first, own) {
-        (Some(dir), _) => Ok(dir),
-        (None, Ok(_)) => Err(
-            "the root of the cgroup hierarchy is not to be seen from this cgroup namespace: run the agent in the host's"
-                .into(),
-        ),
-        (None, Err(error)) => Err(format!("no cgroup hierarchy of version 2: {error}")),
-    }
-}
-
-/// Mounts the hierarchy for this call alone, nowhere: it is let go with the file.
-fn mounted() -> Result<File, String> {
-    // include/uapi/linux/mount.h
-    const FSOPEN_CLOEXEC: libc::c_uint = 1;
-    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
-    let owned = |fd: libc::c_long, what: &str| {
-        let Ok(fd) = i32::try_from(fd) else {
-            return Err(format!("{what} returned {fd}"));
-        };
-        if fd < 0 {
-            return Err(format!("{what}: {}", std::io::Error::last_os_error()));
-        }
-        #[expect(
-            unsafe_code,
-            reason = "a descriptor from a call that nix does not have"
-        )]
-        // SAFETY: a new descriptor that nobody else has.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    };
-    #[expect(unsafe_code, reason = "a call that nix does not have")]
-    // SAFETY: a text that ends with a NUL, and a number.
-    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), FSOPEN_CLOEXEC) };
-    let context = owned(context, "fsopen")?;
-    #[expect(unsafe_code, reason = "a call that nix does not have")]
-    // SAFETY: a descriptor that is open, and no pointers.
-    let created = unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            FSCONFIG_CMD_CREATE,
-            std::ptr::null::<u8>(),
-            std::ptr::null::<u8>(),
-            0,
-        )
-    };
-    if created < 0 {
-        return Err(format!("fsconfig: {}", std::io::Error::last_os_error()));
-    }
-    #[expect(unsafe_code, reason = "a call that nix does not have")]
-    // SAFETY: a descriptor that is open, and numbers.
-    let mount =
-        unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) };
-    let mount = owned(mount, "fsmount")?;
-    let path = format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd());
-    // What fsmount returns is a reference only.
-    fs::File::open(&path).map_err(|error| format!("{path}: {error}"))
 }

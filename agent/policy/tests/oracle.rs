@@ -66,14 +66,14 @@ fn event<'a>(functions: &'a Context<'_, 'static>, view: &View<'_>) -> Context<'a
                 .map(|image| {
                     let mut item = Tree::default();
                     for (name, id) in sumun_policy::ir::ANCESTOR_FIELDS {
-                        item.put(name, cel_value(ancestor_value(image, *id)));
+                        item.put(name, cel_value(name, ancestor_value(image, *id)));
                     }
                     item.value()
                 })
                 .collect::<Vec<_>>();
             root.put(field.name, Some(Cel::List(Arc::new(ancestors))));
         } else {
-            root.put(field.name, cel_value(view.get(field.id)));
+            root.put(field.name, cel_value(field.name, view.get(field.id)));
         }
     }
     let mut context = functions.new_inner_scope();
@@ -118,10 +118,10 @@ impl Tree {
     }
 }
 
-fn cel_value(value: Value<'_>) -> Option<Cel> {
+fn cel_value(name: &str, value: Value<'_>) -> Option<Cel> {
     Some(match value {
         Value::Absent => return None,
-        Value::Unknown => panic!("the oracle knows no unknown values"),
+        Value::Unknown => panic!("the oracle knows no unknown values: {name}"),
         Value::Bool(value) => Cel::Bool(value),
         Value::Int(value) | Value::Time(value) => Cel::Int(value),
         Value::Str(text) => Cel::from(text.into_owned()),

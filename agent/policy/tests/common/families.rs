@@ -102,7 +102,7 @@ pub(super) fn kernel(dice: &mut Dice<'_>, unknowns: bool) -> KernelChange {
         parameters,
         parameters_flaws,
         command: Some(dice.pick(&[5, 28, 99])),
-        program_type: (!dice.chance(3)).then(|| dice.pick(&[2, 26, 999])),
+        program_type: (!(unknowns && dice.chance(3))).then(|| dice.pick(&[2, 26, 999])),
         program_id: dice.pick(&[0, 22]),
         attach_type: Some(0),
         source,

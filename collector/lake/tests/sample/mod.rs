@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sumun_lake::{Engine, EngineOptions, Lake, RowSet};
 use sumun_proto::Host;
-use sumun_proto::v1::{Batch, Event, File, Image, Kind, Lane, Origin, Source};
+use sumun_proto::v1::{Batch, Event, File, Image, Kind, Lane, Origin, Source, Workload};
 
 /// Wall clock at boot.
 pub(crate) const WALL: i64 = 1_767_225_600_000_000_000;
@@ -44,6 +44,7 @@ pub(crate) fn opens(host: &str, first: u64, count: u64) -> Vec<Arc<RowSet>> {
         seen: true,
         exe_path: path.into(),
         args: vec!["cat".into(), "\\xff".into()],
+        workload: 1,
         ..Image::default()
     };
     let event = |number: u64| Event {
@@ -76,6 +77,12 @@ pub(crate) fn opens(host: &str, first: u64, count: u64) -> Vec<Arc<RowSet>> {
         boot_id: vec![7; 16],
         wall_offset_ns: WALL,
         images: vec![image(1, 0, "/bin/sh"), image(2, 1, "/bin/cat")],
+        workloads: vec![Workload {
+            id: 1,
+            kind: "host".into(),
+            cgroup: "/".into(),
+            ..Workload::default()
+        }],
         events: (first..first + count).map(event).collect(),
         ..Batch::default()
     };

@@ -60,9 +60,10 @@ test: lint setup-test build
 	@tests/vm/selftest
 	tests/run
 
-# `make test` runs it as well.
+# A quarter of an hour; not a part of `make test`.
 test-kernels: setup-test build
-	@tests/run --test kernels
+	@export SUMUN_KERNELS="$${SUMUN_KERNELS:-main}"
+	tests/run --test kernels
 
 test-faults: setup-test build
 	@export SUMUN_FAULTS=long

@@ -421,13 +421,29 @@ fn ancestors_stay_right_over_many_forks() {
     note(bench.settle());
     println!("{outcomes:?}; {} process ids", pids.len());
     assert!(pids.len() < rounds, "process ids were not reused");
-    let expected = [
-        ((outcome::NONE, plain_pid), rounds),
-        ((outcome::KILLED, server_pid), rounds),
-    ];
-    assert_eq!(outcomes, BTreeMap::from(expected));
+    // Where a fork was left out, as it was preempted by another, nobody knows the ancestors: the agent judges.
+    let left_out = bench.kernel().missed().unwrap();
+    let forks = left_out
+        .iter()
+        .find(|(name, _)| *name == "sched_process_fork");
+    let undecided: usize = [plain_pid, server_pid]
+        .iter()
+        .filter_map(|pid| outcomes.remove(&(outcome::UNDECIDED, *pid)))
+        .sum();
+    assert!(
+        undecided as u64 <= forks.unwrap().1,
+        "{undecided}: {left_out:?}"
+    );
+    let told = |outcome, pid| outcomes.get(&(outcome, pid)).copied().unwrap_or(0);
+    let (spared, killed) = (
+        told(outcome::NONE, plain_pid),
+        told(outcome::KILLED, server_pid),
+    );
+    assert_eq!(spared + killed + undecided, 2 * rounds, "{outcomes:?}");
+    assert_eq!(outcomes.len(), 2, "{outcomes:?}");
     if !does_nothing_as_a_copy() {
-        assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), rounds);
+        let lines = fs::read_to_string(&out).unwrap().lines().count();
+        assert!((spared..=spared + undecided).contains(&lines), "{lines}");
     }
 }
 

@@ -281,7 +281,7 @@ fn what_the_kernel_denies_does_not_happen_and_is_told_once() {
     assert!(is_denied(&output) && quiet(), "{output:?}");
     agent.release().expect("the pins are removed");
     // The kernel takes a link away a moment after its last pin.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let (output, _) = bash(&tcp_script);
         if output.status.success() {

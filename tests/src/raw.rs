@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
@@ -285,6 +285,22 @@ pub fn clone_sharing_files(seconds: u32) -> nix::Result<i32> {
         }
         i32::try_from(child).map_err(|_| Errno::ESRCH)
     }
+}
+
+/// Runs a program to its end, bound to this thread; what it said, and its process id.
+///
+/// # Panics
+/// It cannot be started.
+pub fn run_here(command: &mut Command) -> (Output, i64) {
+    bind_to_this_thread(command);
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it can be started");
+    let pid = child.id().into();
+    (child.wait_with_output().expect("its end"), pid)
 }
 
 /// The program that `command` starts is killed when the thread that starts it is gone: nothing

@@ -84,19 +84,7 @@ fn files(dir: &Path, name: &str) -> PathBuf {
 
 /// What `cat` says of a file, and its process id.
 fn cat(path: &Path) -> (Output, i64) {
-    run(Command::new("/bin/cat").arg(path))
-}
-
-fn run(command: &mut Command) -> (Output, i64) {
-    raw::bind_to_this_thread(command);
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it can be started");
-    let pid = child.id().into();
-    (child.wait_with_output().expect("its end"), pid)
+    raw::run_here(Command::new("/bin/cat").arg(path))
 }
 
 #[track_caller]
@@ -287,7 +275,7 @@ fn what_a_rule_names_is_denied_and_told_once() {
     assert_eq!(row["rules"], serde_json::json!(["strict/secret"]));
     alerted_once(&ctl, since, pid, "secret", DENIED);
     assert_read(&path("secrets"));
-    let (output, head) = run(Command::new("/usr/bin/head").arg(path("secret")));
+    let (output, head) = raw::run_here(Command::new("/usr/bin/head").arg(path("secret")));
     assert!(output.status.success(), "{output:?}");
     let filter = format!(r#"kind == "open" && proc.pid == {head}"#);
     let begun = Instant::now();
@@ -370,10 +358,12 @@ fn what_a_rule_names_is_denied_and_told_once() {
 
     // What a call asks for.
     assert_read(&path("settings"));
-    let (output, pid) = run(Command::new("/bin/cp")
-        .args(["--no-target-directory"])
-        .arg(path("plain"))
-        .arg(path("settings")));
+    let (output, pid) = raw::run_here(
+        Command::new("/bin/cp")
+            .args(["--no-target-directory"])
+            .arg(path("plain"))
+            .arg(path("settings")),
+    );
     assert!(!output.status.success(), "{output:?}");
     assert_eq!(
         fs::read(path("settings")).expect("it may be read"),
@@ -396,8 +386,9 @@ fn what_a_rule_names_is_denied_and_told_once() {
             .status
             .success()
     );
-    let (output, shell) =
-        run(Command::new("/bin/sh").args(["-c", &format!("{} it ran; echo $?", name("tool"))]));
+    let (output, shell) = raw::run_here(
+        Command::new("/bin/sh").args(["-c", &format!("{} it ran; echo $?", name("tool"))]),
+    );
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "126\n",

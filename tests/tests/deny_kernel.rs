@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -55,17 +55,7 @@ effect = "deny"
 
 /// What a shell does, and its process id.
 fn bash(script: &str) -> (Output, i64) {
-    let mut command = Command::new("/bin/bash");
-    command.args(["-c", script]);
-    raw::bind_to_this_thread(&mut command);
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it can be started");
-    let pid = child.id().into();
-    (child.wait_with_output().expect("its end"), pid)
+    raw::run_here(Command::new("/bin/bash").args(["-c", script]))
 }
 
 fn is_denied(output: &Output) -> bool {

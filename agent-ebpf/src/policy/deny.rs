@@ -21,8 +21,8 @@ use super::{
     copy, find, first,
     lineage::{self, Image},
     verdict::{
-        Judged, is_of_root, is_of_the_host, matched, net, numbers, path as walked_path,
-        sumun_answers,
+        Judged, is_of_root, is_of_the_host, is_the_agent, matched, net, numbers,
+        path as walked_path, set_ids, sumun_answers,
     },
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
         read,
         task::Task,
     },
-    maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
+    maps::{Answers, LEASE, Scratch, VERDICTS},
     run::{Run, scratch},
 };
 
@@ -283,17 +283,7 @@ extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
         }
     }
     // SAFETY: as above.
-    unsafe {
-        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
-        for (id, value) in [
-            (id::UID, addr_of!((*actor).uid).read()),
-            (id::GID, addr_of!((*actor).gid).read()),
-            (id::EUID, addr_of!((*actor).euid).read()),
-            (id::EGID, addr_of!((*actor).egid).read()),
-        ] {
-            values.add(id as usize).write(value);
-        }
-    }
+    unsafe { set_ids(scratch, actor) };
     yes |= numbers(plan, scratch) & !unknown;
     decide(plan, kind, yes, unknown, lineage_unknown)
 }
@@ -372,15 +362,7 @@ fn is_guarded(task: Task) -> bool {
     {
         return true;
     }
-    let Some(guard) = GUARD.get(0) else {
-        return false;
-    };
-    if u64::from(pid) == guard.pid && task.start() == guard.start_ns {
-        return true;
-    }
-    let ino: u64 = inode.get(slot::INODE_INO);
-    let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
-    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev && is_of_root(task)
+    is_the_agent(task, inode)
 }
 
 /// Root's process of the same program made it, as sshd makes the one that becomes a login's shell.

@@ -16,7 +16,7 @@ use sumun_abi::{
         network::{
             CONN_CALLER, CONN_LOST, CONN_UNDECIDED, Connection, FAMILY_INET, RESULT_UNKNOWN,
         },
-        process::{Exec, outcome},
+        process::{Actor, Exec, outcome},
     },
     policy::{ACCESS_BITS, tag},
     record::{
@@ -394,17 +394,7 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
         }
     }
     // SAFETY: as above.
-    unsafe {
-        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
-        for (id, value) in [
-            (id::UID, addr_of!((*actor).uid).read()),
-            (id::GID, addr_of!((*actor).gid).read()),
-            (id::EUID, addr_of!((*actor).euid).read()),
-            (id::EGID, addr_of!((*actor).egid).read()),
-        ] {
-            values.add(id as usize).write(value);
-        }
-    }
+    unsafe { set_ids(scratch, actor) };
     yes |= numbers(plan, scratch) & !unknown;
     let (rule, open) = matched(plan, kind, yes, unknown);
     let Some(rule) = rule else {
@@ -417,6 +407,26 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
     };
     let (outcome, error) = kill(who, kind);
     Judged::new(outcome, rule, error, lineage_unknown).0
+}
+
+/// Hands over the ids of who did it, for the conditions on numbers.
+///
+/// # Safety
+/// The scratch is the run's, and the actor is written.
+#[inline(always)]
+pub(super) unsafe fn set_ids(scratch: *mut Scratch, actor: *const Actor) {
+    // SAFETY: as the caller says; the values have room for every id.
+    unsafe {
+        let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
+        for (id, value) in [
+            (id::UID, addr_of!((*actor).uid).read()),
+            (id::GID, addr_of!((*actor).gid).read()),
+            (id::EUID, addr_of!((*actor).euid).read()),
+            (id::EGID, addr_of!((*actor).egid).read()),
+        ] {
+            values.add(id as usize).write(value);
+        }
+    }
 }
 
 /// The rule of the first clause that holds, and whether one could hold if the unknown were known.
@@ -520,15 +530,7 @@ fn guarded(task: Task, kind: u32) -> u32 {
     if is_called(dentry, AGENT) && is_of_the_host(task, inode) && is_of_root(task) {
         return outcome::GUARDED;
     }
-    let Some(guard) = GUARD.get(0) else {
-        return outcome::NONE;
-    };
-    if u64::from(pid) == guard.pid && task.start() == guard.start_ns {
-        return outcome::GUARDED;
-    }
-    let ino: u64 = inode.get(slot::INODE_INO);
-    let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
-    if guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev && is_of_root(task) {
+    if is_the_agent(task, inode) {
         outcome::GUARDED
     } else {
         outcome::NONE
@@ -550,6 +552,20 @@ fn is_called<const N: usize>(dentry: u64, name: &[u8; N]) -> bool {
         place += 1;
     }
     true
+}
+
+/// The agent that runs, or root's use of its program.
+#[inline(always)]
+pub(super) fn is_the_agent(task: Task, inode: Object) -> bool {
+    let Some(guard) = GUARD.get(0) else {
+        return false;
+    };
+    if u64::from(task.pid()) == guard.pid && task.start() == guard.start_ns {
+        return true;
+    }
+    let ino: u64 = inode.get(slot::INODE_INO);
+    let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
+    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev && is_of_root(task)
 }
 
 /// Root of the host runs it: whoever else does can have it load a library of their own.

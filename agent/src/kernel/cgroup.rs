@@ -14,6 +14,10 @@ pub const WALK_MAX: usize = 100_000;
 /// Deepest cgroup that is walked to: paths of the kernel's tracepoints are cut long before.
 const DEPTH_MAX: usize = 128;
 
+/// Inode number of the root of a hierarchy (kernfs gives out 1 first, fs/kernfs/dir.c `kernfs_create_root`); what a
+/// cgroup namespace shows as its root is another one.
+pub(super) const ROOT_INO: u64 = 1;
+
 /// The kernel's number (`cgroup_root.hierarchy_id`) of the hierarchy of a v1 controller, or of `unified`.
 ///
 /// # Errors
@@ -100,13 +104,12 @@ fn mount(controller: &str) -> io::Result<PathBuf> {
         })
 }
 
-/// The first inode of a hierarchy is its root (`kernfs_create_root`, fs/kernfs/mount.c).
 fn is_root(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.ino() == 1)
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.ino() == ROOT_INO)
 }
 
-/// Mount points of a hierarchy in `/proc/self/mountinfo`.
-fn mounts_in(text: &str, controller: &str) -> Vec<PathBuf> {
+/// Mount points of a hierarchy in a `/proc/PID/mountinfo`.
+pub(super) fn mounts_in(text: &str, controller: &str) -> Vec<PathBuf> {
     let mounted = |line: &str| {
         let (place, kind) = line.split_once(" - ")?;
         let mut kind = kind.split(' ');

@@ -1,16 +1,14 @@
 //! The root of all cgroups, and programs attached to it so that others' stay.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, OsString},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::Path,
 };
 
-/// Inode number of the root of a hierarchy (kernfs gives out 1 first, fs/kernfs/dir.c `kernfs_create_root`); what a
-/// cgroup namespace shows as its root is another one.
-const ROOT_INO: u64 = 1;
+use super::cgroup::{ROOT_INO, mounts_in};
 
 // include/uapi/linux/bpf.h
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -28,8 +26,9 @@ pub(super) fn host_root() -> Result<OwnedFd, String> {
         ("/proc/1/root", "/proc/1/mountinfo"),
     ] {
         let text = fs::read_to_string(mounts).unwrap_or_default();
-        for place in text.lines().filter_map(unified) {
-            let path = format!("{base}{place}");
+        for place in mounts_in(&text, "unified") {
+            let mut path = OsString::from(base);
+            path.push(place);
             let Ok(root) = fs::File::open(&path) else {
                 continue;
             };
@@ -49,7 +48,8 @@ pub(super) fn host_root() -> Result<OwnedFd, String> {
     match (own, partial) {
         (Ok((ROOT_INO, root)), _) => Ok(root.into()),
         (_, Some(path)) => Err(format!(
-            "{path} is the root of this cgroup namespace only, and programs on it would not cover the host: run the agent in the host's cgroup namespace, or with its pid namespace"
+            "{} is the root of this cgroup namespace only, and programs on it would not cover the host: run the agent in the host's cgroup namespace, or with its pid namespace",
+            path.display()
         )),
         (Ok(_), None) => Err(
             "this cgroup namespace shows a part of the host's cgroups only: run the agent in the host's".to_owned(),
@@ -58,15 +58,6 @@ pub(super) fn host_root() -> Result<OwnedFd, String> {
             "no unified hierarchy of cgroups is mounted, and it cannot be: {error}"
         )),
     }
-}
-
-/// The mount point of a line of mountinfo, if it is one of the unified hierarchy.
-fn unified(line: &str) -> Option<&str> {
-    let (before, after) = line.split_once(" - ")?;
-    if !after.starts_with("cgroup2 ") {
-        return None;
-    }
-    before.split(' ').nth(4)
 }
 
 /// A mount of the unified hierarchy that is in no mount namespace.
@@ -165,13 +156,18 @@ pub(super) fn pin(link: impl AsFd, path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::unified;
+    use std::path::Path;
+
+    use super::mounts_in;
 
     #[test]
     fn only_the_unified_hierarchy_is_taken() {
         let hybrid = "42 32 0:38 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw";
         let v1 = "43 32 0:39 / /sys/fs/cgroup/pids rw,nosuid shared:11 - cgroup cgroup rw,pids";
-        assert_eq!(unified(hybrid), Some("/sys/fs/cgroup/unified"));
-        assert_eq!(unified(v1), None);
+        assert_eq!(
+            mounts_in(hybrid, "unified"),
+            [Path::new("/sys/fs/cgroup/unified")]
+        );
+        assert!(mounts_in(v1, "unified").is_empty());
     }
 }

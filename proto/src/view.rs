@@ -309,6 +309,15 @@ impl<'a> View<'a> {
                 exe_path(image)?;
                 Value::Bool(image.exe_flaws & u32::from(FLAW_DELETED) != 0)
             }
+            FieldId::ProcExeInImage => {
+                seen()?;
+                Value::Bool(image.in_image?)
+            }
+            FieldId::ProcExeWrittenAt => Value::Time(written_at(image)?),
+            FieldId::ProcExeAge => {
+                let age = self.wall(self.boot_ns()).saturating_sub(written_at(image)?);
+                Value::Int(age.max(0) / 1_000_000_000)
+            }
             FieldId::ProcArgs => {
                 seen()?;
                 if image.kernel_thread {
@@ -605,6 +614,12 @@ fn exe_path(image: &Image) -> Option<Value<'_>> {
         return None;
     }
     Some(checked(&image.exe_path, image.exe_flaws))
+}
+
+/// When the executable was last changed, ns since the Unix epoch.
+fn written_at(image: &Image) -> Option<i64> {
+    let ns = i64::try_from(image.exe_changed_ns).ok();
+    ns.filter(|ns| image.seen && *ns != 0)
 }
 
 fn exe_name(image: &Image) -> Option<Value<'_>> {

@@ -100,34 +100,51 @@ impl Rootfs {
     /// # Errors
     /// runc cannot be started.
     pub fn run(&self, bundle: &Path, id: &str, cgroup: &str, program: &str) -> Result<Output> {
-        fs::create_dir_all(bundle)?;
-        let namespaces: Vec<_> = ["pid", "mount", "ipc", "uts"]
-            .iter()
-            .map(|kind| json!({ "type": kind }))
-            .collect();
-        let config = json!({
-            "ociVersion": "1.0.2",
-            "process": {
-                "user": { "uid": 0, "gid": 0 },
-                // The status tells whether it ran: runc's own is 1 when something else failed.
-                "args": [format!("/{program}"), "has", "run"],
-                "cwd": "/",
-            },
-            "root": { "path": self.path, "readonly": true },
-            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-            "linux": { "namespaces": namespaces, "cgroupsPath": cgroup },
-        });
-        fs::write(bundle.join("config.json"), config.to_string())?;
-        Command::new("runc")
-            .arg("--root")
-            .arg(bundle.join("state"))
-            .args(["run", "--bundle"])
-            .arg(bundle)
-            .arg(id)
-            .stdin(Stdio::null())
-            .output()
-            .context("start runc")
+        // The status tells whether it ran: runc's own is 1 when something else failed.
+        let args = [&format!("/{program}"), "has", "run"];
+        runc(&self.path, bundle, id, cgroup, &args)
     }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Runs a command in a container of runc on this root until it ends. Nothing can be written there but `/volume`, a tmpfs, if
+/// the root has such a folder: then everything can.
+///
+/// # Errors
+/// runc cannot be started.
+pub fn runc(root: &Path, bundle: &Path, id: &str, cgroup: &str, args: &[&str]) -> Result<Output> {
+    fs::create_dir_all(bundle)?;
+    let namespaces: Vec<_> = ["pid", "mount", "ipc", "uts"]
+        .iter()
+        .map(|kind| json!({ "type": kind }))
+        .collect();
+    let mut mounts = vec![json!({ "destination": "/proc", "type": "proc", "source": "proc" })];
+    let volume = root.join("volume").is_dir();
+    if volume {
+        mounts.push(json!({ "destination": "/volume", "type": "tmpfs", "source": "tmpfs" }));
+    }
+    let config = json!({
+        "ociVersion": "1.0.2",
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": args, "cwd": "/" },
+        "root": { "path": root, "readonly": !volume },
+        "mounts": mounts,
+        "linux": { "namespaces": namespaces, "cgroupsPath": cgroup },
+    });
+    fs::write(bundle.join("config.json"), config.to_string())?;
+    Command::new("runc")
+        .arg("--root")
+        .arg(bundle.join("state"))
+        .args(["run", "--bundle"])
+        .arg(bundle)
+        .arg(id)
+        .stdin(Stdio::null())
+        .output()
+        .context("start runc")
 }
 
 /// A cgroup that is removed when it is dropped.

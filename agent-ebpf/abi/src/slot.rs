@@ -20,6 +20,8 @@ pub enum Place {
     Value(&'static str, &'static str),
     /// Number of arguments of a tracepoint.
     Arguments(&'static str),
+    /// Size of a structure in bytes.
+    Size(&'static str),
     /// BTF id of a structure.
     Type(&'static str),
     /// BTF id of a function.
@@ -167,6 +169,7 @@ slots! {
     FS_USERS = Field("fs_struct", "users");
     FS_PWD_MNT = Field("fs_struct", "pwd.mnt");
     FS_PWD_DENTRY = Field("fs_struct", "pwd.dentry");
+    FS_ROOT_MNT = Field("fs_struct", "root.mnt");
 
     FILE_MNT = Field("file", "f_path.mnt");
     FILE_DENTRY = Field("file", "f_path.dentry");
@@ -186,8 +189,15 @@ slots! {
     INODE_NLINK = Field("inode", "i_nlink");
     INODE_UID = Field("inode", "i_uid");
     INODE_GENERATION = Field("inode", "i_generation");
+    // What lies behind an inode in what its file system makes of it.
+    INODE_SIZE = Size("inode");
+    // The nanoseconds have a flag in their highest bit from 6.13 on.
+    INODE_CTIME = Field("inode", "i_ctime_sec") | Field("inode", "__i_ctime.tv_sec") | Field("inode", "i_ctime.tv_sec");
+    INODE_CTIME_NS = Field("inode", "i_ctime_nsec") | Field("inode", "__i_ctime.tv_nsec") | Field("inode", "i_ctime.tv_nsec");
     SB_DEV = Field("super_block", "s_dev");
+    SB_MAGIC = Field("super_block", "s_magic");
     VFSMOUNT_ROOT = Field("vfsmount", "mnt_root");
+    VFSMOUNT_SB = Field("vfsmount", "mnt_sb");
     MOUNT_MNT = Field("mount", "mnt");
     MOUNT_PARENT = Field("mount", "mnt_parent");
     MOUNT_MOUNTPOINT = Field("mount", "mnt_mountpoint");

@@ -85,8 +85,12 @@ pub mod id {
     pub const PROTOCOL: u32 = 6;
     /// Result, with its highest bit turned over: in the order of signed numbers.
     pub const RESULT: u32 = 7;
-    /// Number of these.
-    pub const COUNT: usize = 8;
+    /// Executions: 1 if the executable is of the image, 0 if not, [`NO_IMAGE`] if there is none.
+    pub const IN_IMAGE: u32 = 8;
+    /// As [`IN_IMAGE`]: the root directory does not lie on an overlay.
+    pub const NO_IMAGE: u32 = 2;
+    /// Room for these; a power of two.
+    pub const COUNT: usize = 16;
 }
 
 /// An atom about a number.

@@ -19,7 +19,7 @@ use sumun_abi::{
 
 use crate::{
     kernel::{
-        Object, bit, get, opaque,
+        Object, bit, get, layer, opaque,
         path::{self, Tail, Text},
         task::Task,
         value,
@@ -156,6 +156,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
     let mm = task.mm();
     let exe = mm.follow(slot::MM_EXE_FILE);
     let inode = exe.follow(slot::FILE_INODE);
+    let flags = flags | layer::of(task, inode);
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));
@@ -184,6 +185,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
         addr_of_mut!((*record).exe_dev).write(inode.follow(slot::INODE_SB).get(slot::SB_DEV));
         addr_of_mut!((*record).exe_nlink).write(inode.get(slot::INODE_NLINK));
         addr_of_mut!((*record).exe_ino).write(inode.get(slot::INODE_INO));
+        addr_of_mut!((*record).exe_changed_ns).write(layer::changed_ns(inode));
         let walked = path::walk(
             run.level,
             exe.number(slot::FILE_DENTRY),
@@ -193,6 +195,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
             && verdict::asked_at_exec(index)
         {
             verdict::sumun_answers(run.level, index, walked.0);
+            verdict::set_in_image(run.level, flags);
         }
         let exe = if exe.address == 0 {
             Text::NONE

@@ -7,6 +7,7 @@
 //! verifier prunes the read.
 
 pub(crate) mod file;
+pub(crate) mod layer;
 pub(crate) mod path;
 pub(crate) mod regs;
 pub(crate) mod socket;

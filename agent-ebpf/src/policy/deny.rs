@@ -22,13 +22,13 @@ use super::{
     lineage::{self, Image},
     verdict::{
         Judged, is_of_root, is_of_the_host, is_the_agent, matched, net, numbers,
-        path as walked_path, set_ids, sumun_answers,
+        path as walked_path, set_ids, set_in_image, sumun_answers,
     },
 };
 use crate::{
     hooks::told,
     kernel::{
-        Object, get,
+        Object, get, layer,
         path::{self, Tail, Walked},
         read,
         task::Task,
@@ -130,6 +130,9 @@ pub(crate) extern "C" fn sumun_ask_file(
         };
         if place == denied::EXEC {
             sumun_answers(level, index, walked.0);
+            let flags = layer::of(Task::current(), Object::plain(inode));
+            set_in_image(level, flags);
+            addr_of_mut!((*record).flags).write(flags);
         } else {
             let tags = (tag::VERDICT_FILE_PATH, tag::VERDICT_FILE_NAME);
             let (mut yes, _, open) = walked_path(scratch, index, walked, tags, plan);

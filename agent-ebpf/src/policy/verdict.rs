@@ -32,7 +32,7 @@ use super::{
     lookup_walked,
 };
 use crate::{
-    kernel::{Object, file::File, get, path::Walked, task::Task},
+    kernel::{Object, file::File, get, layer, path::Walked, task::Task},
     maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
     run::{Run, scratch},
 };
@@ -116,6 +116,20 @@ pub(crate) extern "C" fn sumun_answers(level: u32, index: u32, walked: u64) -> u
         });
     }
     0
+}
+
+/// Hands over what is known of the layer that the executable is of: its `EXE_*` flags.
+#[inline(always)]
+pub(crate) fn set_in_image(level: u32, flags: u32) {
+    if let Some(scratch) = scratch(level) {
+        // SAFETY: the scratch is this run's; the values have room for every id.
+        unsafe {
+            addr_of_mut!((*scratch).values)
+                .cast::<u32>()
+                .add(id::IN_IMAGE as usize)
+                .write(layer::number(flags));
+        }
+    }
 }
 
 /// What became of an event: in one word, because a global function returns a number.

@@ -15,7 +15,9 @@ use sumun_abi::event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN};
 use sumun_abi::event::network::CONN_LOST;
 use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_policy::doors::Doors;
-use sumun_policy::verdict::{AFTER, Atom, End, Id, Outcome, RESULT_ZERO, Texts, VerdictPlan};
+use sumun_policy::verdict::{
+    AFTER, Atom, End, Id, NO_IMAGE, Outcome, RESULT_ZERO, Texts, VerdictPlan,
+};
 use sumun_policy::{CheckedPolicy, Matcher, Verdict, check_file};
 use sumun_proto::v1::{Image, Kind};
 use sumun_proto::view::{UNKNOWN_TEXT, ip_from};
@@ -382,6 +384,7 @@ fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
                 }
                 Id::Protocol => network?.protocol,
                 Id::Result => network?.result?.cast_unsigned() ^ RESULT_ZERO,
+                Id::InImage => own.in_image.map_or(NO_IMAGE, u32::from),
             };
             Some((range.0..=range.1).contains(&number))
         }

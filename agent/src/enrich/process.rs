@@ -67,6 +67,10 @@ pub struct Program {
     pub exe_dev: u32,
     /// Inode of the executable.
     pub exe_ino: u64,
+    /// It came with the image that the process's root directory is of; `None` = that is no image.
+    pub in_image: Option<bool>,
+    /// Its inode's change time, ns since the Unix epoch; 0 = not known.
+    pub exe_changed_ns: u64,
     /// Arguments.
     pub args: Vec<String>,
     /// `FLAW_*` of them.
@@ -668,6 +672,8 @@ impl Tree {
             exe_flaws: program.exe_flaws,
             exe_dev: program.exe_dev,
             exe_ino: program.exe_ino,
+            in_image: program.in_image,
+            exe_changed_ns: program.exe_changed_ns,
             args: Vec::new(),
             args_flaws: program.args_flaws | DROPPED,
             args_total: program.args_total,

@@ -55,6 +55,8 @@ fn program(image: &Image) -> Program {
         exe_flaws: image.exe_flaws,
         exe_dev: image.exe_dev,
         exe_ino: image.exe_ino,
+        in_image: image.in_image,
+        exe_changed_ns: image.exe_changed_ns,
         args: image.args.clone(),
         args_flaws: image.args_flaws,
         args_total: image.args_total,

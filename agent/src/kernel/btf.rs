@@ -163,6 +163,12 @@ impl<'a> Btf<'a> {
         self.id(name, KIND_STRUCT)
     }
 
+    /// Size of a structure in bytes.
+    #[must_use]
+    pub fn structure_size(&self, name: &str) -> Option<u32> {
+        self.size(self.structure(name)?)
+    }
+
     /// Id of a function.
     #[must_use]
     pub fn function(&self, name: &str) -> Option<u32> {

@@ -30,6 +30,7 @@ impl Slots {
                     Place::Field(name, _)
                     | Place::Bit(name, _)
                     | Place::Value(name, _)
+                    | Place::Size(name)
                     | Place::Type(name)
                     | Place::Function(name) => {
                         wanted.insert(*name);
@@ -52,6 +53,7 @@ impl Slots {
                     Place::Bit(structure, path) => btf.field_bit(structure, path),
                     Place::Value(enumeration, name) => btf.enumerator(enumeration, name),
                     Place::Arguments(tracepoint) => btf.tracepoint_arguments(tracepoint),
+                    Place::Size(name) => btf.structure_size(name),
                     Place::Type(name) => btf.structure(name),
                     Place::Function(name) => btf.function(name),
                 })

@@ -119,6 +119,7 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
                     Id::DstPort => id::DST_PORT,
                     Id::Protocol => id::PROTOCOL,
                     Id::Result => id::RESULT,
+                    Id::InImage => id::IN_IMAGE,
                 };
                 verdicts.numbered[id as usize] |= bit;
                 *number = Number {

@@ -182,6 +182,8 @@ impl BatchBuilder {
             image.exe_flaws = program.exe_flaws;
             image.exe_dev = program.exe_dev;
             image.exe_ino = program.exe_ino;
+            image.in_image = program.in_image;
+            image.exe_changed_ns = program.exe_changed_ns;
             image.args.clone_from(&program.args);
             image.args_flaws = program.args_flaws;
             image.args_total = program.args_total;

@@ -109,6 +109,7 @@ pub fn program(record: &Record<'_>, asked: &Asked) -> Program {
         exe_flaws: flaws,
         exe_dev: asked.dev,
         exe_ino: asked.ino,
+        in_image: super::process::in_image(asked.flags),
         args_flaws: lost,
         cwd_flaws: lost,
         ..Program::default()

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::rc::Rc;
 
-use sumun_abi::event::process::{Actor, Exec, Exit, Fork};
+use sumun_abi::event::process::{Actor, EXE_IN_IMAGE, EXE_LAYERED, Exec, Exit, Fork};
 use sumun_abi::record::{ARGS_MAX, FLAW_DELETED, FLAW_PARTIAL, FLAW_RACY, Span};
 use sumun_proto::text;
 use sumun_proto::v1::{self, Event, Kind};
@@ -100,6 +100,8 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
             exe_flaws: flaws(exec.exe) | deleted,
             exe_dev: exec.exe_dev,
             exe_ino: exec.exe_ino,
+            in_image: in_image(exec.exe_flags),
+            exe_changed_ns: exec.exe_changed_ns,
             args: split(record.text(exec.args)),
             args_flaws: flaws(exec.args) | racy,
             args_total: exec.args_total,
@@ -119,6 +121,11 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
             image: exec.parent_image,
         },
     }
+}
+
+/// Whether an executable with these `EXE_*` came with the image; `None` if the root directory is of none.
+pub fn in_image(flags: u32) -> Option<bool> {
+    (flags & EXE_LAYERED != 0).then_some(flags & EXE_IN_IMAGE != 0)
 }
 
 /// Arguments end with NUL; one that was cut off is kept as the last.

@@ -154,12 +154,13 @@ fn is_of_batch(column: Column) -> bool {
     )
 }
 
-/// Whether the value depends on the image alone. The thread is the event's.
+/// Whether the value depends on the image alone. The thread is the event's, and so is the time from the last change.
 fn is_of_image(column: Column) -> bool {
     match column {
         Column::Field(id) => {
             OF_WORKLOAD.contains(&id)
-                || id != FieldId::ProcTid && id.info().name.starts_with("proc.")
+                || !matches!(id, FieldId::ProcTid | FieldId::ProcExeAge)
+                    && id.info().name.starts_with("proc.")
         }
         Column::AncestorsPid
         | Column::AncestorsExecId

@@ -47,6 +47,22 @@ setup() {
     cp /bin/bash /usr/lib/systemd/systemd-sysctl
     cp /bin/true "$opt/bin/runc-child"
     cp /bin/bash "$opt/bin/runc"
+    # The image of a container.
+    mkdir -p "$opt/box/lower" "$opt/box/upper" "$opt/box/work" "$opt/box/root"
+    cp "$(command -v busybox)" "$opt/box/lower/busybox"
+    mount -t overlay -o "lowerdir=$opt/box/lower,upperdir=$opt/box/upper,workdir=$opt/box/work" starter "$opt/box/root" || exit 3
+}
+
+# Runs a script in the container: what makes it one is its cgroup.
+in_box() {
+    hierarchy=/sys/fs/cgroup/pids
+    [ -e "$hierarchy/cgroup.procs" ] || hierarchy=/sys/fs/cgroup
+    box=docker/$(printf '%063d%d' 0 7)
+    mkdir -p "$hierarchy/$box"
+    must /bin/sh -c 'echo $$ >"$1/cgroup.procs" && exec chroot "$2" /busybox sh -c "$3"' sh "$hierarchy/$box" "$opt/box/root" "$1"
+    # The last of them may still be on its way out.
+    for _ in 1 2 3 4 5 6 7 8 9 10; do rmdir "$hierarchy/$box" 2>/dev/null && break; sleep 0.1; done
+    rmdir --ignore-fail-on-non-empty "$hierarchy/docker" 2>/dev/null
 }
 
 # Calls that no tool makes for us, by perl or a copy of it: ptrace, process_vm_writev, finit_module. (A text is handed over by its
@@ -84,6 +100,8 @@ negative() {
     rm -f "$bin/runc-child"
     "$bin/runc" -c '/proc/self/fd/9; true'
     exec 9<&-
+    # container-drift: what came with the image
+    in_box '/busybox true; /busybox sh -c :'
     # credentials: public halves, names, and the tools themselves
     cat /root/.ssh/id_ed25519.pub /home/user/.ssh/id_rsa.pub /etc/passwd /etc/group
     ls -l /etc/shadow /root/.ssh /root/.aws /etc/ssl/private
@@ -293,6 +311,7 @@ positive() {
     rm -f "$bin/gone"
     /proc/self/fd/9
     exec 9<&-
+    in_box '/busybox cp /busybox /fresh; /fresh true; :'
     cat /etc/shadow /root/.ssh/id_ed25519 /home/user/.ssh/id_rsa /etc/ssl/private/server.key
     cat /root/.aws/credentials /home/user/.kube/config
     echo token >/run/secrets/kubernetes.io/starter

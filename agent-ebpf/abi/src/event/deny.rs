@@ -19,7 +19,7 @@ pub struct Asked {
     pub actor: Actor,
     /// What was asked for: the kind (`event::kind`) of the records of such a call.
     pub kind: u32,
-    /// Files: `ACCESS_*` and `OPEN_*` of `event::file`.
+    /// Files: `ACCESS_*` and `OPEN_*` of `event::file`. Executions: `EXE_*` of `event::process`.
     pub flags: u32,
     /// Mounts: the call's own flags; `PTRACE`: the mode (`PTRACE_MODE_*`); `MAP_WX`: the protection; `MODULE_LOAD`: what is
     /// read (`enum kernel_read_file_id`).

@@ -124,6 +124,8 @@ pub struct Exec {
     pub exe_nlink: u32,
     /// The executable's inode number.
     pub exe_ino: u64,
+    /// When its content or attributes were last changed (`i_ctime`): ns since the Unix epoch; 0 = not known.
+    pub exe_changed_ns: u64,
     /// Path of the kernel's file object (`mm->exe_file`).
     pub exe: Span,
     /// Working directory.
@@ -142,7 +144,7 @@ pub struct Exec {
     /// As `Fork::lineage_unknown`.
     pub lineage_unknown: u32,
 }
-assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 24 + 8 + 16);
+assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 8 + 24 + 8 + 16);
 
 /// What became of an event that the kernel judged by the rules that it can judge alone.
 pub mod outcome {
@@ -170,6 +172,10 @@ pub mod outcome {
 pub const EXE_SECURE: u32 = 1 << 0;
 /// The executable is a script: `exe` is the interpreter (`bprm->interp != filename`).
 pub const EXE_INTERPRETED: u32 = 1 << 1;
+/// The root directory of the process lies on an overlay, as those of containers do: the next flag says something.
+pub const EXE_LAYERED: u32 = 1 << 2;
+/// With [`EXE_LAYERED`]: the executable is of that overlay, and not of its upper layer, where changes go.
+pub const EXE_IN_IMAGE: u32 = 1 << 3;
 
 /// The last thread of a process has gone.
 #[repr(C)]

@@ -70,6 +70,17 @@ fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
             value: Operand::Field(field),
             ..
         } if is_of_denied(*field, kind) => Ok(Formula::Const(false)),
+        // Absent is neither, so that what is not true is not false.
+        Expr::Bool(Operand::Field(FieldId::ProcExeInImage)) => match kind {
+            Kind::Exec => {
+                let asked = u32::from(positive);
+                Ok(Formula::number(Id::InImage, vec![(asked, asked)]))
+            }
+            _ => Err(Beyond {
+                condition: "proc.exe.in_image".into(),
+                why: "the kernel knows it when the program is executed",
+            }),
+        },
         atom => {
             if let Some(holds) = kind_condition(atom, kind) {
                 return Ok(Formula::Const(holds == positive));

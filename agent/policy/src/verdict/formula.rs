@@ -213,7 +213,10 @@ impl Formula {
 impl Id {
     /// False for what every event of a kind with this number has.
     fn can_be_absent(self) -> bool {
-        matches!(self, Self::SrcPort | Self::DstPort | Self::Result)
+        matches!(
+            self,
+            Self::SrcPort | Self::DstPort | Self::Result | Self::InImage
+        )
     }
 }
 

@@ -146,7 +146,12 @@ pub enum Id {
     Protocol,
     /// `result`, moved up by [`RESULT_ZERO`].
     Result,
+    /// Of an exec: 1 if `proc.exe.in_image`, 0 if not, [`NO_IMAGE`] if that is absent.
+    InImage,
 }
+
+/// As an [`Id::InImage`]: the root directory of the process is of no image.
+pub const NO_IMAGE: u32 = sumun_abi::verdict::id::NO_IMAGE;
 
 /// What a result of zero is as an [`Id::Result`].
 pub const RESULT_ZERO: u32 = 1 << 31;

@@ -436,6 +436,14 @@ fn what_only_the_agent_judges_is_left_to_it_with_the_reason() {
 }
 
 #[test]
+fn what_is_of_no_image_is_neither_in_it_nor_not() {
+    assert_eq!(told("proc.exe.in_image", &[]), "InImage(1..1)");
+    assert_eq!(told("!proc.exe.in_image", &[]), "InImage(0..0)");
+    let open = told_on("open", "!proc.exe.in_image", &[]);
+    assert!(open.contains("(the kernel knows it when the program is executed)"), "{open}");
+}
+
+#[test]
 fn an_exception_is_part_of_the_clauses_until_it_expires() {
     let name = "proc.exe.name == 'nc'";
     assert_eq!(told(name, &[("proc.uid == 0", "")]), "!Uid(0..0) exe(nc)");

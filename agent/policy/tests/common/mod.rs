@@ -178,6 +178,7 @@ const INTS: &[&str] = &[
     "bpf.prog.id",
     "net.folded",
     "socket.protocol",
+    "proc.exe.age",
 ];
 const BOOLS: &[&str] = &[
     "file.access.read",
@@ -187,6 +188,7 @@ const BOOLS: &[&str] = &[
     "file.trunc",
     "net.dst.private",
     "proc.exe.deleted",
+    "proc.exe.in_image",
     "file.deleted",
     "file.new_setuid",
     "file.new_exec",
@@ -365,6 +367,8 @@ fn image(dice: &mut Dice<'_>, parent: u32, unknowns: bool) -> Image {
             0
         },
         cwd: dice.pick(PATHS).to_owned(),
+        in_image: dice.chance(8).then_some(dice.chance(5)).filter(|_| seen),
+        exe_changed_ns: dice.pick(&[0, 1_767_225_599_000_000_000, 1_767_225_605_000_000_000]),
         auid: dice.chance(8).then_some(1000),
         kernel_thread: dice.chance(1),
         uid: dice.pick(&[0, 1, 1000]),

@@ -146,7 +146,11 @@ fn programs_that_did_not_come_with_the_image_are_told_and_killed_before_they_sta
             panic!("{name}: {:?}", rows[name]);
         };
         let said = row.pointer("/proc/exe/in_image");
-        assert_eq!(said.and_then(|value| value.as_bool()), Some(in_image), "{row}");
+        assert_eq!(
+            said.and_then(|value| value.as_bool()),
+            Some(in_image),
+            "{row}"
+        );
         assert_eq!(text(row, "container.id"), container, "{row}");
         assert_eq!(text(row, "verdict.outcome"), outcome, "{row}");
         if !outcome.is_empty() {

@@ -132,7 +132,6 @@ effect = "record"
     }
     // Last: the kernel is not the same after it had audit on.
     if wanted("peers") {
-        let rounds = rounds.min(7);
         println!("peers: {rounds} rounds");
         let dirs = (scratch.path(), matched.as_path());
         peers::run(rounds, dirs, &work, &mut agent, &collector, report)?;

@@ -440,7 +440,10 @@ fn what_is_of_no_image_is_neither_in_it_nor_not() {
     assert_eq!(told("proc.exe.in_image", &[]), "InImage(1..1)");
     assert_eq!(told("!proc.exe.in_image", &[]), "InImage(0..0)");
     let open = told_on("open", "!proc.exe.in_image", &[]);
-    assert!(open.contains("(the kernel knows it when the program is executed)"), "{open}");
+    assert!(
+        open.contains("(the kernel knows it when the program is executed)"),
+        "{open}"
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::Config;
 use crate::enrich::process::Limits;
 use crate::forward;
-use crate::kernel::{Kernel, KernelConfig, heap};
+use crate::kernel::{Kernel, KernelConfig, heap, resident};
 use crate::pipeline::{Control, Pipeline, Setup};
 use crate::privacy::Redactor;
 use crate::spool::{self, Spool};
@@ -126,6 +126,9 @@ async fn serve(
     ));
     status.update(|parts| parts.phase = Phase::Running);
     status::ready();
+    if let Err(error) = resident::give_back() {
+        tracing::debug!(%error, "what only the start needed stays in memory");
+    }
     tracing::info!("collecting");
 
     loop {

@@ -19,6 +19,7 @@ mod lock;
 pub mod pidfd;
 mod pins;
 mod probe;
+pub mod resident;
 mod ring;
 mod sharers;
 mod slots;

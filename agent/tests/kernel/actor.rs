@@ -2,13 +2,6 @@
 //!
 //! A binary that uses it has a test `actor` that calls [`act`]; without the variable it does nothing.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses a part of it"
-)]
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
 use std::{
     ffi::OsStr,
     fs::{self, OpenOptions},
@@ -29,7 +22,7 @@ const BEGUN: &str = "begun";
 const THROUGH: &str = "through";
 
 /// This program under another name.
-pub fn program(path: PathBuf) -> PathBuf {
+pub(crate) fn program(path: PathBuf) -> PathBuf {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let own = std::env::current_exe().unwrap();
     if fs::hard_link(&own, &path).is_err() {
@@ -41,7 +34,7 @@ pub fn program(path: PathBuf) -> PathBuf {
 /// The program as a child that does these things: `read PATH`, `write PATH`, `create PATH`, `rewrite PATH` (truncates),
 /// `close PATH` (writes and closes), `connect ADDRESS`, `begin ADDRESS` (without waiting in the call), `accept` (a
 /// connection of its own), `wait` (for the end of the input), `thread ACT` (in another thread).
-pub fn command(program: impl AsRef<OsStr>, acts: &[String]) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>, acts: &[String]) -> Command {
     let mut command = Command::new(program);
     command
         .args(["--exact", "actor", "--nocapture"])
@@ -52,7 +45,7 @@ pub fn command(program: impl AsRef<OsStr>, acts: &[String]) -> Command {
 }
 
 /// Whether it did all of it. It was killed in the middle if not.
-pub fn is_through(output: &Output) -> bool {
+pub(crate) fn is_through(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stdout);
     let through = said.contains(THROUGH);
     if !through {
@@ -62,12 +55,12 @@ pub fn is_through(output: &Output) -> bool {
 }
 
 /// Whether it was killed before it did anything.
-pub fn is_begun(output: &Output) -> bool {
+pub(crate) fn is_begun(output: &Output) -> bool {
     String::from_utf8_lossy(&output.stdout).contains(BEGUN)
 }
 
 /// Does what the variable says and ends.
-pub fn act() {
+pub(crate) fn act() {
     let Ok(acts) = std::env::var(ACTS) else {
         return;
     };

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "32-bit calls and their memory are made by hand")]
 
 /// A 32-bit system call made from 64-bit code; pointers have to lie below 4 GiB.
-pub fn int80(number: u32, a: u32, b: u32, c: u32, d: u32) -> i32 {
+pub(crate) fn int80(number: u32, a: u32, b: u32, c: u32, d: u32) -> i32 {
     let result: u64;
     // SAFETY: enters the kernel like any system call; rbx is saved by hand because the
     // compiler keeps it for itself, and the kernel clobbers r8 to r11.
@@ -25,10 +25,10 @@ pub fn int80(number: u32, a: u32, b: u32, c: u32, d: u32) -> i32 {
 }
 
 /// Strings in memory that a 32-bit call can point to.
-pub struct Low(*mut u8, usize);
+pub(crate) struct Low(*mut u8, usize);
 
 impl Low {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: a new anonymous mapping in the low 2 GiB, leaked with the test.
         let at = unsafe {
             libc::mmap(
@@ -44,7 +44,7 @@ impl Low {
         Low(at.cast(), 0)
     }
 
-    pub fn put(&mut self, bytes: &[u8]) -> u32 {
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> u32 {
         assert!(self.1 + bytes.len() < 4096);
         // SAFETY: inside the mapping.
         unsafe {

@@ -1,12 +1,5 @@
 //! A kernel side with rules that deny, compiled for its doors as an agent does.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses a part of it"
-)]
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
 use std::{
     fs::File,
     io,
@@ -18,18 +11,18 @@ use sumun_agent::kernel::{Kernel, KernelConfig, LockPlace, Swapped};
 use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
 use sumun_proto::{catalogue::kind_name, v1::Kind};
 
-use super::kernel::{Bench, bench};
+use crate::bench::{self, BESIDE, Bench};
 
-pub struct Ruled {
-    pub bench: Bench,
+pub(crate) struct Ruled {
+    pub(crate) bench: Bench,
     generation: u32,
     dir: tempfile::TempDir,
 }
 
 impl Ruled {
     /// Or says why these kinds cannot be denied here.
-    pub fn new(name: &str, kinds: &[Kind]) -> Option<Self> {
-        let mut bench = bench(name)?;
+    pub(crate) fn new(name: &str, kinds: &[Kind]) -> Option<Self> {
+        let mut bench = bench::take(name)?;
         if bench.kernel().doors().is_empty() {
             bench.kernel().try_doors().unwrap();
         }
@@ -55,18 +48,18 @@ impl Ruled {
     }
 
     /// The rule that denies on a kind (none on `exit`, which cannot be denied) becomes the only one.
-    pub fn load(&mut self, on: &str, when: &str) {
+    pub(crate) fn load(&mut self, on: &str, when: &str) {
         self.generation += 1;
         let generation = self.generation;
         load(self.bench.kernel(), on, when, generation);
     }
 
-    pub fn load_into(&self, kernel: &mut Kernel, on: &str, when: &str) {
+    pub(crate) fn load_into(&self, kernel: &mut Kernel, on: &str, when: &str) {
         load(kernel, on, when, 1);
     }
 
     /// The next agent takes over; its rules are those that are there.
-    pub fn again(&mut self) {
+    pub(crate) fn again(&mut self) {
         let mut kernel = Kernel::load(&self.bench.config).unwrap();
         kernel.try_doors().unwrap();
         kernel.attach().unwrap();
@@ -74,9 +67,9 @@ impl Ruled {
     }
 
     /// A second kernel side, of somebody else.
-    pub fn beside(&self) -> Kernel {
+    pub(crate) fn beside(&self) -> Kernel {
         let config = KernelConfig {
-            directory: format!("{}-beside", self.bench.config.directory),
+            directory: format!("{}{BESIDE}", self.bench.config.directory),
             lock: LockPlace::File(self.dir.path().join("lock")),
             ..KernelConfig::default()
         };
@@ -113,7 +106,7 @@ fn policy(text: &str) -> CheckedPolicy {
 
 /// A socket of MPTCP, if this kernel has it.
 #[expect(unsafe_code, reason = "nix knows no such protocol")]
-pub fn mptcp() -> Option<OwnedFd> {
+pub(crate) fn mptcp() -> Option<OwnedFd> {
     // SAFETY: numbers only; the descriptor is new.
     unsafe {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 262);
@@ -130,7 +123,7 @@ fn returned(result: libc::c_long) -> io::Result<()> {
 
 /// Takes hold of a process, and lets it go.
 #[expect(unsafe_code, reason = "no crate of ours has the call")]
-pub fn seize(pid: u32) -> io::Result<()> {
+pub(crate) fn seize(pid: u32) -> io::Result<()> {
     const PTRACE_SEIZE: libc::c_uint = 0x4206;
     // SAFETY: numbers only.
     unsafe {
@@ -143,7 +136,7 @@ pub fn seize(pid: u32) -> io::Result<()> {
 
 /// Memory to write and execute, at once or by changing its protection.
 #[expect(unsafe_code, reason = "memory that is given back at once")]
-pub fn map_both(later: bool) -> io::Result<()> {
+pub(crate) fn map_both(later: bool) -> io::Result<()> {
     let both = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
     let first = if later { libc::PROT_READ } else { both };
     // SAFETY: new memory that nothing else uses.
@@ -167,7 +160,7 @@ pub fn map_both(later: bool) -> io::Result<()> {
 
 /// A module from a file.
 #[expect(unsafe_code, reason = "no crate has the call")]
-pub fn load_module(path: &Path) -> io::Result<()> {
+pub(crate) fn load_module(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     // SAFETY: a descriptor, a C string and a number.
     returned(unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) })

@@ -1,9 +1,4 @@
 //! Rules that kill at opens, closes, connects and accepts, on the running kernel: nobody reads while the process dies.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-#[path = "kernel/actor.rs"]
-mod actor;
-mod kernel;
 
 use std::{
     collections::BTreeMap,
@@ -30,13 +25,8 @@ use sumun_policy::{
 };
 use sumun_proto::v1::Kind;
 
-use actor::{command, is_begun, is_through, program};
-use kernel::{Bench, Seen};
-
-#[test]
-fn actor() {
-    actor::act();
-}
+use crate::actor::{command, is_begun, is_through, program};
+use crate::bench::{self, Bench, Seen};
 
 const LOCAL: &str = "127.0.0.1";
 const RULE: u32 = 7;
@@ -50,7 +40,7 @@ struct Case {
 
 impl Case {
     fn new(name: &str) -> Option<Self> {
-        let mut bench = kernel::bench(name)?;
+        let mut bench = bench::take(name)?;
         bench.kernel().hold_until(u64::MAX).unwrap();
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("files")).unwrap();
@@ -205,7 +195,7 @@ fn an_open_kills_at_once_every_time_by_path_name_and_access() {
         assert!(!case.kills(Kind::Open, format!("write {other}")));
     }
     // Nothing is left out in a hundred.
-    let opens = (0..kernel::times(100)).map(|_| case.kills(Kind::Open, format!("write {secret}")));
+    let opens = (0..bench::times(100)).map(|_| case.kills(Kind::Open, format!("write {secret}")));
     assert!(opens.collect::<Vec<_>>().iter().all(|killed| *killed));
 
     // Created, truncated, and the negations.

@@ -1,14 +1,11 @@
 //! Talk by UDP, on the running kernel: once a process and address, whoever makes the call.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::process::id;
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendmsg};
 use sumun_abi::event::network::{CONN_COPY, FAMILY_INET, FLOWS_PER_SECOND, RESULT_UNKNOWN};
 use sumun_abi::loss::reason;
@@ -60,7 +57,7 @@ fn local(port: u16) -> SocketAddr {
 
 #[test]
 fn each_address_is_told_once() {
-    let Some(mut bench) = kernel::bench("udp") else {
+    let Some(mut bench) = bench::take("udp") else {
         return;
     };
     load(&mut bench, KindPlan::All);
@@ -106,7 +103,7 @@ fn each_address_is_told_once() {
 
 #[test]
 fn both_families_are_told_as_what_they_are() {
-    let Some(mut bench) = kernel::bench("udp6") else {
+    let Some(mut bench) = bench::take("udp6") else {
         return;
     };
     load(&mut bench, KindPlan::All);
@@ -131,7 +128,7 @@ fn both_families_are_told_as_what_they_are() {
 
 #[test]
 fn only_what_is_asked_for_leaves_the_kernel() {
-    let Some(mut bench) = kernel::bench("udp-filter") else {
+    let Some(mut bench) = bench::take("udp-filter") else {
         return;
     };
     let ports = |first, last| Clause {
@@ -168,7 +165,7 @@ fn only_what_is_asked_for_leaves_the_kernel() {
 
 #[test]
 fn what_nobody_asks_for_is_not_attached() {
-    let Some(mut bench) = kernel::bench("udp-off") else {
+    let Some(mut bench) = bench::take("udp-off") else {
         return;
     };
     let links = bench
@@ -202,7 +199,7 @@ fn what_nobody_asks_for_is_not_attached() {
 /// More new addresses than a second has room for: each is told, or counted as lost.
 #[test]
 fn a_flood_is_bounded_and_counted() {
-    let Some(mut bench) = kernel::bench("udp-flood") else {
+    let Some(mut bench) = bench::take("udp-flood") else {
         return;
     };
     load(&mut bench, KindPlan::All);

@@ -1,7 +1,4 @@
 //! Process life on the running kernel: exact paths, arguments, parents and ends.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{
     ffi::OsString,
@@ -9,12 +6,13 @@ use std::{
     process::Command,
 };
 
+use crate::bench;
 use sumun_abi::record::{ARGS_MAX, FLAW_TRUNCATED, SOURCE_COPY, SOURCE_OBJECT};
 use sumun_agent::receive::record::Body;
 
 #[test]
 fn exec_names_the_file_and_every_argument() {
-    let Some(mut bench) = kernel::bench("exec") else {
+    let Some(mut bench) = bench::take("exec") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -107,7 +105,7 @@ fn exec_names_the_file_and_every_argument() {
 
 #[test]
 fn long_arguments_are_cut_and_marked() {
-    let Some(mut bench) = kernel::bench("args") else {
+    let Some(mut bench) = bench::take("args") else {
         return;
     };
     let long = "y".repeat(100_000);
@@ -133,7 +131,7 @@ fn long_arguments_are_cut_and_marked() {
 
 #[test]
 fn a_script_is_its_interpreter_with_the_script_as_argument() {
-    let Some(mut bench) = kernel::bench("script") else {
+    let Some(mut bench) = bench::take("script") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -164,7 +162,7 @@ fn a_script_is_its_interpreter_with_the_script_as_argument() {
 
 #[test]
 fn each_process_ends_once_and_threads_are_no_processes() {
-    let Some(mut bench) = kernel::bench("exit") else {
+    let Some(mut bench) = bench::take("exit") else {
         return;
     };
     let mut pids = Vec::new();
@@ -211,7 +209,7 @@ fn each_process_ends_once_and_threads_are_no_processes() {
 
 #[test]
 fn the_iterator_finds_every_process_that_runs() {
-    let Some(mut bench) = kernel::bench("tasks") else {
+    let Some(mut bench) = bench::take("tasks") else {
         return;
     };
     let mut children: Vec<_> = (0..300)

@@ -1,15 +1,12 @@
 //! Modules, BPF programs, mounts and roots, other kernels and io_uring, on the running kernel.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![expect(
     unsafe_code,
     reason = "calls that the standard library keeps away from are what is tested"
 )]
 
-mod kernel;
-
 use std::{ffi::CString, fs, os::fd::AsRawFd, path::Path, ptr};
 
-use kernel::Seen;
+use crate::bench::{self, Seen};
 use libc::{c_long, syscall};
 use sumun_abi::event::{
     file::CALL_COMPAT,
@@ -67,7 +64,7 @@ fn load(instructions: &[u64]) -> c_long {
 
 #[test]
 fn bpf_programs_are_told_by_the_kernels_object() {
-    let Some(mut bench) = kernel::bench("bpf") else {
+    let Some(mut bench) = bench::take("bpf") else {
         return;
     };
     bench.ask(&[Kind::Bpf]);
@@ -117,7 +114,7 @@ fn mounts(seen: &[Seen]) -> Vec<(Kind, Mount, [String; 5])> {
 
 #[test]
 fn mounts_and_roots_are_told() {
-    let Some(mut bench) = kernel::bench("mounts") else {
+    let Some(mut bench) = bench::take("mounts") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -229,7 +226,7 @@ fn mounts_and_roots_are_told() {
 
 #[test]
 fn attempts_to_load_modules_and_kernels_are_told() {
-    let Some(mut bench) = kernel::bench("modules") else {
+    let Some(mut bench) = bench::take("modules") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

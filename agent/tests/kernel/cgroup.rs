@@ -1,8 +1,5 @@
 //! Cgroups on the running kernel: that they are told by id and path before any process is in them, in the hierarchy that
 //! names processes' cgroups and in no other.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command};
 
@@ -10,7 +7,7 @@ use sumun_abi::event::kind;
 use sumun_agent::kernel::cgroup;
 use sumun_agent::receive::record::{Body, Record};
 
-use self::kernel::Seen;
+use crate::bench::{self, Seen};
 
 /// Where the hierarchy is mounted; with v1 controllers each has its own.
 fn mount(controller: &str) -> PathBuf {
@@ -36,7 +33,7 @@ fn told(seen: &[Seen], name: &str) -> Vec<(u16, u64, String)> {
 
 #[test]
 fn a_cgroup_is_told_with_its_id_before_the_processes_in_it() {
-    let Some(mut bench) = kernel::bench("cgroup") else {
+    let Some(mut bench) = bench::take("cgroup") else {
         return;
     };
     let controller = bench.kernel().cgroup_controller();
@@ -93,7 +90,7 @@ fn a_cgroup_is_told_with_its_id_before_the_processes_in_it() {
 
 #[test]
 fn a_rename_is_told() {
-    let Some(mut bench) = kernel::bench("cgroup-rename") else {
+    let Some(mut bench) = bench::take("cgroup-rename") else {
         return;
     };
     let controller = bench.kernel().cgroup_controller();

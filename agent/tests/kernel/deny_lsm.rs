@@ -1,13 +1,6 @@
 //! Calls that the kernel denies by BPF LSM, on the running kernel: judged from outside, by what stands in files and what runs.
 //!
 //! Where a kernel has no such door each test says so and why.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-#[path = "kernel/actor.rs"]
-mod actor;
-mod kernel;
-#[path = "kernel/rules.rs"]
-mod rules;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,13 +16,9 @@ use sumun_agent::receive::record::Body;
 use sumun_policy::doors::DENIABLE;
 use sumun_proto::{catalogue::kind_name, v1::Kind};
 
-use kernel::Seen;
-use rules::Ruled;
-
-#[test]
-fn actor() {
-    actor::act();
-}
+use crate::actor;
+use crate::bench::{self, Seen};
+use crate::rules::{self, Ruled};
 
 fn eperm<T>(result: io::Result<T>) -> bool {
     result.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
@@ -64,7 +53,7 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 /// What is said of each kind is what is so: where BPF is no security module, its programs attach and do nothing.
 #[test]
 fn what_has_no_effect_is_not_promised() {
-    let Some(mut bench) = kernel::bench("lsm-doors") else {
+    let Some(mut bench) = bench::take("lsm-doors") else {
         return;
     };
     bench.kernel().try_doors().unwrap();

@@ -1,12 +1,5 @@
 //! Calls that the kernel denies, on the running kernel, by programs on the root of all cgroups: judged from outside, by what came
 //! to the other end or stands in the file, and by the record of each.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-#[path = "kernel/actor.rs"]
-mod actor;
-mod kernel;
-#[path = "kernel/rules.rs"]
-mod rules;
 
 use std::{
     fs,
@@ -27,13 +20,11 @@ use sumun_abi::{
 use sumun_agent::receive::record::Body;
 use sumun_proto::v1::Kind;
 
-use kernel::Seen;
-use rules::Ruled;
-
-#[test]
-fn actor() {
-    actor::act();
-}
+use crate::{
+    actor,
+    bench::Seen,
+    rules::{self, Ruled},
+};
 
 /// The calls that were asked about, of a kind of record.
 fn asked(seen: &[Seen], kind: u16) -> Vec<Asked> {
@@ -347,7 +338,7 @@ fn denials_outlive_the_agent_until_the_lease_is_over() {
     let (tcp, udp) = listeners("127.0.0.1").unwrap();
     let to = tcp.local_addr().unwrap();
     ruled.load("connect", &format!("net.dst.port == {}", to.port()));
-    drop(ruled.bench.kernel.take());
+    ruled.bench.quit();
     assert!(eperm(TcpStream::connect(to)));
     assert!(is_quiet(&tcp, &udp));
     // The next one finds it all, and what was denied meanwhile.

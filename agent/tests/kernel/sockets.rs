@@ -1,14 +1,11 @@
 //! Sockets that are bound and that listen, on the running kernel, native and 32-bit.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{
     net::{TcpListener, UdpSocket},
     os::{fd::AsRawFd, unix::net::UnixListener},
 };
 
-use kernel::Seen;
+use crate::bench::{self, Seen};
 use sumun_agent::receive::{network, record::Body};
 use sumun_proto::v1::Kind;
 use sumun_proto::view::ip_from;
@@ -33,7 +30,7 @@ fn own(seen: &[Seen]) -> Vec<(Kind, u32, String, u32)> {
 
 #[test]
 fn sockets_are_told_with_their_own_end() {
-    let Some(mut bench) = kernel::bench("sockets") else {
+    let Some(mut bench) = bench::take("sockets") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -69,8 +66,8 @@ fn sockets_are_told_with_their_own_end() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_sockets_are_told_too() {
-    use kernel::low::{Low, int80};
-    let Some(mut bench) = kernel::bench("sockets32") else {
+    use crate::low::{Low, int80};
+    let Some(mut bench) = bench::take("sockets32") else {
         return;
     };
     if int80(20, 0, 0, 0, 0) != std::process::id() as i32 {

@@ -1,10 +1,8 @@
 //! Losses are exact, an agent that died leaves everything, and there is only one.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
+use crate::bench;
 use sumun_abi::{
     loss::reason,
     record::{RING_BULK, RING_LIFE},
@@ -36,7 +34,7 @@ fn opens_in(dir: &Path) -> Plan {
 }
 
 /// Sequences seen per stream.
-fn sequences(seen: &[kernel::Seen]) -> BTreeMap<StreamId, Vec<u64>> {
+fn sequences(seen: &[bench::Seen]) -> BTreeMap<StreamId, Vec<u64>> {
     let mut found: BTreeMap<StreamId, Vec<u64>> = BTreeMap::new();
     for record in seen {
         let header = sumun_agent::receive::record::Record::parse(&record.bytes)
@@ -54,8 +52,7 @@ fn sequences(seen: &[kernel::Seen]) -> BTreeMap<StreamId, Vec<u64>> {
 
 #[test]
 fn an_overflow_is_counted_to_the_record() {
-    let Some(mut bench) = kernel::bench_with("overflow", |config| config.bulk_bytes = 64 * 1024)
-    else {
+    let Some(mut bench) = bench::own("overflow", |config| config.bulk_bytes = 64 * 1024) else {
         return;
     };
     bench.kernel().set_filter(&opens(), 1).unwrap();
@@ -108,7 +105,7 @@ fn an_overflow_is_counted_to_the_record() {
 
 #[test]
 fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
-    let Some(mut bench) = kernel::bench("killed") else {
+    let Some(mut bench) = bench::own("killed", |_| {}) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -197,7 +194,7 @@ fn what_a_killed_agent_had_not_read_is_found_by_the_next() {
 
 #[test]
 fn other_sizes_begin_anew() {
-    let Some(mut bench) = kernel::bench("sizes") else {
+    let Some(mut bench) = bench::own("sizes", |_| {}) else {
         return;
     };
     let generation = bench.kernel().pin_generation();
@@ -213,7 +210,7 @@ fn other_sizes_begin_anew() {
 
 #[test]
 fn a_second_agent_is_refused_with_the_pid_of_the_first() {
-    let Some(bench) = kernel::bench("second") else {
+    let Some(bench) = bench::own("second", |_| {}) else {
         return;
     };
     match Kernel::load(&bench.config).map(drop) {
@@ -228,7 +225,7 @@ fn a_second_agent_is_refused_with_the_pid_of_the_first() {
 
 #[test]
 fn release_leaves_nothing() {
-    let Some(mut bench) = kernel::bench("release") else {
+    let Some(mut bench) = bench::own("release", |_| {}) else {
         return;
     };
     let dir = bench.config.bpffs.join(&bench.config.directory);
@@ -241,7 +238,7 @@ fn release_leaves_nothing() {
 
 #[test]
 fn records_that_were_not_committed_are_read_again() {
-    let Some(mut bench) = kernel::bench("rewind") else {
+    let Some(mut bench) = bench::own("rewind", |_| {}) else {
         return;
     };
     drop(bench.settle());
@@ -278,7 +275,7 @@ fn records_that_were_not_committed_are_read_again() {
 
 #[test]
 fn a_take_over_under_load_neither_loses_nor_doubles() {
-    let Some(mut bench) = kernel::bench("takeover") else {
+    let Some(mut bench) = bench::own("takeover", |_| {}) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -296,7 +293,7 @@ fn a_take_over_under_load_neither_loses_nor_doubles() {
         let opener = scope.spawn(|| {
             let mut count = 0_u64;
             while !stop.load(std::sync::atomic::Ordering::Relaxed)
-                && begun.elapsed() < 3 * kernel::DEADLINE
+                && begun.elapsed() < 3 * bench::DEADLINE
             {
                 drop(fs::File::open(&path).unwrap());
                 count += 1;

@@ -1,7 +1,4 @@
 //! DNS on the running kernel: questions and answers of a process, by UDP and TCP, on loopback.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -9,7 +6,7 @@ use std::process::id;
 use std::thread;
 use std::time::Duration;
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 use sumun_agent::receive::network::{self, Resolved};
 use sumun_agent::receive::record::{Body, Record};
 use sumun_proto::v1::{Event, Kind};
@@ -101,7 +98,7 @@ fn resolve(server: SocketAddr, name: &str, kind: u16, data: &'static [u8]) {
 }
 
 fn bench(name: &str) -> Option<Bench> {
-    let mut bench = kernel::bench(name)?;
+    let mut bench = bench::take(name)?;
     bench.ask(&[Kind::Dns]);
     Some(bench)
 }

@@ -1,7 +1,4 @@
 //! Unix sockets connected, and unusual sockets made, on the running kernel.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt as _;
@@ -11,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use sumun_abi::record::FLAW_DELETED;
 use sumun_agent::receive::{
@@ -75,7 +72,7 @@ fn real(path: &Path) -> String {
 
 #[test]
 fn the_sockets_own_file_is_told() {
-    let Some(mut bench) = kernel::bench("unix") else {
+    let Some(mut bench) = bench::take("unix") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -150,7 +147,7 @@ impl PathFlag for fs::OpenOptions {
 
 #[test]
 fn only_what_is_asked_for_leaves_the_kernel() {
-    let Some(mut bench) = kernel::bench("unix-filter") else {
+    let Some(mut bench) = bench::take("unix-filter") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -185,7 +182,7 @@ fn only_what_is_asked_for_leaves_the_kernel() {
 
 #[test]
 fn who_is_not_let_is_told_as_he_says() {
-    let Some(mut bench) = kernel::bench("unix-denied") else {
+    let Some(mut bench) = bench::take("unix-denied") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -197,7 +194,7 @@ fn who_is_not_let_is_told_as_he_says() {
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o600)).unwrap();
     bench.ask(&[Kind::ConnectUnix, Kind::Socket]);
     let mut child = Command::new(program)
-        .args(["--exact", "actor"])
+        .args(["--exact", "unix::actor"])
         .env(ACT, &closed)
         .current_dir("/")
         .uid(65534)
@@ -238,7 +235,7 @@ fn made(pid: u32, seen: &[Seen]) -> Vec<(u32, u32, u32, i32)> {
 
 #[test]
 fn raw_and_packet_sockets_are_told_and_ordinary_ones_are_not() {
-    let Some(mut bench) = kernel::bench("socket") else {
+    let Some(mut bench) = bench::take("socket") else {
         return;
     };
     bench.ask(&[Kind::Socket]);
@@ -276,9 +273,9 @@ fn raw_and_packet_sockets_are_told_and_ordinary_ones_are_not() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_calls_are_told_too() {
-    use kernel::low::{Low, int80};
+    use crate::low::{Low, int80};
     use std::os::fd::AsRawFd as _;
-    let Some(mut bench) = kernel::bench("unix32") else {
+    let Some(mut bench) = bench::take("unix32") else {
         return;
     };
     if int80(20, 0, 0, 0, 0) != id() as i32 {

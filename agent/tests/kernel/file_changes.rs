@@ -1,11 +1,8 @@
 //! Permissions, owners, lengths, links and extended attributes on the running kernel, native and 32-bit.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![expect(
     unsafe_code,
     reason = "calls that the standard library keeps away from are what is tested"
 )]
-
-mod kernel;
 
 use std::{
     ffi::CString,
@@ -17,7 +14,7 @@ use std::{
     path::Path,
 };
 
-use kernel::Seen;
+use crate::bench::{self, Seen};
 use libc::syscall;
 use sumun_abi::{
     event::file::{CALL_COMPAT, CHANGE_OBJECT, Change},
@@ -65,7 +62,7 @@ fn text(path: &Path) -> CString {
 
 #[test]
 fn changes_by_path_and_by_descriptor_are_told() {
-    let Some(mut bench) = kernel::bench("changes") else {
+    let Some(mut bench) = bench::take("changes") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -165,8 +162,8 @@ fn changes_by_path_and_by_descriptor_are_told() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_changes_are_told_too() {
-    use kernel::low::{Low, int80};
-    let Some(mut bench) = kernel::bench("changes32") else {
+    use crate::low::{Low, int80};
+    let Some(mut bench) = bench::take("changes32") else {
         return;
     };
     if int80(20, 0, 0, 0, 0) != std::process::id() as i32 {

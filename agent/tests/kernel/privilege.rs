@@ -1,11 +1,8 @@
 //! Credentials, reaching into other processes, namespaces and memory that can hold code, on the running kernel.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![expect(
     unsafe_code,
     reason = "calls that the standard library keeps away from are what is tested"
 )]
-
-mod kernel;
 
 use std::{
     ffi::CString,
@@ -18,7 +15,7 @@ use std::{
     ptr,
 };
 
-use kernel::Seen;
+use crate::bench::{self, Seen};
 use libc::{c_long, syscall};
 use sumun_abi::event::{
     file::CALL_COMPAT,
@@ -68,7 +65,7 @@ const NOBODY: u32 = 65534;
 
 #[test]
 fn credentials_are_told_before_and_after() {
-    let Some(mut bench) = kernel::bench("credentials") else {
+    let Some(mut bench) = bench::take("credentials") else {
         return;
     };
     bench.ask(&[Kind::Setid, Kind::Capset]);
@@ -156,7 +153,7 @@ fn reaches(seen: &[Seen]) -> Vec<(Kind, Reach, String)> {
 
 #[test]
 fn who_reaches_into_whom_is_told_by_the_kernels_object() {
-    let Some(mut bench) = kernel::bench("reach") else {
+    let Some(mut bench) = bench::take("reach") else {
         return;
     };
     let other = Other::start();
@@ -290,7 +287,7 @@ fn who_reaches_into_whom_is_told_by_the_kernels_object() {
 
 #[test]
 fn a_program_that_asks_to_be_traced_is_told() {
-    let Some(mut bench) = kernel::bench("traceme") else {
+    let Some(mut bench) = bench::take("traceme") else {
         return;
     };
     bench.ask(&[Kind::Ptrace]);
@@ -327,7 +324,7 @@ fn spaces(seen: &[Seen]) -> Vec<(Kind, Spaces)> {
 
 #[test]
 fn namespaces_made_and_entered_are_told() {
-    let Some(mut bench) = kernel::bench("namespaces") else {
+    let Some(mut bench) = bench::take("namespaces") else {
         return;
     };
     let old = fs::metadata("/proc/self/ns/uts").unwrap().ino();
@@ -399,7 +396,7 @@ fn memories(seen: &[Seen]) -> Vec<(Kind, Memory, String)> {
 
 #[test]
 fn memory_that_can_be_written_and_executed_is_told() {
-    let Some(mut bench) = kernel::bench("memory") else {
+    let Some(mut bench) = bench::take("memory") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -478,8 +475,8 @@ fn memory_that_can_be_written_and_executed_is_told() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_calls_are_told_too() {
-    use kernel::low::{Low, int80};
-    let Some(mut bench) = kernel::bench("privilege32") else {
+    use crate::low::{Low, int80};
+    let Some(mut bench) = bench::take("privilege32") else {
         return;
     };
     if int80(20, 0, 0, 0, 0) != std::process::id() as i32 {
@@ -541,7 +538,7 @@ fn thirty_two_bit_calls_are_told_too() {
 
 #[test]
 fn kinds_that_nobody_asks_for_are_not_sent() {
-    let Some(mut bench) = kernel::bench("unasked") else {
+    let Some(mut bench) = bench::take("unasked") else {
         return;
     };
     bench.ask(&[Kind::Capset]);

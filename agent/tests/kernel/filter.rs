@@ -1,8 +1,5 @@
 //! The filter in the kernel: what no clause could match does not leave it, what one could
 //! match always does, also while directories move and filters are swapped.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 use sumun_abi::event::file::{ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE};
 use sumun_agent::receive::record::Body;
 use sumun_policy::plan::{Clause, KindPlan, Plan};
@@ -98,7 +95,7 @@ fn set(bench: &mut Bench, plan: &Plan, generation: u32) {
 
 #[test]
 fn paths_match_by_prefix_and_exactly() {
-    let Some(mut bench) = kernel::bench("paths") else {
+    let Some(mut bench) = bench::take("paths") else {
         return;
     };
     let place = Place::new();
@@ -168,7 +165,7 @@ fn paths_match_by_prefix_and_exactly() {
 
 #[test]
 fn prefixes_longer_than_a_key_still_match() {
-    let Some(mut bench) = kernel::bench("long") else {
+    let Some(mut bench) = bench::take("long") else {
         return;
     };
     let place = Place::new();
@@ -195,7 +192,7 @@ fn prefixes_longer_than_a_key_still_match() {
 
 #[test]
 fn access_and_executable_are_conditions_too() {
-    let Some(mut bench) = kernel::bench("exe") else {
+    let Some(mut bench) = bench::take("exe") else {
         return;
     };
     let place = Place::new();
@@ -297,7 +294,7 @@ fn access_and_executable_are_conditions_too() {
 
 #[test]
 fn cached_verdicts_follow_directories_that_move() {
-    let Some(mut bench) = kernel::bench("moves") else {
+    let Some(mut bench) = bench::take("moves") else {
         return;
     };
     let place = Place::new();
@@ -343,7 +340,7 @@ fn cached_verdicts_follow_directories_that_move() {
 
 #[test]
 fn a_bind_mount_shows_a_directory_elsewhere() {
-    let Some(mut bench) = kernel::bench("bind") else {
+    let Some(mut bench) = bench::take("bind") else {
         return;
     };
     let place = Place::new();
@@ -404,7 +401,7 @@ fn a_bind_mount_shows_a_directory_elsewhere() {
 
 #[test]
 fn swaps_lose_nothing_that_both_filters_want() {
-    let Some(mut bench) = kernel::bench("swap") else {
+    let Some(mut bench) = bench::take("swap") else {
         return;
     };
     let place = Place::new();
@@ -426,7 +423,7 @@ fn swaps_lose_nothing_that_both_filters_want() {
     let mut seen = Vec::new();
     let count = std::sync::atomic::AtomicU32::new(0);
     let begun = std::time::Instant::now();
-    let in_time = || begun.elapsed() < kernel::DEADLINE;
+    let in_time = || begun.elapsed() < bench::DEADLINE;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) && in_time() {

@@ -1,7 +1,4 @@
 //! Rules that kill, on the running kernel: what is killed never runs, what is not named goes on.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{
     collections::BTreeMap,
@@ -34,10 +31,10 @@ use sumun_policy::{
 };
 use sumun_proto::v1::Kind;
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 
 fn bench(name: &str) -> Option<Bench> {
-    let mut bench = kernel::bench(name)?;
+    let mut bench = bench::take(name)?;
     bench.kernel().hold_until(u64::MAX).unwrap();
     Some(bench)
 }
@@ -140,7 +137,7 @@ fn killed_before_the_first_instruction_every_time() {
         vec![],
     );
     let mut seen = Vec::new();
-    let turns = kernel::times(1000);
+    let turns = bench::times(1000);
     for turn in 0..turns {
         assert!(was_killed(&touch(&evil, &file), &file), "turn {turn}");
         if turn % 100 == 0 {
@@ -393,7 +390,7 @@ fn ancestors_stay_right_over_many_forks() {
     load(&mut bench, &asked, 1, seeds);
     let out = dir.path().join("out");
     // So many that the map would be full if it kept those that have ended.
-    let rounds = kernel::times(8500);
+    let rounds = bench::times(8500);
     let script = format!(
         "i=0; while [ $i -lt {rounds} ]; do i=$((i+1)); ( {} -c 'echo x >> {}' ) ; done 2>/dev/null",
         tool.display(),

@@ -1,13 +1,14 @@
 //! What the probe says of the running kernel agrees with what loading finds.
 
-mod kernel;
+use crate::bench;
 
 #[test]
 fn the_probe_loads_every_hook_and_leaves_nothing() {
-    if let Some(reason) = kernel::unable() {
+    if let Some(reason) = bench::unable() {
         eprintln!("SKIPPED the_probe_loads_every_hook_and_leaves_nothing: {reason}");
         return;
     }
+    let _turn = bench::turn();
     let report = sumun_agent::kernel::probe();
     eprintln!("{report:#?}");
     assert!(report.btf.available && report.object.available && report.ring_buffer.available);

@@ -1,12 +1,9 @@
 //! Opens that fail, on the running kernel: only with the errors that rules ask for.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::fs::{self, File, OpenOptions};
 use std::process::id;
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 use sumun_abi::event::file::{ACCESS_READ, ACCESS_WRITE, OPEN_FAILED, OPEN_TRUNCATE};
 use sumun_agent::receive::{
     file,
@@ -46,7 +43,7 @@ fn told(seen: &[Seen]) -> Vec<(String, u32, i32)> {
 
 #[test]
 fn only_errors_that_are_asked_for_are_told() {
-    let Some(mut bench) = kernel::bench("failed") else {
+    let Some(mut bench) = bench::take("failed") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,4 @@
 //! Connections on the running kernel: each exactly once, with its ends, its result and its process.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
 
 use std::{
     collections::HashMap,
@@ -13,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use kernel::{Bench, Seen};
+use crate::bench::{self, Bench, Seen};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -36,7 +33,7 @@ const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// A kernel side that sends every connection.
 fn bench(name: &str) -> Option<Bench> {
-    let mut bench = kernel::bench(name)?;
+    let mut bench = bench::take(name)?;
     load(&mut bench, KindPlan::All, KindPlan::All);
     Some(bench)
 }
@@ -157,7 +154,7 @@ fn closed_port() -> (OwnedFd, SocketAddr) {
 
 fn wait_for(fd: &OwnedFd, events: PollFlags) {
     let mut fds = [PollFd::new(fd.as_fd(), events)];
-    let ready = poll(&mut fds, PollTimeout::try_from(kernel::DEADLINE).unwrap()).unwrap();
+    let ready = poll(&mut fds, PollTimeout::try_from(bench::DEADLINE).unwrap()).unwrap();
     assert_eq!(ready, 1, "nothing came of the socket");
 }
 
@@ -675,7 +672,7 @@ fn an_accepted_socket_that_a_sibling_closes_is_marked() {
 
 #[test]
 fn only_what_a_clause_could_match_leaves_the_kernel() {
-    let Some(mut bench) = kernel::bench("net-filter") else {
+    let Some(mut bench) = bench::take("net-filter") else {
         return;
     };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();

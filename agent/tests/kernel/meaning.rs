@@ -1,10 +1,5 @@
 //! One meaning: random rules that kill are judged by the kernel and by the agent's matcher on the same real execs, opens and
 //! connects.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-#[path = "kernel/actor.rs"]
-mod actor;
-mod kernel;
 
 use std::{
     ffi::OsStr,
@@ -16,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use crate::{actor, bench};
 use rand::{Rng, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use sumun_abi::{
     event::process::{Actor, outcome},
@@ -38,11 +34,6 @@ use sumun_proto::{
     Host,
     v1::{Kind, Lane},
 };
-
-#[test]
-fn actor() {
-    actor::act();
-}
 
 /// Somebody who is not root.
 const SOMEBODY: u32 = 4711;
@@ -207,7 +198,7 @@ struct Agent {
 }
 
 /// None of those who run already is one that a rule asks for: what the kernel is told of them.
-fn strangers(bench: &mut kernel::Bench, agent: &mut Agent) -> Vec<Seed> {
+fn strangers(bench: &mut bench::Bench, agent: &mut Agent) -> Vec<Seed> {
     let mut seeds = Vec::new();
     let tree = &mut agent.tree;
     bench
@@ -350,7 +341,7 @@ impl Agent {
 
 #[test]
 fn kernel_and_matcher_agree_on_random_rules() {
-    let Some(mut bench) = kernel::bench("meaning") else {
+    let Some(mut bench) = bench::take("meaning") else {
         return;
     };
     let kernel = bench.kernel();
@@ -364,7 +355,8 @@ fn kernel_and_matcher_agree_on_random_rules() {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let (rounds, mut compiled) = (150, 0);
-    for generation in 1..=rounds {
+    for round in 1..=rounds {
+        let generation = bench.generation(round);
         let policies = [policy(&mut random, &dir_text)];
         let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
         compiled += usize::from(late.is_empty());
@@ -408,7 +400,7 @@ fn acts(dir: &str, ports: [u16; 2]) -> Vec<String> {
 
 #[test]
 fn kernel_and_matcher_agree_on_random_rules_about_opens_and_connects() {
-    let Some(mut bench) = kernel::bench("meaning-later") else {
+    let Some(mut bench) = bench::take("meaning-later") else {
         return;
     };
     bench.kernel().hold_until(u64::MAX).unwrap();
@@ -434,7 +426,8 @@ fn kernel_and_matcher_agree_on_random_rules_about_opens_and_connects() {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let (rounds, mut compiled) = (60, 0);
-    for generation in 1..=rounds {
+    for round in 1..=rounds {
+        let generation = bench.generation(round);
         let policies = [policy_on_later(&mut random, &dir_text, ports)];
         let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
         let late: Vec<Kind> = late.iter().map(|late| late.kind).collect();

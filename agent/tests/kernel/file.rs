@@ -1,11 +1,8 @@
 //! Opens, closes, renames and unlinks on the running kernel, native and 32-bit.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![expect(
     unsafe_code,
     reason = "raw descriptors and 32-bit calls are what is tested"
 )]
-
-mod kernel;
 
 use std::{
     fs,
@@ -15,9 +12,9 @@ use std::{
     },
 };
 
-use kernel::Seen;
+use crate::bench::{self, Seen};
 #[cfg(target_arch = "x86_64")]
-use kernel::low::{Low, int80};
+use crate::low::{Low, int80};
 use sumun_abi::{
     event::file::*,
     record::{FLAW_LOST, FLAW_RACY, SOURCE_CALLER, SOURCE_OBJECT},
@@ -57,7 +54,7 @@ fn open_of(seen: &[Seen], path: &std::path::Path) -> Open {
 
 #[test]
 fn opens_say_what_was_granted_and_where_the_object_is() {
-    let Some(mut bench) = kernel::bench("open") else {
+    let Some(mut bench) = bench::take("open") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +148,7 @@ fn opens_say_what_was_granted_and_where_the_object_is() {
 
 #[test]
 fn paths_cross_mounts_and_depth_is_marked() {
-    let Some(mut bench) = kernel::bench("walk") else {
+    let Some(mut bench) = bench::take("walk") else {
         return;
     };
     bench.ask(&[Kind::Open]);
@@ -186,7 +183,7 @@ fn paths_cross_mounts_and_depth_is_marked() {
 
 #[test]
 fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
-    let Some(mut bench) = kernel::bench("lost") else {
+    let Some(mut bench) = bench::take("lost") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -256,7 +253,7 @@ fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
 
 #[test]
 fn closes_are_told_while_they_are_asked_for() {
-    let Some(mut bench) = kernel::bench("close") else {
+    let Some(mut bench) = bench::take("close") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -290,7 +287,7 @@ fn closes_are_told_while_they_are_asked_for() {
 
 #[test]
 fn renames_and_unlinks_carry_the_directory_and_the_callers_name() {
-    let Some(mut bench) = kernel::bench("names") else {
+    let Some(mut bench) = bench::take("names") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -363,7 +360,7 @@ fn renames_and_unlinks_carry_the_directory_and_the_callers_name() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_calls_are_no_way_around() {
-    let Some(mut bench) = kernel::bench("compat") else {
+    let Some(mut bench) = bench::take("compat") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

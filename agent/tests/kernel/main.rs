@@ -1,0 +1,36 @@
+//! The kernel side on the running kernel: one program, so that most tests share one that is loaded (`bench`). A module for
+//! each family, and for what a family's tests have in common.
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod actor;
+mod bench;
+#[cfg(target_arch = "x86_64")]
+mod low;
+mod rules;
+
+mod cgroup;
+mod deny;
+mod deny_lsm;
+mod dns;
+mod failed_open;
+mod file;
+mod file_changes;
+mod filter;
+mod kernel;
+mod kill_after;
+mod meaning;
+mod network;
+mod privilege;
+mod probe;
+mod process;
+mod recovery;
+mod sockets;
+mod udp;
+mod unix;
+mod verdict;
+
+/// No test: what this program does when another test starts it as its child.
+#[test]
+fn actor() {
+    actor::act();
+}

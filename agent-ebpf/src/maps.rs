@@ -208,11 +208,11 @@ pub(crate) static MODULES: LruHashMap<u32, [u8; MODULE_NAME]> = LruHashMap::pinn
 #[map]
 pub(crate) static EXITED: LruHashMap<[u64; 2], u32> = LruHashMap::pinned(4096, 0);
 
-/// Execs that the first of the two programs at one has handled, by (pid, start), with the number of the image: the
-/// second looks, and removes it. What is left behind, where the kernel left the second out, is of no image that comes
-/// later. Full: the oldest makes room, and the two meet within microseconds.
+/// Images whose beginning, a fork or an exec, the first of the two programs at it has handled, by (pid, start), with the number of
+/// the image: the second looks, and removes it. What is left behind, where the kernel left the second out, is of no image
+/// that comes later. Full: the oldest makes room, and the two meet within microseconds.
 #[map]
-pub(crate) static EXECUTED: LruHashMap<[u64; 2], u64> = LruHashMap::pinned(4096, 0);
+pub(crate) static BEGUN: LruHashMap<[u64; 2], u64> = LruHashMap::pinned(4096, 0);
 
 /// A connect that is under way.
 #[repr(C)]

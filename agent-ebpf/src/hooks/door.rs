@@ -31,6 +31,7 @@ macro_rules! doors {
 
 doors! {
     door_fork, AT_FORK, "sched_process_fork";
+    door_fork_again, AT_FORK_AGAIN, "sched_process_fork";
     door_exec, AT_EXEC, "sched_process_exec";
     door_exit, AT_EXIT, "sched_process_exit";
     door_sys_exit, AT_SYS_EXIT, "sys_exit";

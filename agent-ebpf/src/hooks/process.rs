@@ -24,7 +24,7 @@ use crate::{
         task::Task,
         value,
     },
-    maps::{EXECUTED, EXITED},
+    maps::{BEGUN, EXITED},
     policy::{
         lineage, sharers as table,
         verdict::{self, Judged},
@@ -35,9 +35,23 @@ use crate::{
 /// A new process or thread; threads are not recorded.
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    forked(&ctx, false)
+}
+
+/// The same once more, after the first. The kernel leaves a program out while it is under way on the same CPU: where
+/// tracepoints can be preempted (7.x), a fork that comes in between would not be recorded, and of the child nobody would know
+/// the ancestors. It cannot be in both at once, and what the first has done the second finds done.
+#[btf_tracepoint(function = "sched_process_fork")]
+fn sched_process_fork_again(ctx: BtfTracePointContext) -> i32 {
+    forked(&ctx, true)
+}
+
+#[inline(always)]
+fn forked(ctx: &BtfTracePointContext, again: bool) -> i32 {
     let child = Task(Object::argument(ctx.arg(1)));
     // The filter is looked at inside the run: until its end user space does not fill it anew.
     if child.pid() == child.tid()
+        && !is_done(child, again)
         && let Some(run) = Run::begin(RING_LIFE)
     {
         let index = run::active().unwrap_or(0);
@@ -45,6 +59,22 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         run.end();
     }
     0
+}
+
+/// True if the second of the two programs at a fork or an exec finds that the first has handled it.
+#[inline(always)]
+fn is_done(task: Task, again: bool) -> bool {
+    let key = [u64::from(task.pid()), task.start()];
+    let number = task.image();
+    if again {
+        // SAFETY: the value is copied at once; a task begins one image at a time.
+        let done = unsafe { BEGUN.get(&key) }.is_some_and(|begun| *begun == number);
+        let _ = BEGUN.remove(&key);
+        return done;
+    }
+    // Before anything can go wrong: what the first counts as lost, the second does not tell.
+    let _ = BEGUN.insert(&key, &number, 0);
+    false
 }
 
 #[inline(always)]
@@ -95,18 +125,8 @@ fn sched_process_exec_again(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn executed(ctx: &BtfTracePointContext, again: bool) -> i32 {
     let task = Task(Object::argument(ctx.arg(0)));
-    let key = [u64::from(task.pid()), task.start()];
-    let number = task.image();
-    if again {
-        // SAFETY: the value is copied at once; a task executes one image at a time.
-        let seen = unsafe { EXECUTED.get(&key) }.is_some_and(|seen| *seen == number);
-        let _ = EXECUTED.remove(&key);
-        if seen {
-            return 0;
-        }
-    } else {
-        // Before anything can go wrong: what the first counts as lost, the second does not tell.
-        let _ = EXECUTED.insert(&key, &number, 0);
+    if is_done(task, again) {
+        return 0;
     }
     if let Some(run) = Run::begin(RING_LIFE) {
         let index = run::active().unwrap_or(0);

@@ -82,6 +82,17 @@ pub(super) const HOOKS: &[Hook] = &[
         on_demand: false,
         can_lack: None,
     },
+    // After the first, for what that one misses.
+    Hook {
+        program: "sched_process_fork_again",
+        door: "door_fork_again",
+        behind: "AT_FORK_AGAIN",
+        tracepoint: "sched_process_fork",
+        kinds: &["fork"],
+        required: with_actor![s::TASK_REAL_PARENT],
+        on_demand: false,
+        can_lack: None,
+    },
     Hook {
         program: "sched_process_exec",
         door: "door_exec",

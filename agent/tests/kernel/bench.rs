@@ -58,6 +58,8 @@ pub(crate) struct Bench {
     /// Is as [`take`] makes it, for any test.
     common: bool,
     users: Vec<String>,
+    /// What was lost, and what the kernel left out by hook, before this test.
+    known: (u64, Vec<(&'static str, u64)>),
     // In this order: pins first, then the turn on the host, then that in this process.
     host: Option<Flock<File>>,
     dir: Option<tempfile::TempDir>,
@@ -105,11 +107,13 @@ pub(crate) fn take(name: &str) -> Option<Bench> {
         config: loaded.config,
         common: true,
         users: loaded.users,
+        known: (0, Vec::new()),
         host: Some(loaded.host),
         dir: Some(loaded.dir),
         turn,
     };
     bench.users.push(name.to_owned());
+    bench.known = (bench.lost(), bench.kernel().missed().unwrap());
     Some(bench)
 }
 
@@ -148,6 +152,7 @@ fn load(name: &str, turn: Turn, change: impl FnOnce(&mut KernelConfig)) -> Optio
         before: 0,
         common: false,
         users: vec![name.to_owned()],
+        known: (0, Vec::new()),
         host: Some(host),
         dir: Some(dir),
         turn,
@@ -207,7 +212,7 @@ impl Drop for Bench {
             // What does not let itself be cleared is of no use to anybody.
             match catch_unwind(AssertUnwindSafe(|| self.clear())) {
                 Ok(()) => {
-                    self.turn.0 = Some(Loaded {
+                    *self.turn.0 = Some(Loaded {
                         kernel: self.kernel.take().unwrap(),
                         config: self.config.clone(),
                         users: std::mem::take(&mut self.users),
@@ -283,6 +288,22 @@ impl Bench {
             Some(kernel) => kernel.release(),
             None => sumun_agent::kernel::release(&self.config).map(drop),
         }
+    }
+
+    /// How many records were lost since the test began.
+    pub(crate) fn lost(&mut self) -> u64 {
+        let streams = self.kernel().streams().unwrap();
+        let all = streams.iter().flat_map(|(_, stream)| stream.lost);
+        all.sum::<u64>() - self.known.0
+    }
+
+    /// How many runs of a hook the kernel may have left out since then: see [`Kernel::missed`].
+    pub(crate) fn left_out(&mut self, hook: &str) -> u64 {
+        let of = |all: &[(&'static str, u64)]| {
+            let found = all.iter().find(|(name, _)| *name == hook);
+            found.map_or(0, |(_, count)| *count)
+        };
+        of(&self.kernel().missed().unwrap()) - of(&self.known.1)
     }
 
     /// Everything that is in both rings now; given up.

@@ -11,7 +11,7 @@ use nix::{
 };
 use sumun_abi::ABI;
 
-use super::Error;
+use super::{Error, cgroup_root};
 
 /// The pins of one agent.
 #[derive(Debug)]
@@ -58,6 +58,7 @@ impl Pins {
 
     /// Detaches one hook.
     pub(super) fn remove_link(&self, hook: &str) -> Result<(), Error> {
+        cgroup_root::detach(&self.link(hook));
         for path in [self.link(hook), self.door(hook)] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -73,6 +74,7 @@ impl Pins {
         let dir = self.links();
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
+            cgroup_root::detach(&path);
             fs::remove_file(&path).map_err(Error::file("remove", path))?;
         }
         Ok(())

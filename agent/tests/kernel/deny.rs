@@ -299,7 +299,7 @@ fn what_is_not_known_goes_on_and_is_told() {
     let _stream = TcpStream::connect(to).unwrap();
     let seen = ruled.bench.settle();
     let calls = asked(&seen, kind::CONNECT);
-    assert_eq!(calls.len(), 1);
+    assert_eq!(calls.len(), 1, "{calls:?}");
     assert_eq!(
         (calls[0].verdict.outcome, calls[0].verdict.lineage_unknown),
         (outcome::UNDECIDED, 1)

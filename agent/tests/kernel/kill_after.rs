@@ -95,6 +95,14 @@ impl Case {
         assert_eq!(swapped, Swapped::default());
     }
 
+    /// That it is a program of this test: rules that name no file or port would kill others of the host.
+    fn own(&self) -> Atom {
+        Atom::Exe(Texts {
+            prefixes: vec![bytes(self.dir.path())],
+            ..Texts::default()
+        })
+    }
+
     /// Runs the acts; what came of them, and the verdicts in the records of a kind.
     fn run(&mut self, kind: Kind, acts: &[String]) -> (Output, Vec<Verdict>) {
         let child = command(&self.program, acts)
@@ -199,7 +207,8 @@ fn an_open_kills_at_once_every_time_by_path_name_and_access() {
     assert!(opens.collect::<Vec<_>>().iter().all(|killed| *killed));
 
     // Created, truncated, and the negations.
-    let flags = |case: &mut Case, need: Vec<Atom>, forbid: Vec<Atom>| {
+    let flags = |case: &mut Case, mut need: Vec<Atom>, forbid: Vec<Atom>| {
+        need.push(case.own());
         case.load(Kind::Open, need, forbid, vec![]);
     };
     flags(&mut case, vec![Atom::Flag(OPEN_CREATED)], vec![]);
@@ -267,7 +276,7 @@ fn a_connect_kills_whether_or_not_the_call_waits() {
     for (need, forbid) in [
         (vec![port(asked.port())], vec![]),
         (vec![port(asked.port()), net(8)], vec![mptcp]),
-        (vec![net(8)], vec![port(other.port())]),
+        (vec![net(8), case.own()], vec![port(other.port())]),
     ] {
         case.load(Kind::Connect, need, forbid, vec![]);
         for act in ["connect", "begin", "thread begin"] {
@@ -312,9 +321,11 @@ fn an_accept_kills_who_accepts() {
         end: End::Src,
         nets: vec![(std::net::Ipv4Addr::new(first, 0, 0, 0).into(), 8)],
     };
-    case.load(Kind::Accept, vec![from(127)], vec![], vec![]);
+    let own = case.own();
+    case.load(Kind::Accept, vec![from(127), own], vec![], vec![]);
     assert!(case.kills(Kind::Accept, "accept".into()));
-    case.load(Kind::Accept, vec![from(10)], vec![], vec![]);
+    let own = case.own();
+    case.load(Kind::Accept, vec![from(10), own], vec![], vec![]);
     assert!(!case.kills(Kind::Accept, "accept".into()));
 }
 

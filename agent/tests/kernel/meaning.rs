@@ -354,7 +354,7 @@ fn kernel_and_matcher_agree_on_random_rules() {
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (rounds, mut compiled) = (150, 0);
+    let (rounds, mut compiled) = (bench::times(150) as u32, 0);
     for round in 1..=rounds {
         let generation = bench.generation(round);
         let policies = [policy(&mut random, &dir_text)];
@@ -425,7 +425,7 @@ fn kernel_and_matcher_agree_on_random_rules_about_opens_and_connects() {
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (rounds, mut compiled) = (60, 0);
+    let (rounds, mut compiled) = (bench::times(60) as u32, 0);
     for round in 1..=rounds {
         let generation = bench.generation(round);
         let policies = [policy_on_later(&mut random, &dir_text, ports)];

@@ -323,6 +323,17 @@ impl Kernel {
         &self.hooks
     }
 
+    /// What the kernel's verifier walked through before it took each program that is loaded, in instructions by the
+    /// program's name; told from 5.16 on.
+    #[must_use]
+    pub fn instructions(&self) -> Vec<(String, u64)> {
+        let loaded = self.ebpf.programs().filter_map(|(name, program)| {
+            let count = program.info().ok()?.verified_instruction_count()?;
+            Some((name.to_owned(), u64::from(count)))
+        });
+        loaded.collect()
+    }
+
     /// Number of possible CPUs: those that streams are kept for.
     ///
     /// # Errors

@@ -1,5 +1,14 @@
 //! What the probe says of the running kernel agrees with what loading finds.
 
+use std::{collections::BTreeMap, fs};
+
+use serde_json::json;
+use sumun_agent::kernel::canary;
+use sumun_proto::{
+    catalogue::{KINDS, family},
+    v1::Kind,
+};
+
 use crate::bench;
 
 #[test]
@@ -20,4 +29,47 @@ fn the_probe_loads_every_hook_and_leaves_nothing() {
     }
     let name = format!("/sys/fs/bpf/sumun-probe-{}", std::process::id());
     assert!(!std::path::Path::new(&name).exists());
+}
+
+/// What the page on kernels is made of: `tests/tests/kernels` reads the line, of this kernel and of those in virtual machines.
+#[test]
+fn what_this_kernel_gives_is_told() {
+    let Some(mut bench) = bench::take("facts") else {
+        return;
+    };
+    bench.kernel().try_doors().unwrap();
+    let kernel = bench.kernel();
+    let mut kinds: BTreeMap<&str, (&str, Option<String>)> = BTreeMap::new();
+    for hook in kernel.hooks() {
+        let cgroup = ["udp_", "dns_", "cgroup_sysctl"];
+        let rung = match cgroup.iter().any(|name| hook.hook.starts_with(name)) {
+            true => "cgroup",
+            false => "tracepoint",
+        };
+        for kind in &hook.kinds {
+            let (_, reason) = kinds.entry(kind).or_insert((rung, None));
+            *reason = reason.take().or(hook.reason.clone());
+        }
+    }
+    // The agent tries its doors before it attaches, and then it is among the hooks.
+    let doors = kernel.doors();
+    let sysctl = doors.iter().find(|door| door.kind == Kind::Sysctl).unwrap();
+    kinds.insert("sysctl", ("cgroup", sysctl.reason.clone()));
+    let told = |name: &str| KINDS.iter().find(|(known, _)| *known == name);
+    let kinds: Vec<_> = kinds
+        .into_iter()
+        .map(|(name, (rung, reason))| {
+            let family = family(told(name).unwrap().1);
+            json!({"kind": name, "family": family, "rung": rung, "reason": reason})
+        })
+        .collect();
+    assert_eq!(kinds.len(), KINDS.len(), "each kind comes from somewhere");
+    let facts = json!({
+        "release": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim(),
+        "kinds": kinds,
+        "doors": kernel.doors(),
+        "fanotify": canary::try_out().err(),
+        "instructions": kernel.instructions().into_iter().collect::<BTreeMap<_, _>>(),
+    });
+    println!("FACTS {facts}");
 }

@@ -1,0 +1,128 @@
+//! Starting the kernel tests: in a virtual machine, and what they tell of this host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::facts::{self, Said};
+use super::root;
+
+/// One start of a virtual machine, a column of the tables.
+pub struct Boot {
+    pub column: &'static str,
+    /// As tests/vm/fetch-kernels names it.
+    kernel: &'static str,
+    /// More words for its command line.
+    cmdline: &'static str,
+    /// What is asked, as libtest has it.
+    asked: &'static [&'static str],
+}
+
+/// In a guest each load takes a quarter of a minute, and these tests load again and again: they run where a kernel is the first
+/// or the last of those that are supported.
+const WITHOUT_LOADS: &[&str] = &["--skip", "recovery::"];
+
+pub const BOOTS: [Boot; 5] = [
+    whole("5.10", &[]),
+    whole("newest", &[]),
+    whole("6.1", WITHOUT_LOADS),
+    whole("6.12", WITHOUT_LOADS),
+    // Debian's 5.10 has BPF LSM, and does not start it by itself.
+    Boot {
+        column: "5.10, `lsm=…,bpf`",
+        kernel: "5.10",
+        cmdline: "lsm=lockdown,yama,apparmor,bpf",
+        asked: &["deny_lsm::", FACTS],
+    },
+];
+
+/// The test that tells what the page is made of.
+const FACTS: &str = "probe::what_this_kernel_gives_is_told";
+
+/// Without these the tables say little: where continuous integration runs (`CI` is set), they are no skip.
+const REQUIRED: [&str; 2] = ["5.10", "6.12"];
+
+/// Programs of the host that the tests run under their own names, which busybox's one would not take.
+const TOOLS: [&str; 4] = ["/bin/cat", "/bin/true", "/bin/sleep", "/bin/bash"];
+
+/// How long a guest may take, in seconds; there may be others beside it.
+const PATIENCE: &str = "1200";
+
+const fn whole(kernel: &'static str, asked: &'static [&'static str]) -> Boot {
+    Boot {
+        column: kernel,
+        kernel,
+        cmdline: "",
+        asked,
+    }
+}
+
+/// Boots a kernel and runs the tests in it. `None` if it is not there.
+pub fn boot(boot: &Boot, program: &Path, scratch: &Path) -> Option<Said> {
+    let Boot { column, kernel, .. } = *boot;
+    let cache = PathBuf::from(std::env::var_os("SUMUN_CACHE").expect("tests/run sets SUMUN_CACHE"));
+    if !cache.join("kernels").join(kernel).join("vmlinuz").exists() {
+        let reason = format!("no kernel {kernel}: tests/vm/fetch-kernels {kernel}");
+        assert!(
+            std::env::var_os("CI").is_none() || !REQUIRED.contains(&kernel),
+            "{reason}"
+        );
+        eprintln!("SKIPPED kernels: {reason}");
+        return None;
+    }
+    let begun = std::time::Instant::now();
+    let script = scratch.join(format!(
+        "{}.sh",
+        column.replace(|character: char| !character.is_ascii_alphanumeric(), "-")
+    ));
+    // What the tests' children print is not theirs.
+    let lines = format!(
+        "SUMUN_TEST_EMULATED=1 /sumun/kernel --test-threads=1 --show-output {} 2>/tmp/errors\nstatus=$?\n[ $status = 0 ] || tail -n 50 /tmp/errors\nexit $status\n",
+        boot.asked.join(" ")
+    );
+    fs::write(&script, lines).expect("the scratch directory can be written");
+    let mut command = Command::new(root().join("tests/vm/run"));
+    command.args(["--timeout", PATIENCE, "--memory", "2048"]);
+    command.args(["--cmdline", boot.cmdline]);
+    let files = [
+        (program.display().to_string(), "/sumun/kernel"),
+        (script.display().to_string(), "/sumun/guest.sh"),
+    ];
+    for (file, place) in files {
+        command.args(["--file", &format!("{file}:{place}")]);
+    }
+    for tool in TOOLS {
+        command.args(["--file", tool]);
+    }
+    command.args([kernel, "--", "sh", "/sumun/guest.sh"]);
+    let output = command.output().expect("the harness can be started");
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    assert!(
+        output.status.success(),
+        "{column}: {}\n{text}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let said = facts::read(&text);
+    println!(
+        "{column}: {} tests in {:.0?}",
+        said.tests.len(),
+        begun.elapsed()
+    );
+    Some(said)
+}
+
+/// The facts of this host, where the tests themselves run with all others. `None` if it can run no agent.
+pub fn native(program: &Path) -> Option<Said> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED kernels: what this host gives: not root");
+        return None;
+    }
+    let output = Command::new(program)
+        .args(["--exact", FACTS, "--show-output"])
+        .output()
+        .expect("the test program can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    Some(facts::read(&text))
+}

@@ -1,0 +1,121 @@
+//! The kernel side on other kernels: each of tests/vm/fetch-kernels is booted once, and the tests of
+//! `agent/tests/kernel` run in it. What it gave there, and on this host, are the tables in docs/kernel-support.md; what the
+//! verifier had to walk through is held to what is recorded there.
+
+mod boot;
+mod facts;
+mod page;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use boot::BOOTS;
+use facts::Said;
+
+/// What the verifier may have to walk through for all programs together.
+const INSTRUCTIONS_MAX: u64 = 1_500_000;
+
+/// With nothing beside it. Where it runs beside other tests it takes what they leave.
+const ALONE_MAX: Duration = Duration::from_secs(600);
+
+/// True when docs/kernel-support.md is to be written.
+fn writes() -> bool {
+    std::env::var_os("SUMUN_WRITE_DOCS").is_some()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The program of the kernel tests, as cargo names it; built before this one.
+fn test_program() -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).args([
+        "test",
+        "--release",
+        "--workspace",
+        "--no-run",
+        "--message-format=json",
+        "--test",
+        "kernel",
+    ]);
+    let output = cargo.output().expect("cargo can be run");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let named = said.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let found = message["target"]["name"] == "kernel";
+        found.then(|| message["executable"].as_str().map(PathBuf::from))?
+    });
+    named.unwrap_or_else(|| {
+        panic!(
+            "cargo names no test program: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// Boots all kernels, `at_once` at a time, the longest first; those that are not there are left out.
+fn boot_all(program: &Path, at_once: usize) -> BTreeMap<&'static str, Said> {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let said = Mutex::new(BTreeMap::new());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(one) = BOOTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Some(came) = boot::boot(one, program, scratch.path()) {
+                        said.lock().expect("no panic").insert(one.column, came);
+                    }
+                }
+            });
+        }
+    });
+    said.into_inner().expect("no panic")
+}
+
+#[test]
+fn every_kernel_does_what_the_page_says() {
+    if cfg!(not(target_arch = "x86_64")) {
+        eprintln!("SKIPPED kernels: the guests are x86_64");
+        return;
+    }
+    match std::env::var("SUMUN_KERNELS").as_deref() {
+        Ok("run") => {}
+        Ok("elsewhere") => {
+            println!("tests/run runs it beside the others");
+            return;
+        }
+        _ => {
+            eprintln!(
+                "SKIPPED kernels: it takes some minutes: make test and make test-kernels run it"
+            );
+            return;
+        }
+    }
+    let beside = std::env::var_os("SUMUN_KERNELS_BESIDE").is_some();
+    let program = test_program();
+    let begun = Instant::now();
+    // Most of a guest's time is the verifier's, which is one thread.
+    let mut said = boot_all(&program, if beside { 1 } else { 2 });
+    let took = begun.elapsed();
+    println!("{} kernels in {took:.0?}", said.len());
+    assert!(beside || took < ALONE_MAX, "too long");
+    if let Some(native) = boot::native(&program) {
+        said.insert(page::NATIVE, native);
+    }
+    for (column, one) in &said {
+        let total = one.facts.total();
+        println!("{column}: {total} instructions verified");
+        assert!(total <= INSTRUCTIONS_MAX, "{column}: {total}");
+    }
+    let path = root().join("docs/kernel-support.md");
+    if writes() {
+        page::write(&path, &said);
+    } else {
+        page::compare(&path, &said);
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -70,16 +71,42 @@ pub enum Output {
     Json,
 }
 
+/// What vouches for this host in place of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Join {
+    /// Amazon, by the instance's identity document
+    Ec2,
+    /// The cluster, by a token that it projects into the pod
+    Kubernetes,
+}
+
 /// `sumun-agent enroll`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("proof").required(true)))]
 pub struct Enroll {
     /// Address of the collector
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     pub collector: String,
 
     /// File with an enrolment token
-    #[arg(long, value_name = "FILE")]
-    pub token_file: PathBuf,
+    #[arg(long, value_name = "FILE", group = "proof")]
+    pub token_file: Option<PathBuf>,
+
+    /// Without a token: what vouches for this host, as the collector's [[join]] wants it
+    #[arg(long, value_enum, group = "proof")]
+    pub join: Option<Join>,
+
+    /// Metadata service of the instance
+    #[arg(long, value_name = "IP:PORT", default_value = "169.254.169.254:80")]
+    pub metadata: SocketAddr,
+
+    /// File with the token of the pod's service account
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/sumun/token"
+    )]
+    pub service_account_token: PathBuf,
 
     /// CA of the collector's certificate, PEM
     #[arg(long, value_name = "FILE")]
@@ -92,6 +119,15 @@ pub struct Enroll {
     /// Replace the identity that stands there already; policies are left as they are
     #[arg(long)]
     pub force: bool,
+
+    /// For machines: succeed where there is an identity already, and wait for a collector that is away
+    #[arg(long, conflicts_with = "force")]
+    pub once: bool,
+
+    /// File with more of the configuration, everything but [agent] and [collector]; with --once it is taken
+    /// over again each time
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
 
     /// Do not install the starter policies, which alert and stop nothing
     #[arg(long)]

@@ -46,7 +46,19 @@ fn enrol(args: &Enroll) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let enrolled = runtime.block_on(enroll::enroll(args, &run::host_name()))?;
+    let waiting = |reason: &str| eprintln!("sumun-agent: {reason}; trying again");
+    let outcome = runtime.block_on(enroll::enroll(args, &run::host_name(), waiting))?;
+    let enrolled = match outcome {
+        enroll::Outcome::Enrolled(enrolled) => enrolled,
+        enroll::Outcome::Known { config, changed } => {
+            let settings = if changed { "; settings taken over" } else { "" };
+            println!(
+                "enrolled already; configuration: {}{settings}",
+                config.display()
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     println!(
         "enrolled as {} of tenant {}; configuration: {}",
         enrolled.agent_id,

@@ -318,7 +318,15 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(path, &text).map_err(|problem| Error::Wrong {
+        Self::check(path, &text)
+    }
+
+    /// Checks the text of a file.
+    ///
+    /// # Errors
+    /// [`Error::Wrong`] with the place in it.
+    pub fn check(path: &Path, text: &str) -> Result<Self, Error> {
+        Self::parse(path, text).map_err(|problem| Error::Wrong {
             path: path.to_owned(),
             problem,
         })

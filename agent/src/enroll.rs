@@ -1,22 +1,30 @@
-//! `sumun-agent enroll`: a token for an identity.
+//! `sumun-agent enroll`: a token, or what a cloud or a cluster says of the host, for an identity.
 //!
 //! The key is made here and never leaves; the collector, whose own certificate the
-//! given CA vouches for, answers the token with a certificate for it. Everything is
+//! given CA vouches for, answers the proof with a certificate for it. Everything is
 //! written by replacing whole files; `agent.toml` comes last, so its presence means that the
 //! identity is complete.
+//!
+//! What a cloud or a cluster says is bound to the first key that is shown with it. So the key is kept from try to
+//! try, and from one enrolment to the next: an answer that was lost on its way is asked for again.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rcgen::KeyPair;
 use sumun_proto::v1::EnrollRequest;
+use sumun_proto::v1::enroll_request::Proof;
 use sumun_proto::v1::enrolment_client::EnrolmentClient;
 
-use crate::cli::Enroll;
-use crate::config::server_name;
+use crate::cli::{Enroll, Join};
+use crate::config::{self, Config, server_name};
+use crate::enrich::{host, runtime::cloud};
+use crate::forward::backoff::Backoff;
+use crate::forward::identity::Holder;
 use crate::forward::{connect, identity};
 use crate::starter;
 
@@ -40,14 +48,25 @@ pub enum Error {
         /// The configuration.
         path: PathBuf,
     },
-    /// The token's file cannot be used.
-    #[error("cannot read the token {path}")]
-    Token {
+    /// The token's or the settings' file cannot be used.
+    #[error("cannot read {path}")]
+    Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// The metadata service does not tell.
+    #[error("the instance's metadata service gives no signed document: {0}")]
+    Metadata(String),
+    /// The settings do not make a good configuration.
+    #[error("{path}: {why}")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
     },
     /// The address is none.
     #[error("{0:?} is not HOST:PORT")]
@@ -74,6 +93,8 @@ pub enum Error {
         address: String,
         /// Why.
         reason: String,
+        /// It may not refuse the next time.
+        passing: bool,
     },
     /// The collector did not answer.
     #[error("the collector at {address} did not answer within 30 s")]
@@ -96,20 +117,87 @@ pub struct Enrolled {
     pub policies: usize,
 }
 
+impl Error {
+    /// Whether it may be otherwise in a while, without anybody doing anything here.
+    fn passes(&self) -> bool {
+        match self {
+            Error::Connect(connect::Error::Connect { .. })
+            | Error::Silent { .. }
+            | Error::Metadata(_) => true,
+            Error::Refused { passing, .. } => *passing,
+            _ => false,
+        }
+    }
+}
+
+/// What becomes known on the way.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// There is a new identity.
+    Enrolled(Enrolled),
+    /// There was one already.
+    Known {
+        /// The configuration.
+        config: PathBuf,
+        /// The settings were taken over, and were others than before.
+        changed: bool,
+    },
+}
+
 /// Enrols this host. What was there before `--force` is kept beside as `agent.toml.old`. A host that had no
-/// configuration gets the starter policies: on another one, those that are missing were taken away.
+/// configuration gets the starter policies: on another one, those that are missing were taken away. With `--once`, one that is
+/// enrolled stays so, and a collector that is away is waited for; `told` is called with the reason.
 ///
 /// # Errors
 /// Nothing of an earlier identity is touched before the collector has made a new one.
-pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
+pub async fn enroll(args: &Enroll, host_name: &str, told: impl Fn(&str)) -> Result<Outcome, Error> {
+    let config = args.out.join("agent.toml");
+    let settings = args.settings.as_deref().map(read).transpose()?;
+    if config.exists() && args.once {
+        let changed = match &settings {
+            None => false,
+            Some(settings) => renew(args, &config, settings)?,
+        };
+        return Ok(Outcome::Known { config, changed });
+    }
+    let (mut backoff, mut last) = (Backoff::default(), String::new());
+    loop {
+        match once(args, host_name, settings.as_deref()).await {
+            Ok(enrolled) => return Ok(Outcome::Enrolled(enrolled)),
+            Err(error) if args.once && error.passes() => {
+                let reason = connect::chain(&error);
+                if reason != last {
+                    told(&reason);
+                    last = reason;
+                }
+                tokio::time::sleep(backoff.next(Instant::now())).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Writes the configuration of a host that is enrolled anew; whether it was another one before.
+fn renew(args: &Enroll, config: &Path, settings: &str) -> Result<bool, Error> {
+    let certificate = args.out.join("agent.pem");
+    let holder = Holder::of(
+        &identity::read(&certificate)?,
+        &certificate.display().to_string(),
+    )?;
+    let text = whole_text(args, &holder, Some(settings))?;
+    if identity::read(config)? == text.as_bytes() {
+        return Ok(false);
+    }
+    identity::replace(config, text.as_bytes(), 0o644)?;
+    Ok(true)
+}
+
+async fn once(args: &Enroll, host_name: &str, settings: Option<&str>) -> Result<Enrolled, Error> {
     let config = args.out.join("agent.toml");
     if !args.force && config.exists() {
         return Err(Error::Enrolled { path: config });
     }
-    let token = fs::read_to_string(&args.token_file).map_err(|source| Error::Token {
-        path: args.token_file.clone(),
-        source,
-    })?;
+    let (token, proof) = proof(args).await?;
     let ca_pem = identity::read(&args.ca)?;
     let tls = identity::anonymous(&ca_pem, &args.ca)?;
     let name =
@@ -125,20 +213,22 @@ pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
         })?;
     let policies = (!args.no_policies && !config.exists()).then_some(policies);
     // A folder that cannot be written to must be found before a use of the token is spent.
-    let key = identity::new_key()?;
     let parked = args.out.join("agent.key.enrolling");
+    let key = key(args, &parked)?;
     identity::replace(&parked, key.serialize_pem().as_bytes(), 0o600)?;
-    let made = ask(
-        args,
-        &name,
-        tls,
-        &token,
-        identity::request(&key)?,
-        host_name,
-    )
-    .await;
+    let request = EnrollRequest {
+        token,
+        csr_der: identity::request(&key)?,
+        host_name: host_name.to_owned(),
+        machine_id: machine_id(),
+        proof,
+    };
+    let made = ask(args, &name, tls, request).await;
+    // Of no use any more, unless the next try has to show it again.
+    let again = args.join.is_some() && made.is_err();
     let outcome = made.and_then(|made| {
         let holder = identity::check_made(&made.certificate_pem, &key)?;
+        let text = whole_text(args, &holder, settings)?;
         let ca = if made.ca_pem.is_empty() {
             &ca_pem
         } else {
@@ -166,10 +256,6 @@ pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
             Some(folder) => starter::install(folder)?,
             None => 0,
         };
-        let mut text = config_text(&holder.agent_id, &holder.tenant, &args.collector);
-        if args.out == Path::new(SYSTEM) {
-            text.push_str(&system_places());
-        }
         identity::replace(&config, text.as_bytes(), 0o644)?;
         Ok(Enrolled {
             agent_id: holder.agent_id,
@@ -178,26 +264,49 @@ pub async fn enroll(args: &Enroll, host_name: &str) -> Result<Enrolled, Error> {
             policies: installed,
         })
     });
-    // Either in place by now, or of no use.
-    let _ = fs::remove_file(&parked);
+    if !again {
+        let _ = fs::remove_file(&parked);
+    }
     outcome
+}
+
+/// The token, or what stands in its place.
+async fn proof(args: &Enroll) -> Result<(String, Option<Proof>), Error> {
+    let proof = match (&args.token_file, args.join) {
+        (Some(file), _) => return Ok((read(file)?.trim().to_owned(), None)),
+        (None, Some(Join::Kubernetes)) => {
+            let token = read(&args.service_account_token)?;
+            Proof::ServiceAccountToken(token.trim().to_owned())
+        }
+        // Clap takes one or the other.
+        (None, Some(Join::Ec2) | None) => {
+            let document = cloud::signed_document(args.metadata).await;
+            Proof::Ec2Document(document.map_err(Error::Metadata)?)
+        }
+    };
+    Ok((String::new(), Some(proof)))
+}
+
+/// A token is for a new agent, with a new key. What is said of a host leads to the agent whose key it was first shown with.
+fn key(args: &Enroll, parked: &Path) -> Result<KeyPair, Error> {
+    if args.join.is_some() {
+        for path in [&args.out.join("agent.key"), parked] {
+            let pem = fs::read_to_string(path).ok();
+            if let Some(key) = pem.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+                return Ok(key);
+            }
+        }
+    }
+    Ok(identity::new_key()?)
 }
 
 async fn ask(
     args: &Enroll,
     name: &rustls_pki_types::ServerName<'static>,
     tls: std::sync::Arc<rustls::ClientConfig>,
-    token: &str,
-    csr_der: Vec<u8>,
-    host_name: &str,
+    request: EnrollRequest,
 ) -> Result<sumun_proto::v1::EnrollResponse, Error> {
     let channel = connect::connect(&args.collector, name, tls).await?;
-    let request = EnrollRequest {
-        token: token.trim().to_owned(),
-        csr_der,
-        host_name: host_name.to_owned(),
-        machine_id: machine_id(),
-    };
     let mut client = EnrolmentClient::new(channel);
     match tokio::time::timeout(ANSWER, client.enroll(request)).await {
         Err(_) => Err(Error::Silent {
@@ -205,6 +314,13 @@ async fn ask(
         }),
         Ok(Err(status)) => Err(Error::Refused {
             address: args.collector.clone(),
+            passing: matches!(
+                status.code(),
+                tonic::Code::Unavailable
+                    | tonic::Code::ResourceExhausted
+                    | tonic::Code::DeadlineExceeded
+                    | tonic::Code::Cancelled
+            ),
             reason: if status.message().is_empty() {
                 connect::chain(&status)
             } else {
@@ -215,11 +331,55 @@ async fn ask(
     }
 }
 
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// machine-id(5); empty where there is none.
 fn machine_id() -> String {
-    fs::read_to_string("/etc/machine-id")
+    fs::read_to_string(host::root().join("etc/machine-id"))
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()
+}
+
+/// The whole configuration, which is checked: what is wrong in the settings is told now and not at the agent's start.
+fn whole_text(args: &Enroll, holder: &Holder, settings: Option<&str>) -> Result<String, Error> {
+    let mut text = config_text(&holder.agent_id, &holder.tenant, &args.collector);
+    let file = args.settings.clone().unwrap_or_default();
+    let wrong = |why: String| Error::Settings {
+        path: file.clone(),
+        why,
+    };
+    let table: toml::Table = match settings {
+        Some(settings) => settings
+            .parse()
+            .map_err(|error: toml::de::Error| wrong(error.to_string()))?,
+        None => toml::Table::new(),
+    };
+    for key in ["agent", "collector"] {
+        if table.contains_key(key) {
+            return Err(wrong(format!(
+                "[{key}] is written by the enrolment: take it out"
+            )));
+        }
+    }
+    if args.out == Path::new(SYSTEM) && !table.contains_key("paths") {
+        text.push_str(&system_places());
+    }
+    if let Some(settings) = settings {
+        text.push_str(&format!("\n# From {}.\n{settings}", file.display()));
+        let path = args.out.join("agent.toml");
+        if let Err(error) = Config::check(&path, &text) {
+            let config::Error::Wrong { problem, .. } = &error else {
+                return Err(wrong(error.to_string()));
+            };
+            return Err(wrong(problem.message.clone()));
+        }
+    }
+    Ok(text)
 }
 
 /// What is not set is at its default; the file says where the rest is explained.

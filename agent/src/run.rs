@@ -196,9 +196,14 @@ fn read(setup: Setup, control: Arc<Control>) -> anyhow::Result<Reader> {
     Ok((started, ended, thread))
 }
 
-/// The host's name as the kernel has it.
+/// The host's name as the kernel has it, or as it is given to a pod, which has another: `SUMUN_HOST_NAME`.
 #[must_use]
 pub fn host_name() -> String {
+    if let Ok(name) = std::env::var("SUMUN_HOST_NAME")
+        && !name.is_empty()
+    {
+        return name;
+    }
     nix::unistd::gethostname()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()

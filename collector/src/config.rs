@@ -1,6 +1,8 @@
 //! `collector.toml`: read into [`Raw`], checked into [`Config`]; nothing later
 //! checks again.
 
+mod join;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::ingest::Limits;
+use crate::tenant::join::Join;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,8 @@ struct Raw {
     ingest: RawIngest,
     #[serde(default)]
     metrics: Option<RawMetrics>,
+    #[serde(default)]
+    join: Vec<join::Raw>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,6 +68,7 @@ struct RawServer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPaths {
+    ca: Option<PathBuf>,
     state: Option<PathBuf>,
     run: Option<PathBuf>,
 }
@@ -91,8 +97,10 @@ struct RawMetrics {
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The directory of the configuration, where `ca/` is.
+    /// The directory of the configuration.
     pub dir: PathBuf,
+    /// Where the certificate authority is: `ca/` beside the configuration if it says nothing else.
+    pub ca: PathBuf,
     /// Where the state is kept: `state/` beside the configuration if it says nothing else.
     pub state: PathBuf,
     /// Where `collector.addr` and `metrics.addr` are written: beside the configuration if it says nothing else.
@@ -113,6 +121,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where metrics are served; loopback only.
     pub metrics: Option<SocketAddr>,
+    /// Who may join without a token.
+    pub joins: Vec<Join>,
 }
 
 impl Config {
@@ -176,7 +186,9 @@ impl Config {
         let day = 86_400;
         let mib = 1024 * 1024;
         Ok(Config {
+            joins: join::check(raw.join, &check, &dir)?,
             // A relative place is beside the configuration; `join` takes an absolute one as it is.
+            ca: dir.join(raw.paths.ca.as_deref().unwrap_or(Path::new("ca"))),
             state: dir.join(raw.paths.state.as_deref().unwrap_or(Path::new("state"))),
             run: match raw.paths.run {
                 Some(run) => dir.join(run),
@@ -235,7 +247,7 @@ impl Config {
     /// The certificate authority.
     #[must_use]
     pub fn ca_dir(&self) -> PathBuf {
-        self.dir.join("ca")
+        self.ca.clone()
     }
 }
 
@@ -408,6 +420,43 @@ mod tests {
         ] {
             let error = parse(&text).expect_err("bad");
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_may_join_is_said_in_full_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("collector.toml");
+        let keys = r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#;
+        std::fs::write(dir.path().join("keys.json"), keys).expect("keys");
+        let parse = |joins: &str| {
+            let text = format!("[server]\nlisten = \"127.0.0.1:7443\"\n{joins}");
+            Config::parse(&path, &text).map_err(|error| error.to_string())
+        };
+        let good = "[[join]]\nname = \"here\"\nmethod = \"kubernetes\"\nissuer = \"https://i\"\naudience = \"a\"\n\
+                    keys = \"keys.json\"\nsubjects = [\"system:serviceaccount:sumun:sumun-agent\"]\n";
+        assert_eq!(parse(good).expect("good").joins.len(), 1);
+        for (joins, part) in [
+            (good.replace("\"a\"", "\"\""), "audience"),
+            (good.replace("audience = \"a\"\n", ""), "needs `audience`"),
+            (good.replace("system:serviceaccount:sumun:", ""), "service accounts"),
+            (good.replace("keys.json", "no.json"), "no.json"),
+            (good.replace("kubernetes\"", "password\""), "no method"),
+            (format!("{good}accounts = [\"123456789012\"]\n"), "not one of the method"),
+            (format!("{good}{good}"), "already"),
+            (good.replace("here", "Here"), "no name"),
+            (good.replace("audience", "audiense"), "did you mean `audience`"),
+            (
+                "[[join]]\nname = \"aws\"\nmethod = \"ec2\"\naccounts = [\"1\"]\ncertificates = \".\"\n".to_owned(),
+                "twelve digits",
+            ),
+            (
+                "[[join]]\nname = \"aws\"\nmethod = \"ec2\"\naccounts = [\"123456789012\"]\ncertificates = \".\"\n".to_owned(),
+                "no certificate REGION.pem",
+            ),
+        ] {
+            let error = parse(&joins).expect_err(part);
+            assert!(error.contains(part), "{part}: {error}");
         }
     }
 }

@@ -188,6 +188,23 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
     Ok(Made { address })
 }
 
+/// Whether [`init`] has done its work in `dir`: the configuration is written last.
+#[must_use]
+pub fn is_done(dir: &Path) -> bool {
+    dir.join(CONFIG).is_file()
+}
+
+/// The first admin's context with the authority beside it, as for another machine.
+///
+/// # Errors
+/// There is none, or it is not as it was written.
+pub fn portable_context(dir: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(dir.join(ADMIN))?;
+    let mut table: toml::Table = text.parse().map_err(io::Error::other)?;
+    table.insert("ca".into(), CA_CERTIFICATE.into());
+    Ok(table.to_string())
+}
+
 fn free(listen: SocketAddr) -> Result<SocketAddr, Error> {
     if listen.port() != 0 {
         return Ok(listen);

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use sd_notify::NotifyState;
 use sumun_collector::config::Config;
+use sumun_collector::tenant::ca::CA_CERTIFICATE;
 use sumun_collector::{init, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -34,6 +35,17 @@ enum Command {
         /// More names for the server certificate: host names or addresses
         #[arg(long, num_args = 1..)]
         name: Vec<String>,
+        /// Do nothing, and succeed, where it was done before
+        #[arg(long)]
+        once: bool,
+    },
+    /// Print a file that `init` made, where there is no other program to read it with
+    Show {
+        /// Which
+        file: Shown,
+        /// Directory that `init` made
+        #[arg(long, default_value = init::SYSTEM)]
+        dir: PathBuf,
     },
     /// Run until SIGTERM or SIGINT
     Run {
@@ -53,6 +65,17 @@ enum Command {
         /// Where to
         folder: PathBuf,
     },
+}
+
+/// What `show` prints.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Shown {
+    /// The authority's certificate, ca.pem, which is no secret
+    Ca,
+    /// The first token for enrolling agents, a secret
+    Token,
+    /// The first admin's context for sumunctl, a secret; it wants ca.pem beside it
+    Admin,
 }
 
 fn main() -> ExitCode {
@@ -87,7 +110,13 @@ fn execute(command: Command) -> anyhow::Result<()> {
         .context("failed to start the runtime")?;
     let result = runtime.block_on(async {
         match command {
-            Command::Init { dir, listen, name } => {
+            Command::Init { dir, once, .. } if once && init::is_done(&dir) => {
+                println!("{} is initialised already", dir.display());
+                Ok(())
+            }
+            Command::Init {
+                dir, listen, name, ..
+            } => {
                 let made = init::init(&dir, listen, &name).await?;
                 let file = |name| dir.join(name).display().to_string();
                 println!(
@@ -103,6 +132,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 );
                 Ok(())
             }
+            Command::Show { file, dir } => show(file, &dir),
             Command::Run { config } => serve(Config::load(&config)?).await,
             Command::CheckConfig { config } => Ok(Config::load(&config).map(|_| ())?),
             // Done before the runtime was made.
@@ -112,6 +142,23 @@ fn execute(command: Command) -> anyhow::Result<()> {
     // What is stuck in a system call must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+fn show(file: Shown, dir: &Path) -> anyhow::Result<()> {
+    let path = match file {
+        Shown::Ca => dir.join("ca").join(CA_CERTIFICATE),
+        Shown::Token => dir.join(init::ENROLL_TOKEN),
+        Shown::Admin => dir.join(init::ADMIN),
+    };
+    let text = match file {
+        Shown::Admin => init::portable_context(dir),
+        Shown::Ca | Shown::Token => std::fs::read_to_string(&path),
+    };
+    print!(
+        "{}",
+        text.with_context(|| format!("failed to read {}", path.display()))?
+    );
+    Ok(())
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

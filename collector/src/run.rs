@@ -34,6 +34,7 @@ use crate::query::{self, QueryService};
 use crate::state;
 use crate::store::Store;
 use crate::tenant::ca::{self, Ca};
+use crate::tenant::join::limit::Limit;
 use crate::tenant::registry::{self, Registry};
 use crate::tenant::token::{self, Tokens};
 
@@ -80,6 +81,14 @@ pub enum Error {
     /// The query engine.
     #[error("failed to start the query engine")]
     Query(#[source] sumun_lake::Error),
+    /// An entry for nobody.
+    #[error("the entry [[join]] {join:?} is for the tenant {tenant:?}, which does not exist")]
+    Tenant {
+        /// Its name.
+        join: String,
+        /// The tenant.
+        tenant: Arc<str>,
+    },
     /// A port.
     #[error("failed to listen on {address}: is another program using it?")]
     Listen {
@@ -134,6 +143,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let database = state::open(&config.database()).await?;
     let tokens = Arc::new(Tokens::load(database.clone()).await?);
     let registry = Registry::load(database.clone()).await?;
+    for join in &config.joins {
+        if !registry.has_tenant(&join.tenant) {
+            return Err(Error::Tenant {
+                join: join.name.clone(),
+                tenant: Arc::clone(&join.tenant),
+            });
+        }
+    }
     let store = Store::open(database.clone(), &config.lake_dir().to_string_lossy()).await?;
     let ingest = Ingest::start(
         &config.log_dir(),
@@ -185,6 +202,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         registry: registry.clone(),
         metrics: Arc::clone(&metrics),
         valid: config.certificate_valid,
+        joins: config.joins.clone(),
+        limit: Limit::default(),
     })
     .max_decoding_message_size(SMALL_MESSAGE);
     let ingesting = IngestServer::new(IngestService {
@@ -197,7 +216,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         stopping: stopping.clone(),
     })
     .max_decoding_message_size(MESSAGE_MAX);
-    let admin = AdminServer::new(AdminService { tokens }).max_decoding_message_size(SMALL_MESSAGE);
+    let admin = AdminServer::new(AdminService {
+        tokens,
+        database: database.clone(),
+    })
+    .max_decoding_message_size(SMALL_MESSAGE);
     let limits = query::Limits::new(config.state_dir().join("spill"));
     let query = QueryService::new(store, registry.clone(), &limits).map_err(Error::Query)?;
     let query = QueryServer::new(query).max_decoding_message_size(SMALL_MESSAGE);

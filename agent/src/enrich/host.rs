@@ -1,6 +1,7 @@
 //! What the host says of itself.
 
 use std::fs;
+use std::path::Path;
 
 use sumun_proto::text;
 use sumun_proto::v1::System;
@@ -8,13 +9,23 @@ use sumun_proto::v1::System;
 /// Longest line that is taken.
 const LINE_MAX: usize = 256;
 
+/// Where the host's files are: of an agent in a pod that sees the host's processes, where the first of them has its root.
+#[must_use]
+pub fn root() -> &'static Path {
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+    match (namespace("self"), namespace("1")) {
+        (Some(own), Some(first)) if own != first => Path::new("/proc/1/root"),
+        _ => Path::new("/"),
+    }
+}
+
 /// Reads it once: it changes with an upgrade of the system at most.
 #[must_use]
 pub fn system(kernel: &str) -> System {
-    let release = fs::read_to_string("/etc/os-release")
-        .or_else(|_| fs::read_to_string("/usr/lib/os-release"))
+    let release = fs::read_to_string(root().join("etc/os-release"))
+        .or_else(|_| fs::read_to_string(root().join("usr/lib/os-release")))
         .unwrap_or_default();
-    let machine_id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let machine_id = fs::read_to_string(root().join("etc/machine-id")).unwrap_or_default();
     System {
         kernel: kernel.to_owned(),
         machine_id: line(machine_id.trim()),

@@ -15,14 +15,14 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// Waits that double, with jitter, from the first failure on.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     since: Option<Instant>,
     tries: u32,
 }
 
 impl Backoff {
     /// The next wait.
-    pub(super) fn next(&mut self, now: Instant) -> Duration {
+    pub(crate) fn next(&mut self, now: Instant) -> Duration {
         let since = *self.since.get_or_insert(now);
         let most = if now.saturating_duration_since(since) < SOON {
             SOON_MAX
@@ -36,7 +36,7 @@ impl Backoff {
     }
 
     /// A connection held: the next failure starts anew.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 }

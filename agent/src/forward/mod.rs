@@ -11,7 +11,7 @@
 //! for it. The certificate is renewed over the connection and used from the next
 //! connection on, which is made as soon as what is out has been acknowledged.
 
-mod backoff;
+pub(crate) mod backoff;
 pub mod connect;
 mod heartbeat;
 pub mod identity;

@@ -1,6 +1,7 @@
 //! The forwarder and a real spool against a collector with real TLS.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::peer::{AGENT, Authority, Peer, TOKEN, Will};
 use super::{Command, run};
 use crate::cli::Enroll;
 use crate::config::{Collector, Config};
-use crate::enroll::enroll;
+use crate::enroll::{Enrolled, Outcome, enroll};
 use crate::spool::{Item, Settings, Spool};
 use crate::starter;
 use crate::status::{Connection, Run, Status};
@@ -417,6 +418,86 @@ async fn nobody_there_keeps_the_spool_and_stopping_does_not_wait_for_ever() {
     assert_eq!(agent.spooled(Lane::Bulk), 1);
 }
 
+fn enrolment(peer: &Peer, folder: &Path, ca: &str) -> Enroll {
+    Enroll {
+        collector: peer.address.to_string(),
+        token_file: Some(folder.join("token")),
+        join: None,
+        metadata: ([127, 0, 0, 1], 1).into(),
+        service_account_token: folder.join("none"),
+        ca: folder.join(ca),
+        out: folder.join("enrolled"),
+        force: false,
+        once: false,
+        settings: None,
+        no_policies: false,
+    }
+}
+
+/// Enrols where there is no identity yet, or another one is asked for.
+async fn new(args: &Enroll) -> Result<Enrolled, crate::enroll::Error> {
+    match enroll(args, "host", |_| ()).await? {
+        Outcome::Enrolled(enrolled) => Ok(enrolled),
+        Outcome::Known { config, .. } => panic!("{} was there", config.display()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enrolling_once_waits_for_the_collector_and_takes_settings_over_each_time() {
+    let peer = Peer::start(Will::Acknowledge).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    std::fs::write(folder.join("token"), TOKEN).expect("the token");
+    std::fs::write(folder.join("ca.pem"), &peer.authority.pem).expect("the CA");
+    std::fs::write(folder.join("settings"), "[log]\nlevel = \"warn\"\n").expect("settings");
+    let args = Enroll {
+        once: true,
+        settings: Some(folder.join("settings")),
+        ..enrolment(&peer, folder, "ca.pem")
+    };
+    // Nobody listens there yet: it waits, and says once what for.
+    let nobody = Enroll {
+        collector: "127.0.0.1:1".into(),
+        ..args.clone()
+    };
+    let said = std::sync::Mutex::new(Vec::new());
+    let waiting = enroll(&nobody, "host", |why| {
+        said.lock().expect("not poisoned").push(why.to_owned());
+    });
+    let waited = tokio::time::timeout(Duration::from_secs(2), waiting).await;
+    assert!(waited.is_err(), "{waited:?}");
+    let said = said.into_inner().expect("not poisoned");
+    assert_eq!(said.len(), 1, "{said:?}");
+
+    let enrolled = new(&args).await.expect("enrolled");
+    let written = || std::fs::read_to_string(&enrolled.config).expect("the configuration");
+    assert_eq!(
+        Config::load(&enrolled.config).expect("good").log_level,
+        "warn"
+    );
+    let first = written();
+    let again = async |args: &Enroll| enroll(args, "host", |_| ()).await;
+    let unchanged = again(&args).await.expect("enrolled already");
+    assert!(matches!(unchanged, Outcome::Known { changed: false, .. }));
+    assert_eq!(written(), first);
+    std::fs::write(folder.join("settings"), "[log]\nlevel = \"debug\"\n").expect("settings");
+    let changed = again(&args).await.expect("enrolled already");
+    assert!(matches!(changed, Outcome::Known { changed: true, .. }));
+    assert_eq!(
+        Config::load(&enrolled.config).expect("good").log_level,
+        "debug"
+    );
+    for wrong in ["[log]\nlevl = 1\n", "[agent]\nid = \"x\"\n", "[log"] {
+        std::fs::write(folder.join("settings"), wrong).expect("settings");
+        let error = again(&args).await.expect_err("wrong settings");
+        assert!(error.to_string().contains("settings"), "{error}");
+        assert_eq!(
+            Config::load(&enrolled.config).expect("good").log_level,
+            "debug"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enrolling_writes_an_identity_that_works_and_is_not_overwritten() {
     let peer = Peer::start(Will::Acknowledge).await;
@@ -424,15 +505,8 @@ async fn enrolling_writes_an_identity_that_works_and_is_not_overwritten() {
     let folder = agent.folder.path();
     std::fs::write(folder.join("token"), format!("{TOKEN}\n")).expect("the token");
     std::fs::write(folder.join("given-ca.pem"), &peer.authority.pem).expect("the CA");
-    let mut args = Enroll {
-        collector: peer.address.to_string(),
-        token_file: folder.join("token"),
-        ca: folder.join("given-ca.pem"),
-        out: folder.join("enrolled"),
-        force: false,
-        no_policies: false,
-    };
-    let enrolled = enroll(&args, "host").await.expect("enrolled");
+    let mut args = enrolment(&peer, folder, "given-ca.pem");
+    let enrolled = new(&args).await.expect("enrolled");
     assert_eq!(enrolled.agent_id, AGENT);
     let config = Config::load(&enrolled.config).expect("a good configuration");
     let key = std::fs::metadata(&config.collector.key).expect("the key");
@@ -452,10 +526,10 @@ async fn enrolling_writes_an_identity_that_works_and_is_not_overwritten() {
     );
     std::fs::remove_file(&one).expect("a policy");
 
-    let error = enroll(&args, "host").await.expect_err("enrolled already");
+    let error = new(&args).await.expect_err("enrolled already");
     assert!(error.to_string().contains("--force"), "{error}");
     args.force = true;
-    let again = enroll(&args, "host").await.expect("enrolled again");
+    let again = new(&args).await.expect("enrolled again");
     assert_eq!(again.policies, 0);
     assert!(!one.exists(), "what was taken away stays away");
     let bare = Enroll {
@@ -463,14 +537,12 @@ async fn enrolling_writes_an_identity_that_works_and_is_not_overwritten() {
         no_policies: true,
         ..args.clone()
     };
-    enroll(&bare, "host").await.expect("enrolled");
+    new(&bare).await.expect("enrolled");
     let bare = std::fs::read_dir(bare.out.join("policies")).expect("the folder");
     assert_eq!(bare.count(), 0);
-    std::fs::write(&args.token_file, "wrong").expect("the token");
+    std::fs::write(folder.join("token"), "wrong").expect("the token");
     let before = std::fs::read(&config.collector.certificate).expect("the certificate");
-    let error = enroll(&args, "host")
-        .await
-        .expect_err("a token that is not known");
+    let error = new(&args).await.expect_err("a token that is not known");
     assert!(
         error.to_string().contains("not known or used up"),
         "{error}"
@@ -509,15 +581,8 @@ async fn enrolling_trusts_only_the_given_ca() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("token"), TOKEN).expect("the token");
     std::fs::write(folder.path().join("ca.pem"), Authority::new().pem).expect("a CA");
-    let args = Enroll {
-        collector: peer.address.to_string(),
-        token_file: folder.path().join("token"),
-        ca: folder.path().join("ca.pem"),
-        out: folder.path().join("enrolled"),
-        force: false,
-        no_policies: false,
-    };
-    let error = enroll(&args, "host").await.expect_err("another CA");
+    let args = enrolment(&peer, folder.path(), "ca.pem");
+    let error = new(&args).await.expect_err("another CA");
     let chain = super::connect::chain(&error);
     assert!(chain.contains("invalid peer certificate"), "{chain}");
     assert!(!args.out.join("agent.toml").exists());

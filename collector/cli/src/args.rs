@@ -65,6 +65,9 @@ pub(crate) enum Command {
     /// Tokens for enrolling agents and for administrators
     #[command(subcommand)]
     Tokens(Tokens),
+    /// Agents that joined without a token: what their cloud or cluster vouched for
+    #[command(subcommand)]
+    Joins(Joins),
     /// Write man pages and shell completions: for those who make packages
     #[command(hide = true)]
     Pages(Pages),
@@ -119,6 +122,30 @@ pub(crate) enum Policy {
 pub(crate) enum Tokens {
     /// Create a token and print it; it cannot be shown again
     Create(CreateToken),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Joins {
+    /// List instances and nodes, and the agent that each is bound to
+    List,
+    /// List who enrolled or was refused, and why, oldest first
+    Log(JoinLog),
+    /// Let another agent join as this instance or node, as after its disk was replaced
+    Forget(ForgetJoin),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct JoinLog {
+    /// At most this many rows, the newest; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) limit: u32,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ForgetJoin {
+    /// As `joins list` shows it
+    #[arg(value_name = "SUBJECT")]
+    pub(crate) subject: String,
 }
 
 /// A search.

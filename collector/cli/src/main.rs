@@ -10,6 +10,7 @@ mod context;
 mod explain;
 mod failure;
 mod fleet;
+mod joins;
 mod moment;
 mod output;
 mod policy;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::args::{Alerts, Args, Command, Policy, Tokens};
+use crate::args::{Alerts, Args, Command, Joins, Policy, Tokens};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -81,6 +82,9 @@ fn run(args: Args) -> Result<(), Failure> {
             Command::Policy(Policy::Check(_) | Policy::Explain(_)) | Command::Pages(_) => Ok(()),
             Command::Policy(Policy::List(list)) => fleet::list(remote, list, output).await,
             Command::Tokens(Tokens::Create(create)) => tokens::create(remote, create, output).await,
+            Command::Joins(Joins::List) => joins::list(remote, output).await,
+            Command::Joins(Joins::Log(log)) => joins::log(remote, log, output).await,
+            Command::Joins(Joins::Forget(forget)) => joins::forget(remote, forget).await,
         }
     })
 }

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::SqlitePool;
 use sumun_proto::v1::admin_server::Admin;
 use sumun_proto::v1::create_token_request::Purpose as WirePurpose;
-use sumun_proto::v1::{CreateTokenRequest, CreateTokenResponse};
+use sumun_proto::v1::{
+    CreateTokenRequest, CreateTokenResponse, ForgetJoinRequest, ForgetJoinResponse,
+    ListJoinsRequest, ListJoinsResponse,
+};
 use tonic::{Request, Response, Status};
 use tracing::{error, info};
 
 use crate::ingest::writer::chain;
+use crate::tenant::join::binding;
 use crate::tenant::token::{self, Error, Purpose, Tokens};
 
 /// The service `Admin`. Every method needs an admin token; the tenant is the
@@ -18,6 +23,19 @@ use crate::tenant::token::{self, Error, Purpose, Tokens};
 pub struct AdminService {
     /// The tokens.
     pub tokens: Arc<Tokens>,
+    /// The state database.
+    pub database: SqlitePool,
+}
+
+/// Whose token it is.
+fn who<T>(request: &Request<T>) -> Result<token::Admin, Status> {
+    let admin = request.extensions().get::<token::Admin>().cloned();
+    admin.ok_or_else(|| Status::unauthenticated("this needs an admin token"))
+}
+
+fn failed(error: &sqlx::Error) -> Status {
+    error!(error = %chain(error), "failed to read or write who has joined");
+    Status::unavailable("the collector cannot do that now: try again")
 }
 
 #[tonic::async_trait]
@@ -26,9 +44,7 @@ impl Admin for AdminService {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        let Some(admin) = request.extensions().get::<token::Admin>().cloned() else {
-            return Err(Status::unauthenticated("this needs an admin token"));
-        };
+        let admin = who(&request)?;
         let request = request.into_inner();
         let purpose = match request.purpose() {
             WirePurpose::Enroll => Purpose::Enroll,
@@ -59,5 +75,39 @@ impl Admin for AdminService {
             token: created.token,
             expires_ns: created.expires_ns,
         }))
+    }
+
+    async fn list_joins(
+        &self,
+        request: Request<ListJoinsRequest>,
+    ) -> Result<Response<ListJoinsResponse>, Status> {
+        let admin = who(&request)?;
+        let request = request.into_inner();
+        let mut response = ListJoinsResponse::default();
+        if request.log {
+            let limit = match request.limit {
+                0 => binding::ROWS_MAX,
+                limit => limit,
+            };
+            let log = binding::log(&self.database, &admin.tenant, limit).await;
+            response.log = log.map_err(|error| failed(&error))?;
+        } else {
+            let joined = binding::list(&self.database, &admin.tenant).await;
+            response.joined = joined.map_err(|error| failed(&error))?;
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn forget_join(
+        &self,
+        request: Request<ForgetJoinRequest>,
+    ) -> Result<Response<ForgetJoinResponse>, Status> {
+        let admin = who(&request)?;
+        let subject = request.into_inner().subject;
+        let forgotten = binding::forget(&self.database, &admin.tenant, &subject, &admin.name)
+            .await
+            .map_err(|error| failed(&error))?;
+        info!(by = %admin.name, tenant = %admin.tenant, subject, forgotten, "forgot who has joined");
+        Ok(Response::new(ForgetJoinResponse { forgotten }))
     }
 }

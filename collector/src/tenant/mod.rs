@@ -1,7 +1,8 @@
-//! Tenants: their certificate authority, their tokens, their agents.
+//! Tenants: their certificate authority, their tokens, their agents, and who becomes one without a token.
 
 pub mod ca;
 pub mod identity;
+pub mod join;
 pub mod registry;
 pub mod token;
 

@@ -460,6 +460,12 @@ impl Registry {
         .await;
     }
 
+    /// Whether there is a tenant of this name.
+    #[must_use]
+    pub fn has_tenant(&self, name: &str) -> bool {
+        self.lock().tenants.iter().any(|tenant| **tenant == *name)
+    }
+
     /// Whether the certificate's tenant and agent exist and are not revoked.
     ///
     /// # Errors
@@ -518,10 +524,15 @@ impl Registry {
             .execute(&self.shared.database)
             .await
             .map_err(|error| Error("write", error))?;
+        self.expires(identity, expires_ns);
+        Ok(())
+    }
+
+    /// Takes note of the end of a certificate that has just been written to the database.
+    pub fn expires(&self, identity: &Identity, expires_ns: i64) {
         self.change(identity.agent, |agent| {
             agent.certificate_expires_ns = expires_ns;
         });
-        Ok(())
     }
 
     /// A stream begins. It counts as open until the returned value is dropped.

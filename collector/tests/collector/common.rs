@@ -133,6 +133,7 @@ impl Site {
                 csr_der,
                 host_name: "host-1".into(),
                 machine_id: "m1".into(),
+                proof: None,
             })
             .await?
             .into_inner();

@@ -94,6 +94,7 @@ async fn a_signing_request_must_prove_its_key_and_costs_no_use() {
             csr_der,
             host_name: "h".into(),
             machine_id: "m".into(),
+            proof: None,
         })
         .await
         .expect_err("not signed by its key");

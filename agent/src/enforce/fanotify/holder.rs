@@ -4,9 +4,11 @@
 //! One thread answers, and opens nothing but files of `/proc`; another keeps the marks, which may have to wait for a disk,
 //! and has no descriptor of the group (`marks`).
 
+use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::parent_id;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -25,6 +27,7 @@ use sumun_proto::Host;
 use super::judge::Judge;
 use super::marks::{Marker, Marks, Named};
 use super::wire::{Counts, Decision, MESSAGE_MAX, Missing, Plan, PlanRule, Said};
+use crate::enrich::host;
 use crate::kernel::canary;
 use crate::kernel::fanotify::{Group, OVERFLOW};
 
@@ -67,13 +70,29 @@ pub fn run() -> anyhow::Result<ExitCode> {
         .try_clone_to_owned()
         .context("cannot take the socket")?;
     let socket = Arc::new(socket);
-    match hold(&plan, &socket) {
+    match as_the_host().and_then(|()| hold(&plan, &socket)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(why) => {
             tell(socket.as_fd(), &Said::Broken(why));
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Policies name files as the host does: of an agent in a pod, this process goes to where the host's files are.
+fn as_the_host() -> Result<(), String> {
+    if host::root() == Path::new("/") {
+        return Ok(());
+    }
+    let why = |error: String| {
+        format!("cannot go to where the host's files are (mount namespace of process 1): {error}")
+    };
+    let first = File::open("/proc/1/ns/mnt").map_err(|error| why(error.to_string()))?;
+    setns(first, CloneFlags::CLONE_NEWNS).map_err(|errno| {
+        why(format!(
+            "{errno}; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT"
+        ))
+    })
 }
 
 fn hold(plan: &Plan, socket: &Arc<OwnedFd>) -> Result<(), String> {

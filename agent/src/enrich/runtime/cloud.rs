@@ -254,18 +254,43 @@ struct Profile {
     instance_profile_arn: String,
 }
 
-/// By IMDSv2: a session's token first, and nothing without it.
-async fn ec2(service: &Service) -> Result<Cloud, Failure> {
-    const HOST: &str = "169.254.169.254";
+/// The header `Host` of requests to EC2's service.
+const EC2_HOST: &str = "169.254.169.254";
+
+/// The token of a session of IMDSv2, without which nothing is asked.
+async fn session(service: &Service) -> Result<String, Failure> {
     const TOKEN: &str = "/latest/api/token";
     let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", TOKEN_SECONDS)];
-    let answer = service.ask("PUT", TOKEN, HOST, &ttl).await?;
+    let answer = service.ask("PUT", TOKEN, EC2_HOST, &ttl).await?;
     let token = good(TOKEN, &answer)?;
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Failure::Refused(format!("{TOKEN}: no token")));
     }
+    Ok(token)
+}
+
+/// The identity document of an EC2 instance with Amazon's signature over it, as the service gives it: base64.
+///
+/// # Errors
+/// Nobody answers, or not with that.
+pub async fn signed_document(address: SocketAddr) -> Result<Vec<u8>, String> {
+    let service = Service { address };
+    let path = "/latest/dynamic/instance-identity/rsa2048";
+    let told = async {
+        let token = session(&service).await?;
+        let headers = [("X-aws-ec2-metadata-token", token.as_str())];
+        let answer = service.ask("GET", path, EC2_HOST, &headers).await?;
+        good(path, &answer)?;
+        Ok::<_, Failure>(answer.body)
+    };
+    told.await.map_err(|failure| failure.to_string())
+}
+
+/// By IMDSv2: a session's token first, and nothing without it.
+async fn ec2(service: &Service) -> Result<Cloud, Failure> {
+    let token = session(service).await?;
     let headers = [("X-aws-ec2-metadata-token", token.as_str())];
-    let get = async |path: &str| service.ask("GET", path, HOST, &headers).await;
+    let get = async |path: &str| service.ask("GET", path, EC2_HOST, &headers).await;
     let path = "/latest/dynamic/instance-identity/document";
     let document: Document = json(path, &get(path).await?)?;
     let mut cloud = Cloud {

@@ -114,7 +114,7 @@ impl Containerd {
     ///
     /// # Errors
     /// containerd refuses; the message holds what it printed.
-    pub fn run(&mut self, pod: &Pod, image: &str, command: &[&str]) -> Result<(String, String)> {
+    pub fn run(&self, pod: &Pod, image: &str, command: &[&str]) -> Result<(String, String)> {
         let made = on_this_thread(self.socket.clone(), async |client| {
             make(client, pod, image, command).await
         });

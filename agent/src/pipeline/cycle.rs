@@ -729,7 +729,7 @@ impl Pipeline {
         let workloads = &mut self.core.workloads;
         let walked = cgroup::walk(self.kernel.cgroup_controller(), |id, path| {
             alive.insert(id);
-            workloads.made(id, path);
+            workloads.made(id, path, 0);
         });
         match walked {
             Ok(cgroup::Walked { left_out: 0, .. }) => workloads.removed_all_but(&alive),

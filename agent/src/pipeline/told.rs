@@ -45,16 +45,27 @@ impl Told {
     /// Takes what has been learned, and asks about what is new. Never waits.
     pub fn cycle(&mut self, core: &mut Core) {
         core.workloads.asking = self.runtimes.told().present.load(Ordering::Relaxed);
-        while let Some(Learned { workload, facts }) = self.runtimes.learned() {
+        while let Some(learned) = self.runtimes.learned() {
+            let Learned {
+                workload,
+                made_ns,
+                facts,
+            } = learned;
             match facts {
                 Some(facts) if workload == 0 => {
                     self.host.cloud = facts.cloud;
                     self.of_host(core);
                 }
                 Some(facts) => {
+                    let now = boot_ns().unwrap_or_default();
+                    let pending_ns = match made_ns {
+                        0 => 0,
+                        made => now.saturating_sub(made),
+                    };
                     let facts = Facts {
                         workload,
-                        version: boot_ns().unwrap_or_default(),
+                        version: now,
+                        pending_ns,
                         ..facts
                     };
                     core.workloads.learned(workload, Some(&facts));

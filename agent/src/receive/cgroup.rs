@@ -15,7 +15,7 @@ pub fn cgroup(workloads: &mut Workloads, record: &Record<'_>, cgroup: &Cgroup) {
     // a runtime makes, belongs to the workload that the start of its path names.
     let known = cgroup.path.flaws & FLAW_LOST == 0;
     match record.header.kind {
-        kind::CGROUP_MKDIR if known => workloads.made(cgroup.id, &path),
+        kind::CGROUP_MKDIR if known => workloads.made(cgroup.id, &path, record.header.boot_ns),
         kind::CGROUP_RENAME if known => workloads.renamed(cgroup.id, &path),
         kind::CGROUP_RMDIR => workloads.removed(cgroup.id),
         _ => {}

@@ -167,6 +167,13 @@ impl<'a> Rows<'a> {
             }
             return Arc::new(array.finish());
         }
+        if id.info().ty == FieldType::Int {
+            let value = |row| match value(self.facts(table, id, row)?, id)? {
+                Value::Int(number) => Some(number),
+                _ => None,
+            };
+            return Arc::new(rows.map(value).collect::<Int64Array>());
+        }
         let mut array = StringBuilder::new();
         for row in rows {
             let facts = self.facts(table, id, row);
@@ -235,6 +242,7 @@ impl ScalarUDFImpl for Told {
             FieldType::StrList => {
                 DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true)))
             }
+            FieldType::Int => DataType::Int64,
             _ => DataType::Utf8,
         })
     }

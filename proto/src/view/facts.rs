@@ -5,8 +5,9 @@ use crate::catalogue::FieldId;
 use crate::v1::Facts;
 
 /// Those of workloads, then those of hosts.
-pub const OF_FACTS: [FieldId; 23] = [
+pub const OF_FACTS: [FieldId; 24] = [
     FieldId::WorkloadSource,
+    FieldId::WorkloadPendingMs,
     FieldId::ContainerName,
     FieldId::ContainerImage,
     FieldId::ContainerImageTag,
@@ -34,13 +35,13 @@ pub const OF_FACTS: [FieldId; 23] = [
 /// Whether the field is told of workloads.
 #[must_use]
 pub fn is_of_workload(id: FieldId) -> bool {
-    OF_FACTS[..9].contains(&id)
+    OF_FACTS[..10].contains(&id)
 }
 
 /// Whether the field is told of hosts.
 #[must_use]
 pub fn is_of_host(id: FieldId) -> bool {
-    OF_FACTS[9..].contains(&id)
+    OF_FACTS[10..].contains(&id)
 }
 
 /// What facts say of a field; `None` if nothing. Of a pod's uid, too: a runtime's word counts more than a path.
@@ -51,6 +52,13 @@ pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
     let system = || facts.system.as_ref();
     match id {
         FieldId::WorkloadSource => told(&facts.source),
+        FieldId::WorkloadPendingMs => (facts.pending_ns != 0).then(|| {
+            Value::Int(
+                (facts.pending_ns / 1_000_000)
+                    .try_into()
+                    .unwrap_or(i64::MAX),
+            )
+        }),
         FieldId::ContainerName => told(&facts.container_name),
         FieldId::ContainerImage => told(&facts.image),
         FieldId::ContainerImageTag => told(&facts.image_tag),

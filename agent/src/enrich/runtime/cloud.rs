@@ -119,6 +119,7 @@ pub async fn serve(settings: Settings, answers: mpsc::Sender<Learned>) {
                         ..Facts::default()
                     };
                     let learned = Learned {
+                        made_ns: 0,
                         workload: 0,
                         facts: Some(facts),
                     };

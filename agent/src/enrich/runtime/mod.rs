@@ -104,6 +104,8 @@ pub struct Question {
     pub container: String,
     /// The runtime, if its path tells.
     pub runtime: String,
+    /// When its cgroup was made, ns since boot; 0 = that was not seen.
+    pub made_ns: u64,
 }
 
 /// What became of a question; of none, the facts of the host (workload 0).
@@ -111,6 +113,8 @@ pub struct Question {
 pub struct Learned {
     /// The workload.
     pub workload: u64,
+    /// As in its question.
+    pub made_ns: u64,
     /// What was said; `None`: nobody knows it.
     pub facts: Option<Facts>,
 }
@@ -214,13 +218,19 @@ async fn serve(
         };
         let (sources, answers) = (Arc::clone(&sources), answers.clone());
         tokio::spawn(async move {
-            let workload = question.workload;
+            let (workload, made_ns) = (question.workload, question.made_ns);
             // Others go on while a container that nobody knows yet is waited for.
             let mut turn = Some(turn);
             let facts = sources.patiently(&question, &mut turn).await;
             drop(turn);
             // Nobody listens any more only when the agent ends.
-            let _ = answers.send(Learned { workload, facts }).await;
+            let _ = answers
+                .send(Learned {
+                    workload,
+                    made_ns,
+                    facts,
+                })
+                .await;
         });
     }
     looks.abort();

@@ -109,6 +109,7 @@ fn nobody() -> Settings {
 
 fn question(container: &str) -> Question {
     Question {
+        made_ns: 0,
         workload: 7,
         container: container.into(),
         runtime: String::new(),

@@ -67,8 +67,8 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    /// A cgroup was made, or found; the ones above it have to be known before.
-    pub fn made(&mut self, id: u64, path: &str) {
+    /// A cgroup was made at this time since boot, or with 0 found; the ones above it have to be known before.
+    pub fn made(&mut self, id: u64, path: &str, made_ns: u64) {
         if id == 0 {
             return;
         }
@@ -93,6 +93,7 @@ impl Workloads {
                 workload: id,
                 container: workload.told.container_id.clone(),
                 runtime: workload.told.runtime.clone(),
+                made_ns,
             });
         }
         let path: Rc<str> = path.into();
@@ -103,7 +104,7 @@ impl Workloads {
     /// A cgroup has another path, and so has all below it.
     pub fn renamed(&mut self, id: u64, path: &str) {
         let Some(known) = self.cgroups.get(&id) else {
-            return self.made(id, path);
+            return self.made(id, path, 0);
         };
         let before = format!("{}/", known.path);
         let mut below: Vec<(u64, String)> = self
@@ -115,9 +116,9 @@ impl Workloads {
             .collect();
         // Parents first.
         below.sort_by_key(|(_, path)| path.len());
-        self.made(id, path);
+        self.made(id, path, 0);
         for (id, path) in below {
-            self.made(id, &path);
+            self.made(id, &path, 0);
         }
     }
 
@@ -313,16 +314,16 @@ mod tests {
     #[test]
     fn what_is_below_a_workload_belongs_to_it_also_when_its_path_is_used_again() {
         let mut all = Workloads::default();
-        all.made(1, "/");
-        all.made(5, "/system.slice");
-        all.made(6, "/system.slice/a.service");
-        all.made(7, "/system.slice/a.service/worker");
+        all.made(1, "/", 0);
+        all.made(5, "/system.slice", 0);
+        all.made(6, "/system.slice/a.service", 0);
+        all.made(7, "/system.slice/a.service/worker", 0);
         let unit = Some((6, "/system.slice/a.service".to_owned()));
         assert_eq!(workload(&mut all, 7), unit);
         all.removed(7);
         all.removed(6);
-        all.made(8, "/system.slice/a.service");
-        all.made(9, "/system.slice/a.service/worker");
+        all.made(8, "/system.slice/a.service", 0);
+        all.made(9, "/system.slice/a.service/worker", 0);
         assert_eq!(workload(&mut all, 7), unit);
         assert_eq!(workload(&mut all, 9).map(|(id, _)| id), Some(8));
         all.end_cycle(false);
@@ -337,27 +338,27 @@ mod tests {
     #[test]
     fn a_rename_moves_what_is_below() {
         let mut all = Workloads::default();
-        all.made(1, "/");
-        all.made(2, "/a");
-        all.made(3, "/a/b");
-        all.made(4, "/a/b/c");
+        all.made(1, "/", 0);
+        all.made(2, "/a", 0);
+        all.made(3, "/a/b", 0);
+        all.made(4, "/a/b/c", 0);
         all.renamed(3, &format!("/a/docker-{ID}.scope"));
         let moved = all.of(4).expect("a workload");
         assert_eq!((moved.told.id, moved.told.container_id.as_str()), (3, ID));
-        all.made(5, &format!("/a/docker-{ID}.scope/d"));
+        all.made(5, &format!("/a/docker-{ID}.scope/d"), 0);
         assert_eq!(workload(&mut all, 5).map(|(id, _)| id), Some(3));
     }
 
     #[test]
     fn one_workload_cannot_crowd_out_the_others() {
         let mut all = Workloads::default();
-        all.made(1, "/");
-        all.made(2, &format!("/docker/{ID}"));
+        all.made(1, "/", 0);
+        all.made(2, &format!("/docker/{ID}"), 0);
         for id in 10..10 + 2 * NESTED_MAX as u64 {
-            all.made(id, &format!("/docker/{ID}/{id}"));
+            all.made(id, &format!("/docker/{ID}/{id}"), 0);
         }
         assert_eq!(all.stats().left_out, NESTED_MAX as u64 + 1);
-        all.made(5, "/system.slice/b.service");
+        all.made(5, "/system.slice/b.service", 0);
         assert!(all.of(5).is_some());
         // What comes and goes leaves room.
         for id in 10..10 + 2 * NESTED_MAX as u64 {
@@ -375,14 +376,15 @@ mod tests {
             asking: true,
             ..Workloads::default()
         };
-        all.made(1, "/");
-        all.made(2, &format!("/docker/{ID}"));
-        all.made(3, &format!("/docker/{ID}/below"));
-        all.made(4, "/system.slice/a.service");
+        all.made(1, "/", 0);
+        all.made(2, &format!("/docker/{ID}"), 0);
+        all.made(3, &format!("/docker/{ID}/below"), 0);
+        all.made(4, "/system.slice/a.service", 0);
         // Below a user's manager the host's runtimes have made nothing.
         all.made(
             5,
             &format!("/user.slice/user-7.slice/user@7.service/libpod-{ID}.scope"),
+            0,
         );
         let asked: Vec<_> = all.take_questions().iter().map(|q| q.workload).collect();
         assert_eq!(asked, [2]);
@@ -393,7 +395,7 @@ mod tests {
             ..v1::Facts::default()
         };
         all.learned(2, Some(&facts));
-        all.made(6, &format!("/docker/{ID}/later"));
+        all.made(6, &format!("/docker/{ID}/later"), 0);
         for id in [2, 3, 6] {
             let told = &all.of(id).expect("a workload").told;
             let name = told
@@ -408,8 +410,8 @@ mod tests {
     #[test]
     fn those_of_a_batch_are_known_until_they_are_gone_for_certain() {
         let mut first = Workloads::default();
-        first.made(6, "/system.slice/a.service");
-        first.made(7, "/system.slice/a.service/worker");
+        first.made(6, "/system.slice/a.service", 0);
+        first.made(7, "/system.slice/a.service/worker", 0);
         let told = first.of(7).expect("a workload").told.clone();
         let batch = v1::Batch {
             images: vec![v1::Image {
@@ -422,9 +424,9 @@ mod tests {
         };
         let mut all = Workloads::default();
         all.restore(&batch);
-        all.made(6, "/system.slice/a.service");
+        all.made(6, "/system.slice/a.service", 0);
         assert_eq!(workload(&mut all, 7).map(|(id, _)| id), Some(6));
-        all.made(7, "/system.slice/a.service/worker");
+        all.made(7, "/system.slice/a.service/worker", 0);
         for _ in 0..3 {
             all.end_cycle(true);
         }

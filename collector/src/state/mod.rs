@@ -27,6 +27,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("../../migrations/0003_policies.sql"),
     ),
     (4, "facts", include_str!("../../migrations/0004_facts.sql")),
+    (5, "join", include_str!("../../migrations/0005_join.sql")),
 ];
 
 /// Connections to the database. Writers wait for each other in SQLite anyway.

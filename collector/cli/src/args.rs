@@ -114,6 +114,8 @@ pub(crate) enum Policy {
     Check(PolicyFiles),
     /// Say of each rule which condition is judged where, what it costs and what its effect will be
     Explain(PolicyFiles),
+    /// Foresee what would become of each rule on each host, by what their agents have found out about their kernels
+    Plan(PlanPolicies),
     /// List the policies that each host has loaded, and what of them is in force
     List(ListPolicies),
 }
@@ -221,6 +223,20 @@ pub(crate) struct ListPolicies {
     /// Only the host with this id or name
     #[arg(long, value_name = "HOST")]
     pub(crate) host: Option<String>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct PlanPolicies {
+    #[command(flatten)]
+    pub(crate) files: PolicyFiles,
+
+    /// Only the host with this id or name
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+
+    /// Exit with status 1 when a rule would do less on some host than it asks for
+    #[arg(long)]
+    pub(crate) require_effective: bool,
 }
 
 #[derive(Clone, Debug, clap::Args)]

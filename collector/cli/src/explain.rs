@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 use sumun_policy::explain::{Cost, Effective, Explained, Filter};
-use sumun_policy::{CheckedPolicy, Effect, FileCheck, Mode, Plan, explain};
+use sumun_policy::{CheckedPolicy, Effect, Mode, Plan, explain};
 use sumun_proto::catalogue::kind_name;
 
 use crate::args::{Output, PolicyFiles};
@@ -29,16 +29,7 @@ const CONDITION_MAX: usize = 100;
 
 /// Explains the files as if they were loaded together; fails when one is refused.
 pub(crate) fn print(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
-    let checks = policy::checked(args)?;
-    // Half of the files would be explained with the cost of half of the rules.
-    if checks.iter().any(|check| check.policy.is_none()) {
-        let mut err = std::io::stderr().lock();
-        for check in checks.iter().filter(|check| check.policy.is_none()) {
-            writeln!(err, "{check}")?;
-        }
-        return Err(Failure::Said);
-    }
-    let policies = policies(checks);
+    let policies = policy::sound(args)?;
     let (_, warnings) = Plan::build(&policies);
     for warning in warnings {
         // Nobody may be reading standard error, which changes nothing.
@@ -57,13 +48,6 @@ pub(crate) fn print(args: &PolicyFiles, output: Output) -> Result<(), Failure> {
         }
     }
     printer.finish()
-}
-
-fn policies(checks: Vec<FileCheck>) -> Vec<CheckedPolicy> {
-    checks
-        .into_iter()
-        .filter_map(|check| check.policy)
-        .collect()
 }
 
 fn rows(policies: &[CheckedPolicy]) -> Vec<Value> {
@@ -85,6 +69,7 @@ fn row(said: &Explained) -> Value {
             Effect::Alert => "alert",
             Effect::Kill => "kill",
             Effect::Deny => "deny",
+            Effect::Isolate => "isolate",
         },
         "requested": match said.requested {
             Mode::Observe => "observe",
@@ -208,7 +193,12 @@ fn shortened(condition: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sumun_policy::check_files;
+    use sumun_policy::{FileCheck, check_files};
+
+    fn policies(checks: Vec<FileCheck>) -> Vec<CheckedPolicy> {
+        let policies = checks.into_iter();
+        policies.filter_map(|check| check.policy).collect()
+    }
 
     const POLICY: &str = r#"
 [policy]

@@ -13,6 +13,7 @@ mod fleet;
 mod joins;
 mod moment;
 mod output;
+mod plan;
 mod policy;
 mod remote;
 mod rows;
@@ -80,6 +81,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Command::Agents(args::Agents::Show(show)) => agents::show(remote, show, output).await,
             Command::Tree(query) => tree::print(remote, query, output).await,
             Command::Policy(Policy::Check(_) | Policy::Explain(_)) | Command::Pages(_) => Ok(()),
+            Command::Policy(Policy::Plan(plan)) => plan::print(remote, plan, output).await,
             Command::Policy(Policy::List(list)) => fleet::list(remote, list, output).await,
             Command::Tokens(Tokens::Create(create)) => tokens::create(remote, create, output).await,
             Command::Joins(Joins::List) => joins::list(remote, output).await,

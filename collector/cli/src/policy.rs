@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 use sumun_policy::problem::Problem;
-use sumun_policy::{FileCheck, check_files};
+use sumun_policy::{CheckedPolicy, FileCheck, check_files};
 
 use crate::args::{Output, PolicyFiles};
 use crate::failure::Failure;
@@ -56,6 +56,22 @@ pub(crate) fn checked(args: &PolicyFiles) -> Result<Vec<FileCheck>, Failure> {
             .iter()
             .map(|(path, text)| (path.as_str(), text.as_str())),
     ))
+}
+
+/// The policies of the files, if none of them is refused: half of them would be told of with the cost and the room of half of the rules.
+pub(crate) fn sound(args: &PolicyFiles) -> Result<Vec<CheckedPolicy>, Failure> {
+    let checks = checked(args)?;
+    if checks.iter().any(|check| check.policy.is_none()) {
+        let mut err = std::io::stderr().lock();
+        for check in checks.iter().filter(|check| check.policy.is_none()) {
+            writeln!(err, "{check}")?;
+        }
+        return Err(Failure::Said);
+    }
+    Ok(checks
+        .into_iter()
+        .filter_map(|check| check.policy)
+        .collect())
 }
 
 fn page(check: &FileCheck) -> String {

@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use sumun_abi::{
     event::{kernel::MODULE_NAME, network::Connection, privilege::Creds, process::Actor},
+    isolate::{self, Isolation},
     loss::{STREAMS as STREAM_COUNT, Stream},
     policy::{
         Claim, DirKey, DirVerdict, ExeKey, ExeVerdict, FILTERS as FILTER_COUNT, Filter, MATCH_DATA,
@@ -172,6 +173,18 @@ pub(crate) static GUARD: Array<Guard> = Array::pinned(1, 0);
 /// Boot time until which verdicts hold, ns; the agent moves it on while it lives.
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::pinned(1, 0);
+
+/// Whether packets are kept back, and by which plan; and the agent's own test of it.
+#[map]
+pub(crate) static ISOLATING: Array<u64> = Array::pinned(isolate::STATES, 0);
+
+/// The two plans of what passes then. Filled by user space only; what it has no room for does not pass, and it says so.
+#[map]
+pub(crate) static ISOLATION: Array<Isolation> = Array::pinned(isolate::PLANS, 0);
+
+/// Packets that were kept back, since the maps were made.
+#[map]
+pub(crate) static DROPPED: PerCpuArray<u64> = PerCpuArray::pinned(isolate::dropped::COUNT, 0);
 
 /// The agent's own test of the doors that deny: in the low half the thread whose calls fail, in the high half
 /// of which kinds, by `denied`. 0: none.

@@ -36,11 +36,13 @@ pub enum Command {
     Doctor(Status),
     /// Write an archive for those who are asked for help: status, log, configuration, no secret
     Bugreport(Bugreport),
+    /// End the isolation of this host: it is back on the network until a rule isolates it again
+    Lift(Config),
     /// Hold calls that rules deny: a part of `run`, which starts it
     #[command(hide = true)]
     HoldCalls,
-    /// Remove everything that an agent which no longer runs left in the kernel
-    Release,
+    /// Remove everything that an agent which no longer runs left in the kernel, the isolation of the host too
+    Release(Config),
     /// Write man pages and shell completions: for those who make packages
     #[command(hide = true)]
     Pages(Pages),

@@ -1,5 +1,6 @@
 //! What each command of `sumun-agent` does.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -8,7 +9,7 @@ use clap::CommandFactory as _;
 use crate::cli::{Args, Command, Enroll, Output, Probe, Status};
 use crate::config::Config;
 use crate::doctor::{self, report};
-use crate::enforce::fanotify;
+use crate::enforce::{fanotify, isolate};
 use crate::forward::identity::Identity;
 use crate::kernel::{self, KernelConfig};
 use crate::pipeline::policies;
@@ -34,7 +35,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::HoldCalls => fanotify::hold_calls(),
-        Command::Release => release(),
+        Command::Lift(at) => lift(&Config::load(&at.config)?),
+        Command::Release(at) => release(&at.config),
         Command::Pages(args) => sumun_pages::write(Args::command(), "8", &args.folder)
             .with_context(|| format!("cannot write to {}", args.folder.display()))
             .map(|()| ExitCode::SUCCESS),
@@ -135,7 +137,23 @@ fn diagnose(args: &Status) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn release() -> anyhow::Result<ExitCode> {
+fn lift(config: &Config) -> anyhow::Result<ExitCode> {
+    let answer = status::lift(&config.run).context(
+        "the isolation of the host is not ended; where no agent runs, `sumun-agent release` ends it",
+    )?;
+    match answer["lifted"].as_str() {
+        Some(rule) => println!("the host is back on the network; it was isolated for {rule}"),
+        None => println!("the host was not isolated"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn release(config: &Path) -> anyhow::Result<ExitCode> {
+    // Where there is none there is no state, either.
+    if let Ok(config) = Config::load(config) {
+        let path = isolate::state_file(&config.state);
+        isolate::forget(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
     if kernel::release(&KernelConfig::default())? {
         println!("removed the agent's programs and maps from the kernel");
     } else {

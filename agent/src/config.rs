@@ -30,7 +30,14 @@
 //! bulk = "8MiB"
 //!
 //! [enforce]
-//! hold = "24h"                  # rules that kill and deny go on for so long without an agent: s, m, h or d
+//! hold = "24h"                  # rules that kill, deny and isolate go on for so long without an agent: s, m, h or d
+//!
+//! [enforce.isolate]             # what goes on while a rule isolates the host, besides what always does
+//! cgroup = "/"                  # whose sockets are cut off, from the root of the unified hierarchy: the whole host
+//! mounts = true                 # servers of file systems that are mounted over NFS or SMB stay reachable
+//! allow = [                     # packets in both directions; protocol (tcp, udp), port (of the other end) and local_port may be left out
+//!     { net = "10.0.0.0/8", protocol = "tcp", local_port = 22 },
+//! ]
 //!
 //! [privacy]
 //! redact = true                 # secrets in arguments are replaced before anything is written or sent
@@ -55,6 +62,7 @@
 //! ```
 
 mod identity;
+mod isolate;
 
 use std::fmt;
 use std::fs;
@@ -68,8 +76,10 @@ use rustls_pki_types::ServerName;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use sumun_policy::problem::{Problem, nearest};
+use sumun_policy::time::length;
 use toml::Spanned;
 
+use crate::enforce::isolate::Settings;
 use crate::enrich::runtime;
 use crate::privacy;
 
@@ -190,6 +200,8 @@ struct RawRings {
 #[serde(deny_unknown_fields)]
 struct RawEnforce {
     hold: Option<Spanned<String>>,
+    #[serde(default)]
+    isolate: isolate::Raw,
 }
 
 #[derive(Deserialize)]
@@ -262,6 +274,8 @@ pub struct Config {
     pub rings: Rings,
     /// Rules that kill go on for so long without an agent.
     pub hold: Duration,
+    /// What goes on while a rule isolates the host.
+    pub isolate: Settings,
     /// What is taken out of arguments.
     pub privacy: privacy::Rules,
     /// Where Prometheus may ask; `None` = nowhere.
@@ -407,7 +421,7 @@ impl Config {
             },
             hold: match file.enforce.hold {
                 None => HOLD_DEFAULT,
-                Some(hold) => duration(hold.get_ref()).ok_or_else(|| {
+                Some(hold) => length(hold.get_ref()).ok_or_else(|| {
                     at(
                         hold.span().start,
                         format!(
@@ -417,6 +431,7 @@ impl Config {
                     )
                 })?,
             },
+            isolate: isolate::check(file.enforce.isolate, at)?,
             privacy: file.privacy.check().map_err(|(offset, message)| at(offset, message))?,
             identity: identity::check(file.identity, at)?,
             metrics: match file.metrics.listen {
@@ -525,22 +540,6 @@ pub fn is_tenant(name: &str) -> bool {
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
-/// A number of seconds, minutes, hours or days, from ten seconds, as it is renewed each second, to 366 days.
-fn duration(text: &str) -> Option<Duration> {
-    let (number, seconds) = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)]
-        .into_iter()
-        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
-    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    let seconds = number
-        .parse::<u64>()
-        .ok()
-        .filter(|_| plain)?
-        .checked_mul(seconds)?;
-    (10..=366 * 86_400)
-        .contains(&seconds)
-        .then(|| Duration::from_secs(seconds))
-}
-
 fn metrics(listen: &str) -> Result<Option<SocketAddr>, String> {
     if listen == "off" {
         return Ok(None);
@@ -638,26 +637,6 @@ mod tests {
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(Path::new("/etc/sumun/agent.toml"), text)
             .map_err(|problem| problem.to_string())
-    }
-
-    #[test]
-    fn times_have_a_unit_and_an_end() {
-        let seconds = |text| duration(text).map(|time| time.as_secs());
-        assert_eq!(seconds("24h"), Some(86_400));
-        assert_eq!((seconds("10s"), seconds("2d")), (Some(10), Some(172_800)));
-        for text in [
-            "9s",
-            "",
-            "h",
-            "24",
-            "-1h",
-            "+1h",
-            "1.5h",
-            "367d",
-            "99999999999999999999d",
-        ] {
-            assert_eq!(seconds(text), None, "{text}");
-        }
     }
 
     #[test]

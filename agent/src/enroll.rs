@@ -27,6 +27,7 @@ use crate::forward::backoff::Backoff;
 use crate::forward::identity::Holder;
 use crate::forward::{connect, identity};
 use crate::starter;
+use crate::status::Peers;
 
 /// Where the packages' service has its configuration. State and socket have places of their own then, as the
 /// file system's standard wants.
@@ -306,7 +307,7 @@ async fn ask(
     tls: std::sync::Arc<rustls::ClientConfig>,
     request: EnrollRequest,
 ) -> Result<sumun_proto::v1::EnrollResponse, Error> {
-    let channel = connect::connect(&args.collector, name, tls).await?;
+    let channel = connect::connect(&args.collector, name, tls, &Peers::default()).await?;
     let mut client = EnrolmentClient::new(channel);
     match tokio::time::timeout(ANSWER, client.enroll(request)).await {
         Err(_) => Err(Error::Silent {

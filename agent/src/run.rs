@@ -73,6 +73,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         boot_id,
         tree: Limits { bytes: TREE_BYTES },
         hold: config.hold,
+        isolate: config.isolate.clone(),
         redactor: Redactor::new(config.privacy.clone()),
         runtimes: config.identity.clone(),
         system: crate::enrich::host::system(&kernel_release()),
@@ -113,6 +114,8 @@ async fn serve(
     tokio::spawn(status::watchdog(Arc::clone(&status)));
 
     let control = Arc::new(Control::default());
+    let socket = status::serve_commands(&config.run, Arc::clone(&status), Arc::clone(&control))?;
+    tokio::spawn(socket);
     let (started, mut ended, reader) = read(setup, Arc::clone(&control))?;
     started
         .await

@@ -27,3 +27,4 @@ pub mod programs;
               32-bit calls, which no safe wrapper can express"
 )]
 pub mod raw;
+pub mod wire;

@@ -168,7 +168,7 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest() {
         (rule("proc.pid == 1 &&"), &["p.toml:8:"]),
         (rule("true").replace("rule", "rul"), &["p.toml:5:", "rul"]),
         (
-            rule("true") + "effect = \"isolate\"\n",
+            rule("true") + "effect = \"capture\"\n",
             &["p.toml:9:", "not yet"],
         ),
     ] {

@@ -10,6 +10,7 @@
 #![no_std]
 
 pub mod event;
+pub mod isolate;
 pub mod loss;
 #[expect(
     unsafe_code,

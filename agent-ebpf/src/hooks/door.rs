@@ -139,4 +139,6 @@ socket_doors! {
     cgroup_sock_addr(sendmsg6) SockAddrContext: door_udp_send6, AT_UDP_SEND6;
     cgroup_skb(egress) SkBuffContext: door_dns_out, AT_DNS_OUT;
     cgroup_skb(ingress) SkBuffContext: door_dns_in, AT_DNS_IN;
+    cgroup_skb(egress) SkBuffContext: door_isolate_out, AT_ISOLATE_OUT;
+    cgroup_skb(ingress) SkBuffContext: door_isolate_in, AT_ISOLATE_IN;
 }

@@ -4,6 +4,7 @@ mod cgroup;
 mod deny;
 mod door;
 mod file;
+mod isolate;
 mod kernel;
 mod network;
 mod privilege;

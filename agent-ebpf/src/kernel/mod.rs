@@ -8,6 +8,7 @@
 
 pub(crate) mod file;
 pub(crate) mod layer;
+pub(crate) mod packet;
 pub(crate) mod path;
 pub(crate) mod regs;
 pub(crate) mod socket;

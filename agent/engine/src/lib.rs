@@ -5,6 +5,8 @@
 
 mod index;
 
+use std::time::Duration;
+
 use sumun_abi::event::file::OPEN_FAILED;
 use sumun_policy::plan::is_life;
 use sumun_policy::{CheckedPolicy, Effect, Matcher, Mode, Rate, Verdict};
@@ -32,6 +34,7 @@ struct Compiled {
     mode: Mode,
     exceptions: Vec<Exception>,
     rate: Option<Rate>,
+    lasts: Option<Duration>,
 }
 
 impl Compiled {
@@ -85,6 +88,8 @@ pub struct Hit {
     pub kill: Option<Mode>,
     /// The rule denies and no exception lets the event pass: what its policy asks for.
     pub deny: Option<Mode>,
+    /// The rule isolates and no exception lets the event pass: what its policy asks for.
+    pub isolate: Option<Mode>,
     /// An exception that may let the event pass, but could not be decided: the
     /// alert is raised, but nothing is killed on a doubt.
     pub doubt: Option<usize>,
@@ -100,6 +105,7 @@ impl Hit {
             exception: None,
             kill: None,
             deny: None,
+            isolate: None,
             doubt: None,
         }
     }
@@ -128,6 +134,7 @@ impl Engine {
                 mode: policy.mode,
                 exceptions: rule.exceptions.iter().map(compile).collect(),
                 rate: rule.rate,
+                lasts: rule.lasts,
             })
             .collect();
         let refs = all().map(|(policy, rule)| policy.rule_ref(rule)).collect();
@@ -161,6 +168,12 @@ impl Engine {
     #[must_use]
     pub fn rate(&self, rule: usize) -> Option<Rate> {
         self.rules.get(rule)?.rate
+    }
+
+    /// For how long a rule isolates; `None` if it does not, or without an end.
+    #[must_use]
+    pub fn lasts(&self, rule: usize) -> Option<Duration> {
+        self.rules.get(rule)?.lasts
     }
 
     /// Judges an event. `hits` is emptied and filled with the rules that matched or could not be
@@ -203,6 +216,7 @@ impl Engine {
         hit.exception = exception;
         hit.kill = stops(Effect::Kill).then_some(rule.mode);
         hit.deny = stops(Effect::Deny).then_some(rule.mode);
+        hit.isolate = stops(Effect::Isolate).then_some(rule.mode);
         hit.doubt = doubt.filter(|_| exception.is_none());
         true
     }

@@ -81,6 +81,7 @@ fn hit(rule: usize, undecided: bool, alert: bool) -> Hit {
         exception: None,
         kill: None,
         deny: None,
+        isolate: None,
         doubt: None,
     }
 }

@@ -75,7 +75,13 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
         let mut dice = Dice::new(seed);
         // Rules on many kinds at once, so that events find many of them.
         let kinds = KINDS.iter().filter(|_| dice.chance(10)).copied().collect();
-        let effect = dice.pick(&[Effect::Record, Effect::Alert, Effect::Kill, Effect::Deny]);
+        let effect = dice.pick(&[
+            Effect::Record,
+            Effect::Alert,
+            Effect::Kill,
+            Effect::Deny,
+            Effect::Isolate,
+        ]);
         let exceptions = dice.roll(6).saturating_sub(3);
         let exceptions = (0..exceptions).map(|number| Exception {
             name: format!("exception-{number}"),
@@ -96,6 +102,7 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
             predicate: predicate(&mut dice, focused),
             effect,
             force: true,
+            lasts: None,
             severity: Severity::Medium,
             attack: Vec::new(),
             exceptions,
@@ -159,6 +166,7 @@ impl<'a> Alone<'a> {
             exception,
             kill: (self.rule.effect == Effect::Kill && !passes).then_some(self.mode),
             deny: (self.rule.effect == Effect::Deny && !passes).then_some(self.mode),
+            isolate: (self.rule.effect == Effect::Isolate && !passes).then_some(self.mode),
             doubt: doubt.filter(|_| !passes),
         })
     }

@@ -119,6 +119,8 @@ pub enum Effective {
     KillAfter,
     /// The process is killed once the agent has judged the event. An alert is raised.
     KillLate,
+    /// The host is cut off from the network once the agent has judged the event. An alert is raised.
+    Isolate,
     /// The event is stored and an alert raised.
     Alert,
     /// The event is stored.
@@ -183,12 +185,16 @@ impl Effective {
             Effective::KillBeforeStart => "kill-before-start",
             Effective::KillAfter => "kill-after",
             Effective::KillLate => "kill-late",
+            Effective::Isolate => "isolate",
             Effective::Alert => "alert",
             Effective::Record => "record",
             Effective::None => "none",
         }
     }
 }
+
+/// What a rule that isolates does, wherever it is said: what goes on, and what is not covered.
+pub const ISOLATED: &str = "once the agent has judged the event: all packets of the host's sockets are kept back, those of its containers too, but loopback, the collector, DNS to the host's servers, DHCP, neighbour discovery, file servers it has mounted, and what [enforce.isolate] of its agent.toml allows; NOT covered: forwarded packets (of virtual machines, of a router) and packet sockets";
 
 /// How the effect of a rule is carried out on a kind, and why that is less than what was asked for
 /// (empty if it is not). `number` is the rule's place among all rules of the policies that
@@ -217,6 +223,10 @@ pub fn effective(
     match (rule.effect, mode, kind) {
         (Effect::Record, ..) => less(Effective::Record, ""),
         (Effect::Alert, ..) => less(Effective::Alert, ""),
+        (Effect::Isolate, Mode::Observe, _) => {
+            less(Effective::Alert, "observe: reports what would be isolated")
+        }
+        (Effect::Isolate, Mode::Enforce, _) => less(Effective::Isolate, ISOLATED),
         (Effect::Deny, ..) => deny::effective(mode, (number, rule), kind, doors, late),
         (Effect::Kill, Mode::Observe, _) => {
             less(Effective::Alert, "observe: reports what would be killed")

@@ -35,6 +35,8 @@ pub enum Effect {
     Kill,
     /// As `Alert`, and in `enforce` the call fails.
     Deny,
+    /// As `Alert`, and in `enforce` the host is cut off from the network.
+    Isolate,
 }
 
 /// Whether effects that stop something are applied. With `record` and `alert`
@@ -79,8 +81,10 @@ pub struct Rule {
     pub predicate: Predicate,
     /// What it does.
     pub effect: Effect,
-    /// With the effects `kill` and `deny`: it may do without a condition, or close a folder of the system.
+    /// With the effects `kill`, `deny` and `isolate`: it may do without a condition, or close a folder of the system.
     pub force: bool,
+    /// With the effect `isolate`: for how long, from the last match on; `None` = without an end of its own.
+    pub lasts: Option<Duration>,
     /// How bad it is.
     pub severity: Severity,
     /// MITRE ATT&CK techniques.

@@ -274,12 +274,12 @@ fn faults_have_their_place_in_the_file() {
             "p.toml:6:7: error: unknown on \"exce\" (did you mean exec?)",
         ),
         (
-            "on = [\"exec\"]\neffect = \"isolate\"",
-            "p.toml:7:10: error: effect \"isolate\" is not yet supported",
+            "on = [\"exec\"]\neffect = \"capture\"",
+            "p.toml:7:10: error: effect \"capture\" is not yet supported",
         ),
         (
-            "on = [\"exec\"]\neffect = \"isolate\"",
-            "effect \"isolate\" is not yet",
+            "on = [\"exec\"]\neffect = \"quarantine\"",
+            "effect \"quarantine\" is not yet",
         ),
         (
             "on = [\"exec\"]\neffect = \"alrt\"",
@@ -706,6 +706,38 @@ fn a_rule_may_kill_if_it_says_what() {
     let check = taken(&rule("on = [\"exec\"]\neffect = \"kill\"\nforce = true"));
     assert!(check.warnings.is_empty(), "{check}");
     assert!(check.policy.expect("taken").rules[0].force);
+}
+
+#[test]
+fn a_rule_may_isolate_if_it_says_what_and_is_told_what_that_is() {
+    let narrow =
+        "on = [\"exec\", \"exit\"]\nwhen = 'proc.exe.name == \"nc\"'\neffect = \"isolate\"";
+    for (more, lasts) in [("", None), ("\nfor = \"1h\"", Some(3600))] {
+        let check = taken(&rule(&format!("{narrow}{more}")));
+        let said = check.to_string();
+        assert!(said.contains("p.toml:8:10: warning: in enforce the rule cuts the host off"));
+        assert!(said.contains("NOT covered: forwarded packets"), "{said}");
+        let rule = &check.policy.expect("taken").rules[0];
+        assert_eq!(rule.effect, Effect::Isolate);
+        assert_eq!(rule.lasts.map(|lasts| lasts.as_secs()), lasts);
+    }
+    for (lines, expected) in [
+        (
+            "on = [\"exec\"]\neffect = \"isolate\"".to_owned(),
+            "p.toml:4:1: error: the rule would cut the host off on every exec",
+        ),
+        (
+            format!("{narrow}\nfor = \"1s\""),
+            "p.toml:9:7: error: for \"1s\" is no time from 10 seconds to 366 days",
+        ),
+        (
+            "on = [\"exec\"]\nfor = \"1h\"".to_owned(),
+            "p.toml:7:7: error: for says how long a rule with the effect isolate does so",
+        ),
+    ] {
+        let found = errors(&rule(&lines));
+        assert!(found.contains(expected), "{lines}\n{found}");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::{
-    EffectiveMode, Kind, LoadedException, LoadedPolicies, LoadedPolicy, LoadedRule, PolicyRef,
+    EffectiveMode, Isolation, Kind, LoadedException, LoadedPolicies, LoadedPolicy, LoadedRule,
+    PolicyRef,
 };
 
+use crate::deny::{DenyRule, NAMES_MAX};
 use crate::doors::Doors;
 use crate::explain::{Effective, effective};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
@@ -13,12 +15,13 @@ use crate::time;
 use crate::verdict::Late;
 
 /// Effective modes, from the most that can be done to nothing.
-pub const MODES: [&str; 9] = [
+pub const MODES: [&str; 10] = [
     "deny",
     "deny-via-agent",
     "kill-before-start",
     "kill-after",
     "kill-late",
+    "isolate",
     "alert",
     "record",
     "pending",
@@ -76,6 +79,7 @@ fn rule(rule: &Rule, effective: impl Fn(Kind) -> (Effective, String)) -> LoadedR
         Effect::Alert => "alert",
         Effect::Kill => "kill",
         Effect::Deny => "deny",
+        Effect::Isolate => "isolate",
     };
     let kinds = rule.kinds.iter().map(|kind| {
         let (mode, reason) = effective(*kind);
@@ -95,6 +99,33 @@ fn rule(rule: &Rule, effective: impl Fn(Kind) -> (Effective, String)) -> LoadedR
         effect: effect.to_owned(),
         kinds: kinds.collect(),
         exceptions: exceptions.collect(),
+    }
+}
+
+/// Says of rules that are to deny by holding calls which are not carried out: those for which there was no room (`held` is what
+/// [`crate::deny::plan`] made of the same policies), and those of which `why` gives a reason, by number and kind.
+pub fn not_held(
+    policies: &mut [LoadedPolicy],
+    held: &[DenyRule],
+    why: impl Fn(usize, Kind) -> Option<String>,
+) {
+    let rules = policies.iter_mut().flat_map(|policy| &mut policy.rules);
+    for (number, rule) in rules.enumerate() {
+        let via_agent = |mode: &&mut EffectiveMode| mode.mode == Effective::DenyViaAgent.name();
+        for mode in rule.kinds.iter_mut().filter(via_agent) {
+            let kind = mode.kind();
+            let planned = |rule: &DenyRule| rule.rule == number && rule.kind == kind;
+            let reason = match held.iter().any(planned) {
+                true => why(number, kind),
+                false => Some(format!(
+                    "all rules together name more than {NAMES_MAX} files and folders"
+                )),
+            };
+            if let Some(reason) = reason {
+                mode.mode = Effective::Alert.name().into();
+                mode.reason = format!("not denied: {reason}");
+            }
+        }
     }
 }
 
@@ -197,6 +228,46 @@ pub fn refused_json(loaded: &LoadedPolicies) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// A host that is cut off as JSON; the keys are part of the documented output.
+#[must_use]
+pub fn isolation_json(now: &Isolation) -> Value {
+    json!({
+        "rule": format!("{}/{}", now.policy, now.rule),
+        "since": time::written(now.since_ns),
+        "until": (now.until_ns != 0).then(|| time::written(now.until_ns)),
+        "cgroup": now.cgroup,
+        "allowed": now.allowed,
+        "dropped": { "sent": now.dropped_sent, "received": now.dropped_received },
+        "not_covered": "packets that are forwarded, and those of packet sockets",
+    })
+}
+
+/// The same for people, some lines; from [`isolation_json`].
+#[must_use]
+pub fn isolation_text(now: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let whose = match text(&now["cgroup"]).as_str() {
+        "/" => "the whole host".to_owned(),
+        cgroup => format!("sockets of {cgroup}"),
+    };
+    let until = match text(&now["until"]).as_str() {
+        "" => "until it is lifted or the rule is not in force".to_owned(),
+        until => format!("until {until}"),
+    };
+    let mut lines = format!(
+        "ISOLATED since {} for {}, {until}\n  {whose}; {} packets out and {} in were kept back\n  not covered: {}\n  goes on: loopback, neighbour discovery\n",
+        text(&now["since"]),
+        text(&now["rule"]),
+        now["dropped"]["sent"],
+        now["dropped"]["received"],
+        text(&now["not_covered"]),
+    );
+    for allowed in now["allowed"].as_array().into_iter().flatten() {
+        lines.push_str(&format!("    {}\n", text(allowed)));
+    }
+    lines
 }
 
 /// Cuts a report down to what is kept of one, and counts what is left out.

@@ -1,5 +1,7 @@
 //! Reading the rules of a policy file.
 
+use std::time::Duration;
+
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::{KINDS, kind_name};
 use sumun_proto::v1::{Kind, Severity};
@@ -9,13 +11,14 @@ use crate::check::Lists;
 use crate::coarse::EXACT_MAX;
 use crate::condition::beyond_the_kernel;
 use crate::deny::{closes, doubted};
-use crate::explain::loosened;
+use crate::explain::{ISOLATED, loosened};
 use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, never, on_kind};
 use crate::plan::{Clause, is_life, is_unfiltered, is_whole};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
+use crate::time;
 use crate::verdict::{AFTER, holds_always, late_alone};
 
 const RULE_KEYS: &[&str] = &[
@@ -25,13 +28,14 @@ const RULE_KEYS: &[&str] = &[
     "when",
     "effect",
     "force",
+    "for",
     "severity",
     "attack",
     "rate",
     "exception",
 ];
-const EFFECTS: &[&str] = &["record", "alert", "kill", "deny"];
-const EFFECTS_LATER: &[&str] = &["quarantine", "isolate", "capture"];
+const EFFECTS: &[&str] = &["record", "alert", "kill", "deny", "isolate"];
+const EFFECTS_LATER: &[&str] = &["quarantine", "capture"];
 const SEVERITIES: &[(&str, Severity)] = &[
     ("info", Severity::Info),
     ("low", Severity::Low),
@@ -140,11 +144,13 @@ impl Reader<'_> {
             Some("record") => Effect::Record,
             Some("kill") => Effect::Kill,
             Some("deny") => Effect::Deny,
+            Some("isolate") => Effect::Isolate,
             _ => Effect::Alert,
         };
         let force = table
             .get("force")
             .is_some_and(|value| self.force(value, effect));
+        let lasts = table.get("for").and_then(|value| self.lasts(value, effect));
         let exceptions = table.get("exception").map_or_else(Vec::new, |value| {
             self.exceptions(value, lists, &kinds, effect)
         });
@@ -156,6 +162,7 @@ impl Reader<'_> {
             predicate: predicate?,
             effect,
             force,
+            lasts,
             severity,
             attack,
             exceptions,
@@ -165,6 +172,7 @@ impl Reader<'_> {
         match effect {
             Effect::Kill => self.kill(place("on"), place("when"), &rule),
             Effect::Deny => self.deny(place("on"), place("when"), &rule),
+            Effect::Isolate => self.isolate(place("effect"), place("when"), &rule),
             Effect::Record | Effect::Alert => {}
         }
         (self.errors.len() == faults).then_some(rule)
@@ -180,10 +188,10 @@ impl Reader<'_> {
             );
             return false;
         };
-        if force && !matches!(effect, Effect::Kill | Effect::Deny) {
+        if force && !matches!(effect, Effect::Kill | Effect::Deny | Effect::Isolate) {
             self.warning(
                 offset,
-                "force changes nothing: it lets a rule with the effect kill or deny have no condition",
+                "force changes nothing: it lets a rule with the effect kill, deny or isolate have no condition",
             );
         }
         force
@@ -250,6 +258,42 @@ impl Reader<'_> {
                 self.warning(when, format!("on {name} {why}"));
             }
         }
+    }
+
+    /// What a rule that isolates has to be, and what it does and does not.
+    fn isolate(&mut self, effect: usize, when: usize, rule: &Rule) {
+        for kind in &rule.kinds {
+            if !rule.force && holds_always(&rule.predicate, *kind) {
+                let name = kind_name(*kind);
+                self.error(
+                    when,
+                    format!("the rule would cut the host off on every {name}: write a condition that says which, or force = true if every one is meant"),
+                );
+            }
+        }
+        self.warning(
+            effect,
+            format!("in enforce the rule cuts the host off, {ISOLATED}"),
+        );
+    }
+
+    /// For how long a rule isolates.
+    fn lasts(&mut self, value: &Value<'_>, effect: Effect) -> Option<Duration> {
+        let text = self.text(value, "for", usize::MAX)?;
+        let offset = value.span().start;
+        let lasts = time::length(&text);
+        if lasts.is_none() {
+            self.error(
+                offset,
+                format!("for {text:?} is no time from 10 seconds to 366 days: write it like \"1h\" (s, m, h or d)"),
+            );
+        } else if effect != Effect::Isolate {
+            self.error(
+                offset,
+                "for says how long a rule with the effect isolate does so: take it out, or write effect = \"isolate\"",
+            );
+        }
+        lasts
     }
 
     fn kinds(&mut self, value: &Value<'_>) -> Vec<Kind> {

@@ -2,6 +2,7 @@
 //! generation that let it through.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sumun_engine::{Engine, Hit};
 use sumun_policy::Rate;
@@ -115,6 +116,12 @@ impl Detector {
     #[must_use]
     pub fn rate(&self, generation: u32, rule: usize) -> Option<Rate> {
         engine(&self.generations, generation)?.rate(rule)
+    }
+
+    /// For how long a rule isolates; `None` if it does not, or without an end.
+    #[must_use]
+    pub fn lasts(&self, generation: u32, rule: usize) -> Option<Duration> {
+        engine(&self.generations, generation)?.lasts(rule)
     }
 
     /// Name of an exception of a rule.

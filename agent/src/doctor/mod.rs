@@ -20,7 +20,7 @@ use crate::forward::connect::{self, chain};
 use crate::forward::identity::Identity;
 use crate::kernel::{self, ProbeReport};
 use crate::pipeline::policies;
-use crate::status;
+use crate::status::{self, Peers};
 
 /// How long a collector may take to accept a connection.
 const REACH: Duration = Duration::from_secs(5);
@@ -428,7 +428,8 @@ fn collector(told: &mut Diagnosis, config: &Config) {
             let tls = Identity::load(&config.collector)
                 .map_err(|error| chain(&error))?
                 .tls;
-            let connecting = connect::connect(address, &config.collector.name, tls);
+            let (name, peers) = (&config.collector.name, Peers::default());
+            let connecting = connect::connect(address, name, tls, &peers);
             runtime.block_on(connecting).map_err(|error| chain(&error))
         });
     match connected {

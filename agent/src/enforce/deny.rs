@@ -273,6 +273,7 @@ fn confirm(hits: &mut Vec<Hit>, rule: usize) {
         exception: None,
         kill: None,
         deny: Some(Mode::Enforce),
+        isolate: None,
         doubt: None,
     };
     match hits.iter_mut().find(|hit| hit.rule == rule) {
@@ -318,6 +319,7 @@ mod tests {
             exception: None,
             kill: None,
             deny: Some(mode),
+            isolate: None,
             doubt: None,
         }
     }

@@ -6,6 +6,7 @@
 pub mod deny;
 pub mod fanotify;
 pub mod guard;
+pub mod isolate;
 pub mod kill;
 pub mod lineage;
 mod sharers;

@@ -133,6 +133,7 @@ pub(super) fn killed_for(rule: usize) -> Hit {
         exception: None,
         kill: Some(Mode::Enforce),
         deny: None,
+        isolate: None,
         doubt: None,
     }
 }
@@ -302,6 +303,7 @@ mod tests {
             exception: None,
             kill: Some(mode),
             deny: None,
+            isolate: None,
             doubt: None,
         }
     }

@@ -11,9 +11,11 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::status::Peers;
 
 /// Longest wait for TCP and TLS together.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -45,7 +47,7 @@ pub enum Error {
     },
 }
 
-/// Connects to `address`, whose certificate must be for `name`.
+/// Connects to `address`, whose certificate must be for `name`. `peers` is told which addresses that are.
 ///
 /// # Errors
 /// [`Error::Connect`] after 10 s at most.
@@ -53,6 +55,7 @@ pub async fn connect(
     address: &str,
     name: &ServerName<'static>,
     tls: Arc<ClientConfig>,
+    peers: &Peers,
 ) -> Result<Channel, Error> {
     let not_an_address = |source: Box<dyn StdError + Send + Sync>| Error::Address {
         address: address.to_owned(),
@@ -73,12 +76,18 @@ pub async fn connect(
     let connector = TlsConnector::from(tls);
     let target = Arc::<str>::from(address);
     let name = name.clone();
+    let peers = peers.clone();
     let service = tower::service_fn(move |_: Uri| {
         let (target, name, connector) = (target.clone(), name.clone(), connector.clone());
+        let peers = peers.clone();
         async move {
-            let stream = TcpStream::connect(&*target).await?;
+            let addresses: Vec<_> = lookup_host(&*target).await?.collect();
+            peers.tried(&addresses);
+            let stream = TcpStream::connect(&addresses[..]).await?;
             stream.set_nodelay(true)?;
+            let address = stream.peer_addr()?;
             let stream = connector.connect(name, stream).await?;
+            peers.reached(address);
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });

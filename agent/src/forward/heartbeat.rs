@@ -39,6 +39,7 @@ pub(super) fn heartbeat(
         bootstrapped: progress.bootstrapped(),
         trouble: status.trouble_text(),
         policies,
+        isolation: status.isolation(),
     })
 }
 

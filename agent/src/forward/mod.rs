@@ -190,7 +190,8 @@ impl Forwarder {
         // began when it came here is what two thirds are counted of, however short it is.
         holder.not_before = holder.not_before.max(self.received);
         let address = self.collector.address.clone();
-        let channel = connect::connect(&address, &self.collector.name, tls).await?;
+        let name = &self.collector.name;
+        let channel = connect::connect(&address, name, tls, &self.status.peers).await?;
         let client = IngestClient::new(channel)
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);

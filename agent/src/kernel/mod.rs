@@ -14,6 +14,7 @@ pub mod fanotify;
 mod filter;
 pub mod heap;
 mod hooks;
+pub mod isolate;
 pub mod known;
 mod lock;
 pub mod pidfd;

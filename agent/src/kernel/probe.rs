@@ -1,6 +1,6 @@
 //! What this host can do, found by trying: nothing stays loaded.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use aya::{
     maps::MapType,
@@ -84,6 +84,8 @@ pub struct ProbeReport {
     pub hooks: Vec<HookStatus>,
     /// What can make calls fail, by kind: a harmless call was denied by each.
     pub doors: Vec<DoorStatus>,
+    /// Cutting the host off: a datagram of its own on loopback was kept back.
+    pub isolation: Feature,
 }
 
 /// Tries everything out. Needs root for more than the first lines.
@@ -113,6 +115,7 @@ pub fn probe() -> ProbeReport {
         cgroup_controller: None,
         hooks: Vec::new(),
         doors: Vec::new(),
+        isolation: Feature::because(Some("the object is not loaded".into())),
     };
     if let Some(modules) = &report.security_modules
         && report.lsm.available
@@ -146,6 +149,11 @@ pub fn probe() -> ProbeReport {
                 Ok(()) => report.doors = kernel.doors().to_vec(),
                 Err(error) => report.object = Feature::because(Some(chain(&error))),
             }
+            let isolation = kernel
+                .isolator(Path::new("/"))
+                .map_err(|error| chain(&error));
+            let tried = isolation.and_then(|mut isolation| isolation.try_out());
+            report.isolation = Feature::because(tried.err());
             report.cgroup_controller = Some(kernel.cgroup_controller());
             report.symbols = symbol::NAMES
                 .iter()
@@ -235,6 +243,7 @@ impl std::fmt::Display for ProbeReport {
             };
             line(&name, door.reason.as_deref())?;
         }
+        line("isolate", self.isolation.reason.as_deref())?;
         if !self.missing_capabilities.is_empty() {
             line(
                 "capabilities",

@@ -220,7 +220,7 @@ impl Kernel {
 }
 
 /// Loads a program, unless an earlier `attach` has.
-fn load(program: &mut Program) -> Result<(), String> {
+pub(super) fn load(program: &mut Program) -> Result<(), String> {
     if program.fd().is_ok() {
         return Ok(());
     }

@@ -19,6 +19,7 @@ use super::lanes::LaneWriter;
 use super::streams::{Seen, Streams};
 use crate::detect::Detector;
 use crate::enforce::deny::{Denier, Of, Passed};
+use crate::enforce::isolate::{ByRule, Isolation};
 use crate::enforce::lineage::Untold;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
@@ -73,6 +74,8 @@ pub struct Core {
     pub enforcer: Enforcer,
     /// What became of rules that deny.
     pub denier: Denier,
+    /// What rules that isolate lead to.
+    pub isolation: Isolation,
     /// When this agent tried what can be denied, boot time in ns, and the thread that did: what it recorded of its own harmless
     /// calls, if hooks of an agent before it were attached, is no event.
     pub tries: (u32, std::ops::RangeInclusive<u64>),
@@ -288,6 +291,12 @@ impl Core {
             .judge(&mut found, &mut verdicts, of, told, |rule| {
                 detector.has(generation, rule)
             });
+        let asked = |rule| ByRule {
+            rule: detector.describe(generation, rule),
+            lasts: detector.lasts(generation, rule),
+        };
+        self.isolation
+            .judge(&found, &mut verdicts, judged.dealt_with, asked);
         if let Some(verdict) = of_event(&verdicts) {
             batch.verdict(verdict.clone());
         }

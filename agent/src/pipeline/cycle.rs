@@ -29,6 +29,7 @@ use crate::detect::Detector;
 use crate::enforce::Enforcer;
 use crate::enforce::deny::Denier;
 use crate::enforce::fanotify::{self, Keeper};
+use crate::enforce::isolate::{self, Isolation};
 use crate::enforce::lineage::{self, Untold};
 use crate::enrich::names::Names;
 use crate::enrich::process::{Limits, Tree};
@@ -80,6 +81,8 @@ pub struct Control {
     pub stop: AtomicBool,
     /// Set to read the policies again.
     pub reload: AtomicBool,
+    /// Set to end the isolation of the host; false again when that is done.
+    pub lift: AtomicBool,
 }
 
 /// What the pipeline is made of.
@@ -104,6 +107,8 @@ pub struct Setup {
     pub tree: Limits,
     /// Rules that kill go on for so long without an agent.
     pub hold: Duration,
+    /// What goes on while a rule isolates the host.
+    pub isolate: isolate::Settings,
     /// Takes secrets out of arguments.
     pub redactor: Redactor,
     /// Whom to ask of containers and of the host.
@@ -169,6 +174,7 @@ impl Pipeline {
             boot_id,
             tree,
             hold,
+            isolate,
             redactor,
             runtimes,
             system,
@@ -236,6 +242,13 @@ impl Pipeline {
             names: Names::default(),
             enforcer: Enforcer::new(kernel.sharers()),
             denier: Denier::default(),
+            isolation: Isolation::open(
+                kernel.isolator(&isolate.cgroup)?,
+                isolate,
+                Arc::clone(&status),
+                &state,
+                boot_id,
+            ),
             tries,
             life,
             bulk,
@@ -340,6 +353,10 @@ impl Pipeline {
             if let Some(read) = reload.take_if(|read| read.is_finished()) {
                 self.reload(read);
                 crate::status::ready();
+            }
+            if control.lift.load(Ordering::Acquire) {
+                self.core.isolation.lift();
+                control.lift.store(false, Ordering::Release);
             }
             let pause = self.cycle();
             self.status.progress.turned();
@@ -679,6 +696,8 @@ impl Pipeline {
         let after_ns = boot_ns()?;
         self.generation = generation;
         self.loaded = loaded;
+        let (rules, asked) = self.loaded.isolating();
+        self.core.isolation.set_rules(rules, asked);
         let held = !self.loaded.held().is_empty();
         if let Err(error) = self.unsaid.set(held || self.unsaid.is_left()) {
             tracing::warn!(%error, "cannot write that calls are held: if the agent is killed, nothing says that denied calls may be missing");
@@ -795,6 +814,7 @@ impl Pipeline {
                 "the rules that kill may expire"
             );
         }
+        self.core.isolation.tick();
         self.loaded.tell_expired(from_ns, now_ns);
         // Also when a clock that was set back makes exceptions apply again, and until it is done.
         let Some(renewed) = self.loaded.renewed(now_ns) else {
@@ -918,8 +938,11 @@ impl Pipeline {
         let doors = doors(hooks, self.kernel.doors(), self.holding.trouble.as_deref());
         self.status.update(|parts| parts.doors = doors);
         self.holding = self.keeper.report();
-        self.status
-            .set_policies(self.loaded.report(hooks, &self.holding));
+        let mut report = self.loaded.report(hooks, &self.holding);
+        if let Some(reason) = self.core.isolation.trouble() {
+            policies::without_isolation(&mut report, reason);
+        }
+        self.status.set_policies(report);
         let carried = self.loaded.denied(hooks, &self.holding);
         self.core.denier.set_carried(carried);
     }

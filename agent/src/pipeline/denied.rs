@@ -197,6 +197,7 @@ impl Core {
                 exception: None,
                 kill: None,
                 deny: Some(Mode::Enforce),
+                isolate: None,
                 doubt: None,
             })
             .collect();

@@ -1,7 +1,7 @@
 //! Policy files: read, checked, compiled to rules and a kernel filter; and the
 //! scope records that say what was collected when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,10 @@ use sumun_policy::deny::{self, DenyRule};
 use sumun_policy::doors::{DENIABLE, Doors};
 use sumun_policy::file::FILE_MAX;
 use sumun_policy::verdict::{self, Late, VerdictPlan};
-use sumun_policy::{CheckedPolicy, Plan, Problem, check_files, loaded, plan, report};
+use sumun_policy::{CheckedPolicy, Effect, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
-use sumun_proto::v1::{
-    EffectiveMode, Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule,
-};
+use sumun_proto::v1::{Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule};
 
 use crate::enforce::deny::Carried;
 use crate::enforce::fanotify as holding;
@@ -190,6 +188,23 @@ impl Loaded {
         &self.held
     }
 
+    /// The rules that isolate in `enforce`, by policy and id; and whether any rule isolates at all.
+    #[must_use]
+    pub fn isolating(&self) -> (HashSet<(String, String)>, bool) {
+        let (mut rules, mut asked) = (HashSet::new(), false);
+        for policy in &self.policies {
+            for rule in &policy.rules {
+                if rule.effect == Effect::Isolate {
+                    asked = true;
+                    if policy.mode == sumun_policy::Mode::Enforce {
+                        rules.insert((policy.name.clone(), rule.id.clone()));
+                    }
+                }
+            }
+        }
+        (rules, asked)
+    }
+
     /// How rules that deny in `enforce` are carried out on a kind, by their place among all.
     #[must_use]
     pub fn denied(
@@ -313,28 +328,9 @@ impl Loaded {
             refused: self.refused.clone(),
             left_out: 0,
         };
-        let rules = loaded
-            .policies
-            .iter_mut()
-            .flat_map(|policy| &mut policy.rules);
-        for (number, rule) in rules.enumerate() {
-            let held = |mode: &&mut EffectiveMode| mode.mode == "deny-via-agent";
-            for mode in rule.kinds.iter_mut().filter(held) {
-                let kind = mode.kind();
-                let planned = |rule: &DenyRule| rule.rule == number && rule.kind == kind;
-                let reason = match self.held.iter().any(planned) {
-                    true => holding.reason(number, kind),
-                    false => Some(format!(
-                        "all rules together name more than {} files and folders",
-                        deny::NAMES_MAX
-                    )),
-                };
-                if let Some(reason) = reason {
-                    mode.mode = "alert".into();
-                    mode.reason = format!("not denied: {reason}");
-                }
-            }
-        }
+        report::not_held(&mut loaded.policies, &self.held, |number, kind| {
+            holding.reason(number, kind)
+        });
         report::bound(&mut loaded);
         loaded
     }
@@ -394,6 +390,20 @@ impl Loaded {
             policies,
             refused,
             loaded_ns,
+        }
+    }
+}
+
+/// Says of rules that isolate that this host cannot be cut off.
+pub fn without_isolation(report: &mut LoadedPolicies, reason: &str) {
+    let rules = report
+        .policies
+        .iter_mut()
+        .flat_map(|policy| &mut policy.rules);
+    for kind in rules.flat_map(|rule| &mut rule.kinds) {
+        if kind.mode == "isolate" {
+            kind.mode = "alert".into();
+            kind.reason = format!("not isolated: {reason}");
         }
     }
 }

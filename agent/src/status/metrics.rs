@@ -370,6 +370,19 @@ impl Collector for Scrape {
             None,
             status.progress.attached().into(),
         )?;
+        let isolation = parts.isolation.as_ref();
+        metrics.gauge(
+            "isolated",
+            "The host is cut off from the network for a rule",
+            None,
+            isolation.is_some().into(),
+        )?;
+        metrics.gauge(
+            "isolation_dropped_packets",
+            "Packets that were kept back since the host was cut off",
+            None,
+            isolation.map_or(0, |now| signed(now.dropped_sent + now.dropped_received)),
+        )?;
         let troubled = !status.trouble_text().is_empty();
         metrics.gauge(
             "trouble",

@@ -11,6 +11,7 @@
 mod log;
 mod metrics;
 mod page;
+mod peers;
 mod socket;
 mod systemd;
 
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use sumun_proto::v1::{Door, Lane, LoadedPolicies, Loss};
+use sumun_proto::v1::{Door, Isolation, Lane, LoadedPolicies, Loss};
 
 use crate::enforce::deny;
 use crate::enforce::verdict::{MODES, OUTCOMES};
@@ -29,7 +30,8 @@ use crate::spool::Spool;
 pub use log::start as start_log;
 pub use metrics::serve as serve_metrics;
 pub use page::text as status_text;
-pub use socket::{ask, serve as serve_socket};
+pub use peers::Peers;
+pub use socket::{ask, lift, serve as serve_socket, serve_commands};
 pub use systemd::{ready, reloading, stopping, watchdog};
 
 /// The lanes, in the order of [`lane_index`].
@@ -66,6 +68,8 @@ pub struct Status {
     pub progress: Progress,
     /// What has been counted since the start.
     pub counters: Counters,
+    /// Where the collector is.
+    pub peers: Peers,
     started: SystemTime,
     parts: Mutex<Parts>,
     spool: OnceLock<Spool>,
@@ -96,6 +100,8 @@ pub struct Parts {
     pub certificate_expires: i64,
     /// Where metrics are served; empty = nowhere.
     pub metrics: String,
+    /// The rule for which the host is cut off from the network, and what goes on.
+    pub isolation: Option<Isolation>,
     /// Who cannot do its work, and why.
     troubles: BTreeMap<&'static str, String>,
 }
@@ -329,6 +335,7 @@ impl Status {
             run,
             progress: Progress::default(),
             counters: Counters::default(),
+            peers: Peers::default(),
             started: SystemTime::now(),
             parts: Mutex::default(),
             spool: OnceLock::new(),
@@ -367,6 +374,12 @@ impl Status {
     #[must_use]
     pub fn parts(&self) -> Parts {
         locked(&self.parts).clone()
+    }
+
+    /// What the host is cut off for; `None` if it is not.
+    #[must_use]
+    pub fn isolation(&self) -> Option<Isolation> {
+        locked(&self.parts).isolation.clone()
     }
 
     /// Other policies are in force, or other hooks are attached.

@@ -91,6 +91,7 @@ pub(super) fn json(status: &Status) -> Value {
             "deny_reason": door.deny_reason,
         })).collect::<Vec<_>>(),
         "lanes": lanes,
+        "isolation": parts.isolation.as_ref().map(report::isolation_json),
         "losses": status.progress.losses().iter().map(|loss| json!({
             "ring": loss.ring,
             "cpu": loss.cpu,
@@ -174,6 +175,9 @@ pub fn text(status: &Value) -> String {
     }
     if let Some(bytes) = status["memory"]["pss_bytes"].as_u64() {
         let _ = writeln!(page, "{:<14} {} MiB", "memory", bytes.div_ceil(1 << 20));
+    }
+    if !status["isolation"].is_null() {
+        let _ = writeln!(page, "\n{}", report::isolation_text(&status["isolation"]));
     }
     page.push_str("\nhooks\n");
     for hook in rows("hooks") {

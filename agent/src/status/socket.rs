@@ -1,17 +1,20 @@
-//! `run/agent.sock`: whoever may connect is sent the status as one JSON object.
+//! `run/agent.sock`: whoever may connect is sent the status as one JSON object. `run/command.sock`: whoever may connect says one
+//! word, and is told what became of it.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tracing::warn;
 
 use super::{Status, page};
+use crate::pipeline::Control;
 
 /// Longest wait for either side.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,6 +59,14 @@ fn place(run: &Path) -> PathBuf {
     run.join("agent.sock")
 }
 
+/// Where commands are taken.
+fn commands(run: &Path) -> PathBuf {
+    run.join("command.sock")
+}
+
+/// The one that there is.
+const LIFT: &[u8] = b"lift\n";
+
 /// Makes the socket, only for its owner, and answers on it until the future is
 /// dropped. A socket that a killed agent left is replaced: the kernel-wide lock has
 /// made sure that no other agent runs.
@@ -89,6 +100,62 @@ pub fn serve(
     })
 }
 
+/// Makes the socket of commands, likewise, and does what they say until the future is dropped.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_commands(
+    run: &Path,
+    status: Arc<Status>,
+    control: Arc<Control>,
+) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
+    let path = commands(run);
+    let listener = listen(run, &path).map_err(|source| Error::Listen { path, source })?;
+    Ok(async move {
+        loop {
+            let mut connection = match listener.accept().await {
+                Ok((connection, _)) => connection,
+                Err(error) => {
+                    warn!(%error, "failed to accept on the socket of commands");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            // One at a time, with a deadline, as above.
+            let _ = tokio::time::timeout(PATIENCE, async {
+                let mut word = [0; LIFT.len()];
+                connection.read_exact(&mut word).await?;
+                if word != LIFT {
+                    return Ok(());
+                }
+                let lifted = lifted(&status, &control).await;
+                let answer = format!("{}\n", serde_json::json!({ "lifted": lifted }));
+                connection.write_all(answer.as_bytes()).await?;
+                connection.shutdown().await
+            })
+            .await;
+        }
+    })
+}
+
+/// Has the reading thread end the isolation; the rule that it was for.
+async fn lifted(status: &Status, control: &Control) -> Option<String> {
+    let now = status.isolation();
+    control.lift.store(true, Ordering::Release);
+    while control.lift.load(Ordering::Acquire) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    now.map(|now| format!("{}/{}", now.policy, now.rule))
+}
+
+/// Asks the running agent to end the isolation of the host. The answer has the rule it was for under `lifted`.
+///
+/// # Errors
+/// As [`ask`].
+pub fn lift(run: &Path) -> Result<serde_json::Value, Error> {
+    talk(commands(run), LIFT)
+}
+
 fn listen(run: &Path, path: &Path) -> io::Result<UnixListener> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -108,10 +175,14 @@ fn listen(run: &Path, path: &Path) -> io::Result<UnixListener> {
 /// # Errors
 /// [`Error::Ask`] when none answers, [`Error::Answer`] when it is not JSON.
 pub fn ask(run: &Path) -> Result<serde_json::Value, Error> {
-    let path = place(run);
+    talk(place(run), b"")
+}
+
+fn talk(path: PathBuf, word: &[u8]) -> Result<serde_json::Value, Error> {
     let answer = UnixStream::connect(&path)
-        .and_then(|stream| {
+        .and_then(|mut stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(word)?;
             let mut answer = String::new();
             stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
             Ok(answer)

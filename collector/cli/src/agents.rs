@@ -112,6 +112,7 @@ fn row(agent: &Agent) -> Value {
             "deny_reason": door.deny_reason,
         })).collect::<Vec<_>>(),
         "trouble": agent.trouble,
+        "isolation": agent.isolation.as_ref().map(report::isolation_json),
     });
     // Not in the list of all: they may be long.
     if let Some(loaded) = &agent.policies {
@@ -145,14 +146,16 @@ fn cells(row: &Value) -> Cells {
         .iter()
         .filter_map(|lane| integer(lane, "spooled_events"))
         .sum();
-    let trouble = text(row, "trouble");
-    let reason = if trouble.is_empty() {
-        text(row, "reason").to_owned()
-    } else {
-        format!("{} {trouble}", text(row, "reason"))
-            .trim()
-            .to_owned()
+    let isolated = match text(row, "isolation.rule") {
+        "" => String::new(),
+        rule => format!(
+            "isolated since {} for {rule}",
+            millis(text(row, "isolation.since"))
+        ),
     };
+    let reason = [text(row, "reason"), &isolated, text(row, "trouble")];
+    let reason = reason.into_iter().filter(|part| !part.is_empty());
+    let reason = reason.collect::<Vec<_>>().join(" ");
     vec![
         Shown::new(text(row, "name")),
         Shown::toned(state, tone),
@@ -182,6 +185,12 @@ fn page(row: &Value) -> String {
         let value = text(row, key);
         if !value.is_empty() {
             page.push_str(&format!("{key:<20} {}\n", safe(value)));
+        }
+    }
+    if let Some(now) = at(row, "isolation").filter(|now| now.is_object()) {
+        page.push('\n');
+        for line in report::isolation_text(now).lines() {
+            page.push_str(&format!("{}\n", safe(line)));
         }
     }
     page.push_str("\nlanes\n");
@@ -323,7 +332,7 @@ mod tests {
         let row = row(&agent);
         assert_eq!(
             row.to_string(),
-            r#"{"id":"u","name":"web1","state":"online","reason":"","version":"","kernel":"","enrolled":null,"last_seen":"1970-01-01T00:00:01Z","certificate_expires":null,"lanes":[{"lane":"life","through":null,"spooled_batches":0,"spooled_bytes":0,"spooled_events":3}],"losses":[],"doors":[{"kind":"exec","rung":"tracepoint","reason":"no bpf in the LSM list","deny":"fanotify","deny_reason":"no bpf in the LSM list"}],"trouble":""}"#
+            r#"{"id":"u","name":"web1","state":"online","reason":"","version":"","kernel":"","enrolled":null,"last_seen":"1970-01-01T00:00:01Z","certificate_expires":null,"lanes":[{"lane":"life","through":null,"spooled_batches":0,"spooled_bytes":0,"spooled_events":3}],"losses":[],"doors":[{"kind":"exec","rung":"tracepoint","reason":"no bpf in the LSM list","deny":"fanotify","deny_reason":"no bpf in the LSM list"}],"trouble":"","isolation":null}"#
         );
         assert!(page(&row).contains("exec         tracepoint   no bpf in the LSM list"));
     }

@@ -366,5 +366,6 @@ fn agent(status: AgentStatus, policies: bool) -> Agent {
         losses: status.losses,
         doors: status.doors,
         trouble: status.trouble,
+        isolation: status.isolation,
     }
 }

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use sqlx::{Row, SqlitePool};
 use sumun_policy::report;
-use sumun_proto::v1::{Door, Goodbye, Heartbeat, Hello, Lane, LaneState, LoadedPolicies, Loss};
+use sumun_proto::v1::{
+    Door, Goodbye, Heartbeat, Hello, Isolation, Lane, LaneState, LoadedPolicies, Loss,
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -113,6 +115,8 @@ pub struct AgentStatus {
     pub losses: Vec<Loss>,
     /// What it complains of; empty when all is well.
     pub trouble: String,
+    /// For which rule its host is cut off from the network, as it last said; `None` = it is not.
+    pub isolation: Option<Isolation>,
     /// What policies it has loaded, as it last said; `None` = it never did.
     pub policies: Option<Arc<LoadedPolicies>>,
     /// End of its newest certificate.
@@ -213,6 +217,7 @@ struct Agent {
     doors: Vec<Door>,
     losses: Vec<Loss>,
     trouble: String,
+    isolation: Option<Isolation>,
     policies: Option<Arc<LoadedPolicies>>,
     /// They are not in the database yet.
     policies_dirty: bool,
@@ -393,6 +398,7 @@ impl Registry {
                 doors: agent.doors.clone(),
                 losses: agent.losses.clone(),
                 trouble: agent.trouble.clone(),
+                isolation: agent.isolation.clone(),
                 policies: agent.policies.clone(),
                 certificate_expires_ns: agent.certificate_expires_ns,
                 lanes: LANES
@@ -500,6 +506,7 @@ impl Registry {
             doors: Vec::new(),
             losses: Vec::new(),
             trouble: String::new(),
+            isolation: None,
             policies: None,
             policies_dirty: false,
             attached: false,
@@ -741,6 +748,7 @@ impl Session {
             agent.attached = beat.attached;
             agent.bootstrapped = beat.bootstrapped;
             agent.trouble = bounded(&beat.trouble);
+            agent.isolation = beat.isolation.as_ref().map(isolation);
             agent.losses = beat.losses.iter().take(LIST_MAX).cloned().collect();
             if let Some(policies) = &beat.policies {
                 let mut policies = policies.clone();
@@ -798,6 +806,22 @@ fn bounded(text: &str) -> String {
     text[..end].to_owned()
 }
 
+/// What is kept of an isolation.
+fn isolation(told: &Isolation) -> Isolation {
+    Isolation {
+        policy: bounded(&told.policy),
+        rule: bounded(&told.rule),
+        cgroup: bounded(&told.cgroup),
+        allowed: told
+            .allowed
+            .iter()
+            .take(LIST_MAX)
+            .map(|text| bounded(text))
+            .collect(),
+        ..*told
+    }
+}
+
 async fn read(database: &SqlitePool) -> Result<Inner, sqlx::Error> {
     let mut inner = Inner::default();
     for row in sqlx::query("SELECT name FROM tenant")
@@ -832,6 +856,7 @@ async fn read(database: &SqlitePool) -> Result<Inner, sqlx::Error> {
             doors: Vec::new(),
             losses: Vec::new(),
             trouble: String::new(),
+            isolation: None,
             policies: (!policies.is_empty())
                 .then(|| {
                     LoadedPolicies::decode(policies.as_slice())

@@ -349,6 +349,7 @@ pub(crate) fn heartbeat() -> Heartbeat {
         bootstrapped: true,
         trouble: String::new(),
         policies: None,
+        isolation: None,
     }
 }
 

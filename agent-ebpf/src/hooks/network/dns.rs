@@ -28,7 +28,7 @@ use sumun_abi::{
 };
 
 use crate::{
-    kernel::{opaque, task::Task},
+    kernel::{opaque, packet::load, task::Task},
     maps::{ASKERS, OF_DNS},
     run::{self, Run, scratch},
 };
@@ -109,22 +109,6 @@ fn find(skb: *mut __sk_buff, incoming: bool) -> Option<Found> {
         protocol,
         transport,
     })
-}
-
-/// Bytes of the packet, wherever they are.
-#[inline(always)]
-fn load<T: Copy + Default>(skb: *mut __sk_buff, place: u32) -> Option<T> {
-    let mut value = T::default();
-    // SAFETY: the destination is ours and as long as is said.
-    let failed = unsafe {
-        bpf_skb_load_bytes(
-            skb.cast(),
-            place,
-            (&raw mut value).cast(),
-            size_of::<T>() as u32,
-        )
-    };
-    (failed == 0).then_some(value)
 }
 
 #[inline(always)]

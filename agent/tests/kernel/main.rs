@@ -6,7 +6,22 @@ mod actor;
 mod bench;
 #[cfg(target_arch = "x86_64")]
 mod low;
+#[expect(unsafe_code, reason = "rings are memory shared with the kernel")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "other tests use more of it, and have it in a library"
+)]
+#[path = "../../../tests/src/raw/uring.rs"]
+mod rings;
 mod rules;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "other tests use more of it, and have it in a library"
+)]
+#[path = "../../../tests/src/wire.rs"]
+mod wire;
 
 mod cgroup;
 mod deny;
@@ -16,6 +31,7 @@ mod failed_open;
 mod file;
 mod file_changes;
 mod filter;
+mod isolate;
 mod kernel;
 mod kill_after;
 mod meaning;
@@ -27,6 +43,7 @@ mod recovery;
 mod sockets;
 mod udp;
 mod unix;
+mod uring;
 mod verdict;
 
 /// No test: what this program does when another test starts it as its child.

@@ -1,17 +1,4 @@
 //! io_uring and what it connects, on the running kernel: denied as any other connect is, and told of the process whose ring it is.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
-#[path = "kernel/rules.rs"]
-mod rules;
-#[expect(
-    unsafe_code,
-    dead_code,
-    unreachable_pub,
-    reason = "rings are memory shared with the kernel; another test opens with them"
-)]
-#[path = "../../tests/src/raw/uring.rs"]
-mod uring;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener};
@@ -22,7 +9,8 @@ use sumun_abi::event::{kind, process::outcome};
 use sumun_agent::receive::record::Body;
 use sumun_proto::v1::Kind;
 
-use rules::Ruled;
+use crate::rings;
+use crate::rules::Ruled;
 
 fn made() -> OwnedFd {
     socket(
@@ -57,7 +45,7 @@ fn a_connect_through_io_uring_is_denied_and_told_of_its_process() {
         } else {
             "the call"
         };
-        match uring::connect(made().as_fd(), free, kernel_thread) {
+        match rings::connect(made().as_fd(), free, kernel_thread) {
             Ok(Ok(())) => {}
             // Before 5.11 the thread takes registered files only.
             Ok(Err(error)) if kernel_thread && error.raw_os_error() == Some(libc::EBADF) => {
@@ -70,7 +58,7 @@ fn a_connect_through_io_uring_is_denied_and_told_of_its_process() {
                 continue;
             }
         }
-        let result = uring::connect(made().as_fd(), denied_to, kernel_thread).unwrap();
+        let result = rings::connect(made().as_fd(), denied_to, kernel_thread).unwrap();
         let error = result.expect_err("it was denied and went on");
         assert_eq!(error.raw_os_error(), Some(libc::EPERM), "by {who}: {error}");
         made_by.push(who);

@@ -1,9 +1,4 @@
 //! The host cut off, on the running kernel: sockets of a cgroup of the test's own, over a wire between network namespaces of its own.
-#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-
-mod kernel;
-#[path = "../../tests/src/wire.rs"]
-mod wire;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,28 +8,14 @@ use std::time::{Duration, Instant};
 use sumun_abi::isolate::Allowed;
 use sumun_agent::enforce::isolate::allow::{Allow, Protocol};
 use sumun_agent::pipeline::clock::boot_ns;
-use wire::{Cgroup, HERE, THERE, THERE6, Wire};
+
+use crate::bench::{self, DEADLINE};
+use crate::wire::{Cgroup, HERE, THERE, THERE6, Wire};
 
 /// What does not come by then was kept back: the wire takes microseconds.
 const SHORT: Duration = Duration::from_millis(300);
 /// What was kept back is sent again by then, once it may pass.
 const AGAIN: Duration = Duration::from_secs(20);
-
-#[test]
-fn a_datagram_of_the_agents_own_is_kept_back_and_nothing_else() {
-    let Some(mut bench) = kernel::bench("isolate") else {
-        return;
-    };
-    // Handed on from test to test, its maps are taken once.
-    let Ok(mut isolator) = bench.kernel().isolator(Path::new("/")) else {
-        eprintln!("SKIPPED a_datagram_of_the_agents_own: taken before");
-        return;
-    };
-    assert_eq!(isolator.try_out(), Ok(()));
-    assert!(!isolator.is_in_force());
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
-}
 
 /// Everything that passes the wire: what was connected before, new connections both ways, datagrams.
 struct Talk {
@@ -84,12 +65,18 @@ fn only(port: Option<u16>, local_port: Option<u16>) -> Vec<Allowed> {
 
 #[test]
 fn what_is_not_listed_stops_and_goes_on_afterwards() {
-    let Some(mut bench) = kernel::bench_with("isolate-wire", |_| {}) else {
+    // Its maps are taken for good.
+    let Some(mut bench) = bench::own("isolate", |_| {}) else {
         return;
     };
     let wire = match Wire::new() {
         Ok(wire) => wire,
         Err(error) => {
+            let mut isolator = bench.kernel().isolator(Path::new("/")).unwrap();
+            assert_eq!(isolator.try_out(), Ok(()));
+            println!("a datagram of the agent's own was kept back, and nothing else");
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
             eprintln!("SKIPPED what_is_not_listed_stops: no wire can be laid: {error}");
             return;
         }
@@ -99,6 +86,7 @@ fn what_is_not_listed_stops_and_goes_on_afterwards() {
     let cgroup = Cgroup::new(folder.path(), &name).unwrap();
     let mut isolator = bench.kernel().isolator(Path::new(&cgroup.path())).unwrap();
     assert_eq!(isolator.try_out(), Ok(()));
+    assert!(!isolator.is_in_force());
     bench.kernel().hold_until(u64::MAX).unwrap();
 
     // Sockets belong to the cgroup that their maker is in.
@@ -199,7 +187,7 @@ fn what_is_not_listed_stops_and_goes_on_afterwards() {
 fn passes_by_itself(socket: &UdpSocket, to: SocketAddr) {
     let begun = Instant::now();
     while socket.send_to(b"x", to).is_err() {
-        assert!(begun.elapsed() < kernel::DEADLINE, "it does not end");
+        assert!(begun.elapsed() < DEADLINE, "it does not end");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -176,7 +176,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
     let mm = task.mm();
     let exe = mm.follow(slot::MM_EXE_FILE);
     let inode = exe.follow(slot::FILE_INODE);
-    let flags = flags | layer::of(task, inode);
+    let flags = layer::forgotten(run, flags) | layer::of(run, task, inode);
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));

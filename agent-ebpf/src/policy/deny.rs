@@ -130,7 +130,7 @@ pub(crate) extern "C" fn sumun_ask_file(
         };
         if place == denied::EXEC {
             sumun_answers(level, index, walked.0);
-            let flags = layer::of(Task::current(), Object::plain(inode));
+            let flags = layer::of(run, Task::current(), Object::plain(inode));
             set_in_image(level, flags);
             addr_of_mut!((*record).flags).write(flags);
         } else {

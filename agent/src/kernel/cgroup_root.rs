@@ -12,9 +12,7 @@ use super::cgroup::{ROOT_INO, mounts_in};
 
 // include/uapi/linux/bpf.h
 const BPF_OBJ_PIN: libc::c_long = 6;
-const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// Opens the root of the unified hierarchy: as it is mounted here, as the first process sees it, or by a mount of its own
 /// that nobody sees.
@@ -92,34 +90,6 @@ fn mounted() -> io::Result<OwnedFd> {
     // That is a reference only, to which nothing can be attached.
     let root = fs::File::open(format!("/proc/self/fd/{}", mount.as_raw_fd()))?;
     Ok(root.into())
-}
-
-/// Detaches what a pinned link attaches, at once (5.9): by itself the kernel lets go of a link some time after its pin is removed, and
-/// whoever attaches again meanwhile has two at the same place. Links that know no such call (tracepoints, BPF LSM) are left as
-/// they are.
-#[expect(unsafe_code, reason = "no crate has the call")]
-pub(super) fn detach(pin: &Path) {
-    let Ok(path) = CString::new(pin.as_os_str().as_bytes()) else {
-        return;
-    };
-    let get: [u64; 2] = [path.as_ptr() as u64, 0];
-    // SAFETY: attributes and path live through the call and are as long as it is told.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, get.as_ptr(), size_of_val(&get)) };
-    if fd == -1 {
-        return;
-    }
-    // SAFETY: a descriptor that the call has just made.
-    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let which: [u32; 1] = [link.as_raw_fd().cast_unsigned()];
-    // SAFETY: as above.
-    unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_DETACH,
-            which.as_ptr(),
-            size_of_val(&which),
-        );
-    }
 }
 
 /// Attaches a program to a cgroup by a link, beside whatever is there. From 5.7.

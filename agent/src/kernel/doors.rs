@@ -466,6 +466,7 @@ impl Kernel {
         if path.exists() {
             return Ok(());
         }
+        self.pins.wait_for_end(door.name);
         match self.attach_link(door)? {
             Link::Cgroup(link) => {
                 cgroup_root::pin(&link, &path)

@@ -16,6 +16,7 @@ pub mod heap;
 mod hooks;
 pub mod isolate;
 pub mod known;
+mod links;
 mod lock;
 pub mod pidfd;
 mod pins;
@@ -75,9 +76,6 @@ struct Aligned<B: ?Sized> {
 }
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-
-/// How long a kernel may take to let go of a link that was removed.
-const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where and how large.
 #[derive(Clone, Debug)]
@@ -467,6 +465,7 @@ impl Kernel {
             return Ok(());
         }
         let door = self.pins.door(hook.program);
+        self.pins.wait_for_end(hook.program);
         let program = tracepoint(&mut self.ebpf, hook.door)?;
         let begun = Instant::now();
         let id = loop {
@@ -475,7 +474,7 @@ impl Kernel {
                 // Some kernels (5.10) let go of a removed link only after a while.
                 Err(ProgramError::SyscallError(error))
                     if error.io_error.kind() == io::ErrorKind::AlreadyExists
-                        && begun.elapsed() < DETACH_DEADLINE =>
+                        && begun.elapsed() < links::DETACH_DEADLINE =>
                 {
                     thread::sleep(Duration::from_millis(5));
                 }

@@ -1,8 +1,10 @@
 //! The BPF filesystem: where rings, maps and links live on when the agent does not.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use nix::{
@@ -11,20 +13,29 @@ use nix::{
 };
 use sumun_abi::ABI;
 
-use super::{Error, cgroup_root};
+use super::{Error, links};
 
 /// The pins of one agent.
 #[derive(Debug)]
 pub(super) struct Pins {
     root: PathBuf,
+    /// Numbers of links that were removed, by hook; at most one a hook.
+    given_up: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Pins {
+    fn new(root: PathBuf) -> Self {
+        Pins {
+            root,
+            given_up: Mutex::default(),
+        }
+    }
+
     /// Opens the pin directory; mounts the BPF filesystem if it is not there.
     pub(super) fn open(bpffs: &Path, directory: &str) -> Result<Self, Error> {
         mount_bpffs(bpffs)?;
         let root = Self::path(bpffs, directory);
-        let pins = Pins { root };
+        let pins = Pins::new(root);
         for dir in [pins.root.clone(), pins.links()] {
             fs::create_dir_all(&dir).map_err(Error::file("create", dir))?;
         }
@@ -58,7 +69,10 @@ impl Pins {
 
     /// Detaches one hook.
     pub(super) fn remove_link(&self, hook: &str) -> Result<(), Error> {
-        cgroup_root::detach(&self.link(hook));
+        if let Some(number) = links::give_up(&self.link(hook)) {
+            let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+            given_up.insert(hook.to_owned(), number);
+        }
         for path in [self.link(hook), self.door(hook)] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -70,11 +84,19 @@ impl Pins {
         Ok(())
     }
 
+    /// To be called before a hook is attached: what was attached for it before is gone when this returns.
+    pub(super) fn wait_for_end(&self, hook: &str) {
+        let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = given_up.remove(hook) {
+            links::wait(number);
+        }
+    }
+
     fn remove_links(&self) -> Result<(), Error> {
         let dir = self.links();
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
-            cgroup_root::detach(&path);
+            let _ = links::give_up(&path);
             fs::remove_file(&path).map_err(Error::file("remove", path))?;
         }
         Ok(())
@@ -115,7 +137,7 @@ impl Pins {
         if !root.is_dir() {
             return Ok(false);
         }
-        let pins = Pins { root };
+        let pins = Pins::new(root);
         if !pins.links().is_dir() {
             fs::create_dir_all(pins.links()).map_err(Error::file("create", pins.links()))?;
         }

@@ -381,7 +381,11 @@ fn kernel_and_matcher_agree_on_random_rules() {
         "{} execs compared on {rounds} rules, {compiled} of them the kernel's; {} killed",
         agent.compared, agent.killed
     );
-    assert!(compiled > 50 && agent.killed > 100, "not exercised");
+    let least = rounds as usize / 3;
+    assert!(
+        compiled > least && agent.killed > 2 * least,
+        "not exercised"
+    );
 }
 
 /// What the programs do in each round: each act by a process of its own, so that one that dies does not keep the others from theirs.
@@ -466,5 +470,9 @@ fn kernel_and_matcher_agree_on_random_rules_about_opens_and_connects() {
         3 * rounds,
         agent.killed
     );
-    assert!(compiled > 60 && agent.killed > 50, "not exercised");
+    let least = rounds as usize;
+    assert!(
+        compiled > least && agent.killed > least * 5 / 6,
+        "not exercised"
+    );
 }

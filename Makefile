@@ -57,12 +57,11 @@ lint: setup
 
 # In this order: a formatting slip is told before anything long has run.
 test: lint setup-test build
-	@tests/vm/selftest
-	tests/run
+	@tests/run
 
-# A quarter of an hour; not a part of `make test`.
+# A part of `make test`, alone.
 test-kernels: setup-test build
-	@export SUMUN_KERNELS="$${SUMUN_KERNELS:-main}"
+	@export SUMUN_GUESTS=alone
 	tests/run --test kernels
 
 test-faults: setup-test build

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use boot::BOOTS;
 use facts::Said;
+use sumun_tests::programs;
 
 /// What the verifier may have to walk through for all programs together.
 const INSTRUCTIONS_MAX: u64 = 1_500_000;
@@ -83,20 +84,15 @@ fn every_kernel_does_what_the_page_says() {
         eprintln!("SKIPPED kernels: the guests are x86_64");
         return;
     }
-    match std::env::var("SUMUN_KERNELS").as_deref() {
-        Ok("run") => {}
-        Ok("elsewhere") => {
-            println!("tests/run runs it beside the others");
-            return;
-        }
-        _ => {
-            eprintln!(
-                "SKIPPED kernels: it takes some minutes: make test and make test-kernels run it"
-            );
-            return;
-        }
+    if programs::guests_run_elsewhere() {
+        return;
     }
-    let beside = std::env::var_os("SUMUN_KERNELS_BESIDE").is_some();
+    let asked = std::env::var("SUMUN_GUESTS").unwrap_or_default();
+    let beside = asked == "beside";
+    if !beside && asked != "alone" {
+        eprintln!("SKIPPED kernels: it takes some minutes: make test and make test-kernels run it");
+        return;
+    }
     let program = test_program();
     let begun = Instant::now();
     // Most of a guest's time is the verifier's, which is one thread.

@@ -27,7 +27,7 @@ pub enum Command {
     /// Get an identity from a collector and write a configuration
     Enroll(Enroll),
     /// Ask the running agent how it is; exit status 1 when none runs
-    Status(Status),
+    Status(Asked),
     /// Check the configuration, the certificate and the policies
     CheckConfig(Config),
     /// Say what this kernel offers and what each kind of event would be seen by
@@ -136,7 +136,19 @@ pub struct Enroll {
     pub no_policies: bool,
 }
 
-/// `sumun-agent status` and `doctor`.
+/// `sumun-agent status`.
+#[derive(Debug, clap::Args)]
+pub struct Asked {
+    /// Which configuration, and how to print.
+    #[command(flatten)]
+    pub status: Status,
+
+    /// Exit status 1 as well while it starts or stops: for those who wait until it runs
+    #[arg(long)]
+    pub running: bool,
+}
+
+/// `sumun-agent doctor`, and a part of `status`.
 #[derive(Debug, clap::Args)]
 pub struct Status {
     /// Which configuration.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::CommandFactory as _;
 
-use crate::cli::{Args, Command, Enroll, Output, Probe, Status};
+use crate::cli::{Args, Asked, Command, Enroll, Output, Probe, Status};
 use crate::config::Config;
 use crate::doctor::{self, report};
 use crate::enforce::{fanotify, isolate};
@@ -77,14 +77,18 @@ fn enrol(args: &Enroll) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_status(args: &Status) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&args.config.config)?;
+fn show_status(args: &Asked) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.status.config.config)?;
     let answer = status::ask(&config.run)?;
-    match args.output {
+    match args.status.output {
         Output::Json => println!("{answer}"),
         Output::Table => print!("{}", status::status_text(&answer)),
     }
-    Ok(ExitCode::SUCCESS)
+    let runs = answer["state"] == status::Phase::Running.name();
+    Ok(match args.running && !runs {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 fn check(config: &Config) -> anyhow::Result<ExitCode> {

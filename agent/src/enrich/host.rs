@@ -1,6 +1,7 @@
 //! What the host says of itself.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use sumun_proto::text;
@@ -9,13 +10,44 @@ use sumun_proto::v1::System;
 /// Longest line that is taken.
 const LINE_MAX: usize = 256;
 
-/// Where the host's files are: of an agent in a pod that sees the host's processes, where the first of them has its root.
+/// Where the host's files are, as an agent in a pod has to ask: it has a mount namespace of its own.
+#[derive(Debug)]
+pub enum Files {
+    /// Where the agent is.
+    Here,
+    /// In the mount namespace of this file of `/proc`.
+    There(&'static Path),
+    /// Nobody tells.
+    Unknown(io::Error),
+}
+
+/// Looks at the mount namespace of the first process, or, where that is closed to others, of the kernel's threads, which is the one that
+/// the first process was started in.
+#[must_use]
+pub fn files() -> Files {
+    let namespace = |path: &'static str| {
+        let (own, other) = (fs::read_link("/proc/self/ns/mnt")?, fs::read_link(path)?);
+        Ok(match own == other {
+            true => Files::Here,
+            false => Files::There(Path::new(path)),
+        })
+    };
+    namespace("/proc/1/ns/mnt").unwrap_or_else(|error| {
+        // In a namespace of processes of its own a pod has others there.
+        let kernel = fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n");
+        match kernel.then(|| namespace("/proc/2/ns/mnt")) {
+            Some(Ok(files)) => files,
+            _ => Files::Unknown(error),
+        }
+    })
+}
+
+/// From where the host's own files are read; of an agent in a pod that may not look there, nothing is: they are not the image's.
 #[must_use]
 pub fn root() -> &'static Path {
-    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
-    match (namespace("self"), namespace("1")) {
-        (Some(own), Some(first)) if own != first => Path::new("/proc/1/root"),
-        _ => Path::new("/"),
+    match files() {
+        Files::There(_) => Path::new("/proc/1/root"),
+        Files::Here | Files::Unknown(_) => Path::new("/"),
     }
 }
 

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::parent_id;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +26,7 @@ use sumun_proto::Host;
 use super::judge::Judge;
 use super::marks::{Marker, Marks, Named};
 use super::wire::{Counts, Decision, MESSAGE_MAX, Missing, Plan, PlanRule, Said};
-use crate::enrich::host;
+use crate::enrich::host::{self, Files};
 use crate::kernel::canary;
 use crate::kernel::fanotify::{Group, OVERFLOW};
 
@@ -81,14 +80,23 @@ pub fn run() -> anyhow::Result<ExitCode> {
 
 /// Policies name files as the host does: of an agent in a pod, this process goes to where the host's files are.
 fn as_the_host() -> Result<(), String> {
-    if host::root() == Path::new("/") {
-        return Ok(());
-    }
-    let why = |error: String| {
-        format!("cannot go to where the host's files are (mount namespace of process 1): {error}")
+    let place = match host::files() {
+        Files::Here => return Ok(()),
+        Files::There(place) => place,
+        Files::Unknown(error) => {
+            return Err(format!(
+                "it is not known whether the files here are the host's (/proc/1/ns/mnt: {error}); it needs CAP_SYS_PTRACE"
+            ));
+        }
     };
-    let first = File::open("/proc/1/ns/mnt").map_err(|error| why(error.to_string()))?;
-    setns(first, CloneFlags::CLONE_NEWNS).map_err(|errno| {
+    let why = |error: String| {
+        format!(
+            "cannot go to where the host's files are ({}): {error}",
+            place.display()
+        )
+    };
+    let namespace = File::open(place).map_err(|error| why(error.to_string()))?;
+    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|errno| {
         why(format!(
             "{errno}; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT"
         ))

@@ -28,6 +28,42 @@ pub fn has(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
+/// Those of the capabilities (without `CAP_`) that this host lets anybody have; the others are told, and left out: no runtime can give them.
+///
+/// # Panics
+/// One of them is not known here.
+#[must_use]
+pub fn capabilities(names: Vec<String>) -> Vec<String> {
+    // include/uapi/linux/capability.h
+    const NUMBERS: [(&str, u32); 11] = [
+        ("DAC_OVERRIDE", 1),
+        ("DAC_READ_SEARCH", 2),
+        ("KILL", 5),
+        ("NET_ADMIN", 12),
+        ("SYS_CHROOT", 18),
+        ("SYS_PTRACE", 19),
+        ("SYS_ADMIN", 21),
+        ("SYS_RESOURCE", 24),
+        ("PERFMON", 38),
+        ("BPF", 39),
+        ("CHECKPOINT_RESTORE", 40),
+    ];
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bounds = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    let bounds = bounds.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    let bounds = bounds.expect("/proc/self/status tells the bounds");
+    let has = |name: &String| {
+        let number = NUMBERS.iter().find(|(known, _)| known == name);
+        let (_, number) = number.unwrap_or_else(|| panic!("CAP_{name} is not known here"));
+        bounds & (1 << number) != 0
+    };
+    let (there, lacking): (Vec<_>, Vec<_>) = names.into_iter().partition(has);
+    if !lacking.is_empty() {
+        println!("left out, because this host gives it to nobody: {lacking:?}");
+    }
+    there
+}
+
 /// An id as runtimes draw them, but told by its number: 64 hexadecimal digits.
 #[must_use]
 pub fn id(number: u64) -> String {

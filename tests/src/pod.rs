@@ -25,8 +25,10 @@ use cri::runtime_service_client::RuntimeServiceClient;
 
 /// How long containerd may take until it serves.
 const READY: Duration = Duration::from_secs(60);
-/// The network of the node, so that no network has to be set up.
+/// A namespace of the node: the network always, so that none has to be set up.
 const NODE: i32 = 2;
+/// The state of a container that has ended.
+const EXITED: i32 = 2;
 
 /// A containerd of the test's own.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its labels.
     pub labels: Vec<(String, String)>,
+    /// Where what its containers print is written; empty: nowhere.
+    pub logs: String,
 }
 
 impl Containerd {
@@ -92,16 +96,36 @@ impl Containerd {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        let import = ctr()
-            .args(["images", "import", "--snapshotter", "native"])
+        let this = Self { socket, process };
+        this.import(archive)?;
+        Ok(this)
+    }
+
+    /// Adds an image.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let import = Command::new("ctr")
+            .arg("--address")
+            .arg(&self.socket)
+            .args([
+                "-n",
+                "k8s.io",
+                "images",
+                "import",
+                "--snapshotter",
+                "native",
+            ])
             .arg(archive)
+            .stdin(Stdio::null())
             .output()?;
         ensure!(
             import.status.success(),
             "ctr images import: {}",
             String::from_utf8_lossy(&import.stderr)
         );
-        Ok(Self { socket, process })
+        Ok(())
     }
 
     /// Its socket.
@@ -115,10 +139,123 @@ impl Containerd {
     /// # Errors
     /// containerd refuses; the message holds what it printed.
     pub fn run(&self, pod: &Pod, image: &str, command: &[&str]) -> Result<(String, String)> {
-        let made = on_this_thread(self.socket.clone(), async |client| {
-            make(client, pod, image, command).await
+        let sandbox = self.sandbox(pod, false)?;
+        let container = self.run_in(pod, &sandbox, image, command)?;
+        Ok((sandbox.id, container))
+    }
+
+    /// The same in a pod that is there.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn run_in(
+        &self,
+        pod: &Pod,
+        sandbox: &Sandbox,
+        image: &str,
+        command: &[&str],
+    ) -> Result<String> {
+        let config = cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata {
+                name: "web".into(),
+                attempt: 0,
+            }),
+            image: Some(cri::ImageSpec {
+                image: image.into(),
+            }),
+            command: command.iter().map(|part| (*part).to_owned()).collect(),
+            ..cri::ContainerConfig::default()
+        };
+        self.container(pod, sandbox, &config)
+    }
+
+    /// Makes a pod without a container; `host_pid`: with the node's processes.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn sandbox(&self, pod: &Pod, host_pid: bool) -> Result<Sandbox> {
+        let config = sandbox(pod, host_pid);
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+        };
+        let id = on_this_thread(self.socket.clone(), async |client| {
+            Ok(client
+                .run_pod_sandbox(request)
+                .await?
+                .into_inner()
+                .pod_sandbox_id)
         });
-        made.with_context(|| self.process.said())
+        let id = id.with_context(|| self.process.said())?;
+        Ok(Sandbox { id, config })
+    }
+
+    /// Starts a container in a pod.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn container(
+        &self,
+        pod: &Pod,
+        sandbox: &Sandbox,
+        config: &cri::ContainerConfig,
+    ) -> Result<String> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(config.clone()),
+            sandbox_config: Some(sandbox.config.clone()),
+        };
+        let started = on_this_thread(self.socket.clone(), async |client| {
+            let id = client
+                .create_container(request)
+                .await?
+                .into_inner()
+                .container_id;
+            let request = cri::StartContainerRequest {
+                container_id: id.clone(),
+            };
+            client.start_container(request).await?;
+            Ok(id)
+        });
+        started.with_context(|| format!("pod {}: {}", pod.name, self.process.said()))
+    }
+
+    /// Waits until a container has ended; its status.
+    ///
+    /// # Errors
+    /// It does not within `limit`.
+    pub fn wait(&self, container: &str, limit: Duration) -> Result<i32> {
+        let begun = Instant::now();
+        loop {
+            let request = cri::ContainerStatusRequest {
+                container_id: container.into(),
+            };
+            let status = on_this_thread(self.socket.clone(), async |client| {
+                let status = client.container_status(request).await?.into_inner().status;
+                status.context("a status")
+            })?;
+            if status.state == EXITED {
+                return Ok(status.exit_code);
+            }
+            ensure!(begun.elapsed() < limit, "it has not ended within {limit:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs a command in a container, as `kubectl exec` and probes do: its status, and what it printed.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<(i32, String, String)> {
+        let request = cri::ExecSyncRequest {
+            container_id: container.into(),
+            cmd: command.iter().map(|part| (*part).to_owned()).collect(),
+            timeout: 20,
+        };
+        let said = on_this_thread(self.socket.clone(), async |client| {
+            Ok(client.exec_sync(request).await?.into_inner())
+        })?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((said.exit_code, text(&said.stdout), text(&said.stderr)))
     }
 
     /// Ends a pod.
@@ -137,13 +274,20 @@ impl Containerd {
     }
 }
 
-async fn make(
-    client: &mut RuntimeServiceClient<Channel>,
-    pod: &Pod,
-    image: &str,
-    command: &[&str],
-) -> Result<(String, String)> {
-    let config = cri::PodSandboxConfig {
+/// A pod that is there.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    config: cri::PodSandboxConfig,
+}
+
+fn sandbox(pod: &Pod, host_pid: bool) -> cri::PodSandboxConfig {
+    let namespaces = cri::NamespaceOption {
+        network: NODE,
+        pid: if host_pid { NODE } else { 0 },
+    };
+    cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: pod.name.clone(),
             uid: pod.uid.clone(),
@@ -152,48 +296,15 @@ async fn make(
         }),
         // With the node's network comes its name.
         hostname: String::new(),
-        log_directory: String::new(),
+        log_directory: pod.logs.clone(),
         labels: pod.labels.iter().cloned().collect(),
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: format!("/kubepods/burstable/pod{}", pod.uid),
             security_context: Some(cri::LinuxSandboxSecurityContext {
-                namespace_options: Some(cri::NamespaceOption { network: NODE }),
+                namespace_options: Some(namespaces),
             }),
         }),
-    };
-    let request = cri::RunPodSandboxRequest {
-        config: Some(config.clone()),
-    };
-    let sandbox = client
-        .run_pod_sandbox(request)
-        .await?
-        .into_inner()
-        .pod_sandbox_id;
-    let request = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata {
-                name: "web".into(),
-                attempt: 0,
-            }),
-            image: Some(cri::ImageSpec {
-                image: image.into(),
-            }),
-            command: command.iter().map(|part| (*part).to_owned()).collect(),
-            ..cri::ContainerConfig::default()
-        }),
-        sandbox_config: Some(config),
-    };
-    let container = client
-        .create_container(request)
-        .await?
-        .into_inner()
-        .container_id;
-    let request = cri::StartContainerRequest {
-        container_id: container.clone(),
-    };
-    client.start_container(request).await?;
-    Ok((sandbox, container))
+    }
 }
 
 fn on_this_thread<T>(

@@ -93,6 +93,7 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
                         uid: pod_uid(10_000 + number),
                         namespace: format!("shop-{}", number % 7),
                         labels: vec![("app".into(), format!("cart-{number}"))],
+                        logs: String::new(),
                     };
                     let script = format!("/prog-{number}; exec /bin/busybox sleep 1");
                     let command = ["/bin/busybox", "sh", "-c", &script];

@@ -254,6 +254,7 @@ fn a_pod_of_containerd_is_told_with_its_labels() {
         uid: pod_uid(9001),
         namespace: "shop".into(),
         labels: vec![("app".into(), "cart".into()), ("tier".into(), "web".into())],
+        logs: String::new(),
     };
     let since = unix_ns();
     let command = ["/bin/busybox", "sh", "-c", WORK];

@@ -1,0 +1,360 @@
+//! Hosts that join without a token: the real agent, the real collector, and doubles of Amazon and of a cluster that sign
+//! with OpenSSL.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use sumun_tests::check::text;
+use sumun_tests::host::{Collector, scratch};
+use sumun_tests::metadata::{Metadata, Mood, Signer, openssl};
+use sumun_tests::programs;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+const ACCOUNT: &str = "123456789012";
+const NODE: &str = "0b5f8a3e-6c1d-4e0f-9a7b-1c2d3e4f5a6b";
+
+fn document(account: &str, instance: &str, age: Duration) -> String {
+    let begun = OffsetDateTime::from(SystemTime::now()) - age;
+    let begun = begun
+        .replace_nanosecond(0)
+        .expect("a time")
+        .format(&Rfc3339)
+        .expect("a time");
+    json!({
+        "accountId": account, "region": "eu-west-1", "instanceId": instance, "pendingTime": begun,
+        "availabilityZone": "eu-west-1b", "instanceType": "m7g.large", "imageId": "ami-0def", "version": "2017-09-30",
+    })
+    .to_string()
+}
+
+/// A host of its own, as far as enrolment goes.
+struct Host<'a> {
+    collector: &'a Collector,
+    out: PathBuf,
+}
+
+impl Host<'_> {
+    fn enroll(&self, options: &[&str]) -> Output {
+        Command::new(programs::path("sumun-agent"))
+            .args(["enroll", "--once", "--no-policies", "--collector"])
+            .arg(self.collector.addr().expect("an address"))
+            .arg("--ca")
+            .arg(self.collector.dir().join("ca/ca.pem"))
+            .arg("--out")
+            .arg(&self.out)
+            .args(options)
+            .output()
+            .expect("the agent can be started")
+    }
+
+    fn id(&self) -> String {
+        let text = fs::read_to_string(self.out.join("agent.toml")).expect("it is enrolled");
+        let line = text.lines().find_map(|line| line.strip_prefix("id = "));
+        line.expect("an id").trim_matches('"').to_owned()
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[track_caller]
+fn joined(output: &Output) {
+    assert!(output.status.success(), "{}", said(output));
+}
+
+#[track_caller]
+fn refused(output: &Output, part: &str) {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(part), "{part}: {said}");
+}
+
+fn rows(collector: &Collector, args: &[&str]) -> Vec<Value> {
+    let output = collector
+        .ctl()
+        .run(&[&["joins"], args, &["-o", "json"]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    serde_json::from_slice(&output.stdout).expect("rows")
+}
+
+fn with_openssl(test: &str) -> bool {
+    let there = openssl(Path::new("/"), &["version"]).is_ok();
+    if !there {
+        println!("SKIPPED {test}: openssl is not installed (make setup-test)");
+    }
+    there
+}
+
+#[test]
+fn an_instance_joins_once_by_what_amazon_signed() {
+    if !with_openssl("joining") {
+        return;
+    }
+    let dir = scratch();
+    let amazon = Signer::new(dir.path(), "eu-west-1").expect("a signer");
+    let stranger = dir.path().join("stranger");
+    let stranger = Signer::new(&stranger, "eu-west-1").expect("a signer");
+    // As deploy/aws/terraform writes it.
+    let entry = include_str!("../../deploy/aws/terraform/join.toml.tftpl")
+        .replace("${jsonencode(accounts)}", &format!("[{ACCOUNT:?}]"))
+        .replace("${jsonencode(regions)}", "[\"eu-west-1\"]")
+        .replace("${max_age_seconds}", "3600")
+        .replace(
+            "\"aws\"",
+            &format!(
+                "{:?}",
+                dir.path().join("certificates").display().to_string()
+            ),
+        );
+    let collector = Collector::start_with(&[("[metrics]", &format!("{entry}\n[metrics]"))]);
+    let collector = collector.expect("a collector");
+    let metadata = Metadata::start().expect("a metadata service");
+    let address = metadata.address.to_string();
+    let options = ["--join", "ec2", "--metadata", &address];
+    let host = |name: &str| Host {
+        collector: &collector,
+        out: dir.path().join(name),
+    };
+    let minute = Duration::from_secs(60);
+    let first = amazon
+        .sign(&document(ACCOUNT, "i-1", minute))
+        .expect("signed");
+
+    // A key and a document, and nobody typed anything.
+    metadata.set(Mood::Strict, &first);
+    let one = host("one");
+    joined(&one.enroll(&options));
+    let id = one.id();
+    let asked = metadata.asked();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(asked[0].starts_with("PUT /latest/api/token"), "{asked:?}");
+    let again = one.enroll(&options);
+    joined(&again);
+    assert!(
+        said(&again).contains("enrolled already"),
+        "{}",
+        said(&again)
+    );
+    assert_eq!(metadata.asked().len(), 2, "nobody is asked again");
+
+    // The same document in other hands: refused, and again the same agent for who has its key.
+    let thief = host("thief");
+    refused(
+        &thief.enroll(&options),
+        &format!("has joined already, as the agent {id}"),
+    );
+    let kept = host("kept");
+    fs::create_dir(&kept.out).expect("a folder");
+    fs::copy(one.out.join("agent.key"), kept.out.join("agent.key")).expect("the key");
+    joined(&kept.enroll(&options));
+    assert_eq!(kept.id(), id);
+
+    // What is wrong is said, and waited for only if it can pass.
+    let cases = [
+        (
+            stranger
+                .sign(&document(ACCOUNT, "i-2", minute))
+                .expect("signed"),
+            "not signed by Amazon's key",
+        ),
+        (
+            amazon
+                .sign(&document("210987654321", "i-2", minute))
+                .expect("signed"),
+            "account 210987654321 may not join",
+        ),
+        (
+            amazon
+                .sign(&document(ACCOUNT, "i-2", 120 * minute))
+                .expect("signed"),
+            "was started at",
+        ),
+        (first.replacen('M', "N", 1), "signed document"),
+        (String::new(), "signed document"),
+    ];
+    for (number, (signed, part)) in cases.iter().enumerate() {
+        metadata.set(Mood::Strict, signed);
+        refused(&host(&format!("wrong-{number}")).enroll(&options), part);
+    }
+    metadata.set(Mood::Old, &first);
+    let output = Command::new("timeout")
+        .arg("2")
+        .arg(programs::path("sumun-agent"))
+        .args(["enroll", "--once", "--collector"])
+        .arg(collector.addr().expect("an address"))
+        .arg("--ca")
+        .arg(collector.dir().join("ca/ca.pem"))
+        .arg("--out")
+        .arg(dir.path().join("old"))
+        .args(options)
+        .output()
+        .expect("it can be started");
+    assert_eq!(output.status.code(), Some(124), "{}", said(&output));
+    assert!(
+        said(&output).contains("no signed document"),
+        "{}",
+        said(&output)
+    );
+
+    // An admin sees who is who, and lets the instance join anew.
+    let bound = rows(&collector, &["list"]);
+    assert_eq!(bound.len(), 1, "{bound:?}");
+    let subject = format!("{ACCOUNT}/eu-west-1/i-1");
+    assert_eq!(text(&bound[0], "subject"), subject);
+    assert_eq!(
+        (text(&bound[0], "agent"), text(&bound[0], "entry")),
+        (id.as_str(), "ec2")
+    );
+    let forgotten = collector.ctl().run(&["joins", "forget", &subject]);
+    assert!(forgotten.status.success(), "{}", said(&forgotten));
+    metadata.set(Mood::Strict, &first);
+    joined(&thief.enroll(&options));
+    assert_ne!(thief.id(), id);
+    let nobody = collector.ctl().run(&["joins", "forget", "x"]);
+    assert_eq!(nobody.status.code(), Some(1), "{}", said(&nobody));
+    let log = rows(&collector, &["log"]);
+    let outcomes: Vec<&str> = log.iter().map(|row| text(row, "outcome")).collect();
+    // Of strangers' accounts nobody is told but the collector's own log.
+    assert_eq!(
+        outcomes,
+        [
+            "enrolled",
+            "refused",
+            "again",
+            "refused",
+            "refused",
+            "forgotten",
+            "enrolled"
+        ],
+        "{log:?}"
+    );
+    assert!(
+        log.iter().all(|row| text(row, "method") == "ec2"),
+        "{log:?}"
+    );
+    assert_eq!(text(&log[5], "by"), "init");
+}
+
+/// Signs a token as a cluster's issuer does.
+fn token(dir: &Path, changes: &[(&str, Value)]) -> String {
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let mut claims = json!({
+        "aud": ["sumun-collector"], "exp": now + 600, "iat": now, "nbf": now,
+        "iss": "https://kubernetes.default.svc.cluster.local",
+        "sub": "system:serviceaccount:sumun:sumun-agent",
+        "kubernetes.io": {
+            "namespace": "sumun",
+            "node": { "name": "node-1", "uid": NODE },
+            "pod": { "name": "sumun-agent-x", "uid": "1b5f8a3e-6c1d-4e0f-9a7b-1c2d3e4f5a6b" },
+        },
+    });
+    for (key, value) in changes {
+        claims[*key] = value.clone();
+    }
+    let header = json!({ "alg": "RS256", "kid": "one" });
+    let signed = format!(
+        "{}.{}",
+        url64(dir, header.to_string().as_bytes()),
+        url64(dir, claims.to_string().as_bytes())
+    );
+    fs::write(dir.join("to-sign"), &signed).expect("a file");
+    let signature =
+        openssl(dir, &["dgst", "-sha256", "-sign", "amazon.key", "to-sign"]).expect("signed");
+    format!("{signed}.{}", url64(dir, &signature))
+}
+
+/// Base64 for URLs, without its padding.
+fn url64(dir: &Path, bytes: &[u8]) -> String {
+    fs::write(dir.join("bytes"), bytes).expect("a file");
+    let text = openssl(dir, &["base64", "-A", "-in", "bytes"]).expect("base64");
+    let text = String::from_utf8(text).expect("text");
+    text.trim()
+        .trim_end_matches('=')
+        .replace('+', "-")
+        .replace('/', "_")
+}
+
+#[test]
+fn a_node_joins_by_the_token_of_its_pod() {
+    if !with_openssl("joining") {
+        return;
+    }
+    let dir = scratch();
+    Signer::new(dir.path(), "cluster").expect("a key");
+    let modulus = openssl(
+        dir.path(),
+        &["rsa", "-in", "amazon.key", "-noout", "-modulus"],
+    )
+    .expect("a modulus");
+    let modulus = String::from_utf8(modulus).expect("text");
+    let modulus = modulus.trim().trim_start_matches("Modulus=");
+    let bytes: Vec<u8> = (0..modulus.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&modulus[at..at + 2], 16).expect("hexadecimal"))
+        .collect();
+    let keys = json!({ "keys": [{ "kty": "RSA", "kid": "one", "n": url64(dir.path(), &bytes), "e": "AQAB" }] });
+    fs::write(dir.path().join("keys.json"), keys.to_string()).expect("keys");
+    let entry = format!(
+        "[[join]]\nname = \"here\"\nmethod = \"kubernetes\"\nissuer = \"https://kubernetes.default.svc.cluster.local\"\n\
+         audience = \"sumun-collector\"\nkeys = {:?}\nsubjects = [\"system:serviceaccount:sumun:sumun-agent\"]\n\n[metrics]",
+        dir.path().join("keys.json").display().to_string()
+    );
+    let collector = Collector::start_with(&[("[metrics]", &entry)]).expect("a collector");
+    let file = dir.path().join("token");
+    let place = file.display().to_string();
+    let options = ["--join", "kubernetes", "--service-account-token", &place];
+    let host = |name: &str| Host {
+        collector: &collector,
+        out: dir.path().join(name),
+    };
+    for (changes, part) in [
+        (
+            vec![("aud", json!("https://kubernetes.default.svc"))],
+            "another audience",
+        ),
+        (vec![("exp", json!(1))], "expired"),
+        (
+            vec![("sub", json!("system:serviceaccount:shop:default"))],
+            "may not join",
+        ),
+        (vec![("kubernetes.io", json!({}))], "not bound to a pod"),
+    ] {
+        fs::write(&file, token(dir.path(), &changes)).expect("a token");
+        refused(&host("wrong").enroll(&options), part);
+    }
+    fs::write(&file, token(dir.path(), &[])).expect("a token");
+    joined(&host("node").enroll(&options));
+    // Another pod of the same node, without the node's folder: an admin has to say so.
+    refused(&host("other").enroll(&options), "has joined already");
+    assert_eq!(
+        text(&rows(&collector, &["list"])[0], "subject"),
+        format!("here/node/{NODE}")
+    );
+    // Whoever tries too often is not even looked at, whatever the proof; one that waits does so.
+    let wrong = dir.path().join("wrong.token");
+    fs::write(&wrong, "sumun_enroll_guess").expect("a token");
+    let wrong = wrong.display().to_string();
+    let limited = (0..80).any(|_| {
+        let output = Command::new("timeout")
+            .arg("3")
+            .arg(programs::path("sumun-agent"))
+            .args(["enroll", "--collector"])
+            .arg(collector.addr().expect("an address"))
+            .args(["--token-file", &wrong, "--ca"])
+            .arg(collector.dir().join("ca/ca.pem"))
+            .arg("--out")
+            .arg(dir.path().join("guess"))
+            .output();
+        said(&output.expect("it can be started")).contains("try again in a minute")
+    });
+    assert!(limited, "tokens can be tried out at will");
+}

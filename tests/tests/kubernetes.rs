@@ -1,0 +1,465 @@
+//! docs/install-kubernetes.md on a node without an API server: the pods of deploy/kubernetes as a kubelet makes them, by a real
+//! containerd. The agent in its pod sees and stops what is done in another one.
+
+use std::fs;
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sumun_tests::check::{int, list, text};
+use sumun_tests::clock::unix_ns;
+use sumun_tests::container::{Rootfs, has, pod_uid};
+use sumun_tests::ctl::Ctl;
+use sumun_tests::host::{Turn, scratch};
+use sumun_tests::kubelet::Node;
+use sumun_tests::pod::{self, Containerd, Pod, Sandbox};
+use sumun_tests::programs;
+
+const PAGE: &str = include_str!("../../docs/install-kubernetes.md");
+const LIMIT: Duration = Duration::from_secs(60);
+const BOX: &str = "sumun.test/box:1.0";
+
+fn policy(node: &Path, port: u16) -> String {
+    format!(
+        r#"
+[policy]
+name = "pods"
+version = 1
+mode = "enforce"
+
+[[rule]]
+id = "second"
+on = ["exec"]
+when = 'proc.exe.name == "prog-second"'
+effect = "kill"
+
+[[rule]]
+id = "outside"
+on = ["connect"]
+when = 'net.dst.port == {port}'
+effect = "deny"
+
+[[rule]]
+id = "secret"
+on = ["open"]
+when = 'file.path == "{}/secret"'
+effect = "deny"
+"#,
+        node.display()
+    )
+}
+
+/// A node, its runtime, and what is on it.
+struct Cluster {
+    node: Node,
+    containerd: Containerd,
+    ctl: Option<Ctl>,
+    folder: PathBuf,
+    collector: Option<String>,
+    pods: Vec<Sandbox>,
+    // Given back last, when nothing is in the kernel any more.
+    _turn: Turn,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Containers outlive their containerd, and an agent the test that failed.
+        for pod in self.pods.iter().rev() {
+            if let Err(error) = self.containerd.remove(&pod.id) {
+                eprintln!("{error:#}");
+            }
+        }
+        if let Err(error) = release() {
+            eprintln!("sumun-agent release: {error}");
+        }
+    }
+}
+
+/// Takes everything of an agent that does not run out of the kernel.
+fn release() -> std::io::Result<std::process::Output> {
+    Command::new(programs::path("sumun-agent"))
+        .arg("release")
+        .output()
+}
+
+impl Cluster {
+    /// A pod of a workload, its init containers run; the containers' ids.
+    fn start(&mut self, kind: &str, name: &str) -> String {
+        let template = self.node.template(kind, name).expect("a template");
+        let spec = &template["spec"];
+        let labels = template["metadata"]["labels"].as_object().expect("labels");
+        let pod = Pod {
+            name: format!("{name}-0"),
+            uid: pod_uid(unix_ns()),
+            namespace: "sumun".into(),
+            labels: labels
+                .iter()
+                .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
+                .collect(),
+            logs: self.folder.display().to_string(),
+        };
+        let sandbox = self
+            .containerd
+            .sandbox(&pod, spec["hostPID"] == true)
+            .expect("a pod");
+        self.pods.push(sandbox.clone());
+        for init in spec["initContainers"].as_array().expect("init containers") {
+            let config = self.node.container(spec, init).expect("a container");
+            let id = self.containerd.container(&pod, &sandbox, &config);
+            let id = id.unwrap_or_else(|error| panic!("{}: {error:#}", init["name"]));
+            let status = self.containerd.wait(&id, LIMIT).expect("it ends");
+            assert_eq!(status, 0, "{}: {}", init["name"], self.logs());
+        }
+        let container = &spec["containers"][0];
+        let config = self.node.container(spec, container).expect("a container");
+        let id = self
+            .containerd
+            .container(&pod, &sandbox, &config)
+            .expect("a container");
+        if let Some(probe) = container["startupProbe"]["exec"]["command"].as_array() {
+            let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
+            self.until(&id, &probe);
+        }
+        id
+    }
+
+    fn until(&self, container: &str, probe: &[&str]) {
+        let begun = Instant::now();
+        loop {
+            match self.containerd.exec(container, probe) {
+                Ok((0, ..)) => return,
+                said => assert!(begun.elapsed() < LIMIT, "{said:?}: {}", self.logs()),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// What containers have printed.
+    fn logs(&self) -> String {
+        let mut all = String::new();
+        for name in ["init.log", "collector.log", "enroll.log", "agent.log"] {
+            if let Ok(log) = fs::read_to_string(self.folder.join(name)) {
+                all.push_str(&format!("== {name}\n{log}\n"));
+            }
+        }
+        all
+    }
+
+    /// Carries out a line of the page, or says that it cannot: without an API server nothing else is known.
+    fn follow(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["kubectl", "apply", "-k", "deploy/kubernetes"] => {
+                // The objects are there: of them the collector can start, the agents wait for their secret.
+                self.collector = Some(self.start("StatefulSet", "sumun-collector"));
+                let begun = Instant::now();
+                while TcpStream::connect("127.0.0.1:7443").is_err() {
+                    assert!(begun.elapsed() < LIMIT, "{}", self.logs());
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            [
+                "kubectl",
+                "-n",
+                "sumun",
+                "exec",
+                "sumun-collector-0",
+                "--",
+                command @ ..,
+                file,
+            ] => {
+                let collector = self.collector.clone().expect("a collector");
+                let (status, out, errors) =
+                    self.containerd.exec(&collector, command).expect("it runs");
+                assert_eq!(status, 0, "{line}: {out}{errors}");
+                let file = file.strip_prefix('>').expect("into a file");
+                fs::write(self.folder.join(file), out).expect("a file");
+            }
+            [
+                "kubectl",
+                "-n",
+                "sumun",
+                "create",
+                "secret",
+                "generic",
+                name,
+                files @ ..,
+            ] => {
+                let files: Vec<(String, String)> = files
+                    .iter()
+                    .map(|file| {
+                        let file = file.strip_prefix("--from-file=").expect("a file");
+                        let content =
+                            fs::read_to_string(self.folder.join(file)).expect("it was made");
+                        (file.to_owned(), content)
+                    })
+                    .collect();
+                let files: Vec<_> = files
+                    .iter()
+                    .map(|(a, b)| (a.as_str(), b.as_str()))
+                    .collect();
+                self.node.secret(name, &files);
+            }
+            // The pod has the node's network here.
+            ["kubectl", "-n", "sumun", "port-forward", ..] => {}
+            ["sumunctl", "--config", file, rest @ ..] => {
+                let ctl = Ctl::new(self.folder.join(file));
+                let output = ctl.run(rest);
+                assert!(output.status.success(), "{line}: {output:?}");
+                self.ctl = Some(ctl);
+            }
+            // With Helm: its engine is asked in tests/manifests; here it is plain.
+            ["helm", "install", ..] | ["kubectl", "label", "namespace", ..] => {}
+            _ => panic!("{line}: this cannot be followed"),
+        }
+    }
+}
+
+/// The lines of a part of the page that are for a shell.
+fn lines(heading: &str) -> Vec<&'static str> {
+    let from = PAGE
+        .find(heading)
+        .unwrap_or_else(|| panic!("a part {heading:?}"));
+    let part = PAGE[from + 1..].split("\n## ").next().unwrap_or_default();
+    let blocks = part.split("```sh\n").skip(1);
+    blocks
+        .flat_map(|block| block.split("```").next().unwrap_or_default().lines())
+        .collect()
+}
+
+/// An image of a shell and two programs.
+fn image(folder: &Path) -> PathBuf {
+    let rootfs = Rootfs::make(folder).expect("a root file system");
+    rootfs.program("prog-first").expect("a program");
+    rootfs.program("prog-second").expect("a program");
+    rootfs.shell().expect("a shell");
+    let tar = folder.join("image.tar");
+    let made = Command::new("tar")
+        .arg("-C")
+        .arg(folder.join("rootfs"))
+        .arg("-cf")
+        .arg(&tar)
+        .arg(".")
+        .status();
+    assert!(made.expect("tar").success());
+    pod::archive(folder, &tar, BOX).expect("an image")
+}
+
+/// Asks until there is a row.
+fn row(ctl: &Ctl, what: &str, since: u64, filter: &str) -> Value {
+    let begun = Instant::now();
+    loop {
+        let answer = match what {
+            "alerts" => ctl.alerts(since, filter),
+            _ => ctl.events(since, None, filter),
+        };
+        if let Some(row) = answer.expect("an answer").rows.pop() {
+            return row;
+        }
+        assert!(begun.elapsed() < LIMIT, "no row of {what}: {filter}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
+    let name = "kubernetes";
+    let Some(turn) = Turn::take(name) else {
+        return;
+    };
+    if !has("containerd") || !has("ctr") || !has("runc") || !has("busybox") || !has("strip") {
+        return println!(
+            "SKIPPED {name}: containerd, runc, busybox or binutils is not installed (make setup-test)"
+        );
+    }
+    if TcpListener::bind("0.0.0.0:7443").is_err() {
+        return println!(
+            "SKIPPED {name}: the port 7443, which the manifest names, is another program's here"
+        );
+    }
+    let dir = scratch();
+    let Some(mut node) = Node::new("node-1", dir.path()).expect("manifests") else {
+        return println!(
+            "SKIPPED {name}: Python's packages of deploy/setup/requirements.txt are not there (make setup-test)"
+        );
+    };
+    release().expect("nothing of an earlier test is left");
+    // As systemd leaves it.
+    if !fs::read_to_string("/proc/mounts")
+        .expect("mounts")
+        .contains(" /sys/fs/bpf bpf ")
+    {
+        let mounted = Command::new("mount")
+            .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
+            .status();
+        assert!(mounted.expect("mount can be started").success());
+    }
+    let own = programs::path("sumun-agent");
+    let built =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/container/build"))
+            .arg(own.parent().expect("a folder"))
+            .arg(dir.path().join("images"))
+            .output()
+            .expect("the script can be started");
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    let runtime = dir.path().join("runtime");
+    fs::create_dir(&runtime).expect("a folder");
+    let containerd = match Containerd::start(&runtime, &image(dir.path()), BOX) {
+        Ok(containerd) => containerd,
+        Err(error) => return println!("SKIPPED {name}: {error:#}"),
+    };
+    for entry in fs::read_dir(dir.path().join("images")).expect("images") {
+        containerd
+            .import(&entry.expect("an image").path())
+            .expect("imported");
+    }
+    let home = dir.path().join("node");
+    node.folders = vec![
+        ("/var/lib/sumun".into(), home.clone()),
+        ("/run/containerd".into(), runtime.clone()),
+    ];
+    node.hosts = vec![("sumun-collector.sumun.svc".into(), "127.0.0.1".into())];
+    let mut cluster = Cluster {
+        node,
+        containerd,
+        ctl: None,
+        folder: dir.path().to_owned(),
+        collector: None,
+        pods: Vec::new(),
+        _turn: turn,
+    };
+    for line in lines("# Installing on Kubernetes")
+        .into_iter()
+        .chain(lines("\n## The agents' secret"))
+    {
+        cluster.follow(line);
+    }
+    // What is there when the agent comes, and what it finds on the node.
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = server.local_addr().expect("an address").port();
+    fs::create_dir_all(home.join("identity/policies")).expect("a folder");
+    fs::write(home.join("secret"), "of the node\n").expect("a file");
+    fs::write(
+        home.join("identity/policies/pods.toml"),
+        policy(&home, port),
+    )
+    .expect("a policy");
+    let agent = cluster.start("DaemonSet", "sumun-agent");
+    for line in lines("\n## Asking") {
+        cluster.follow(line);
+    }
+    let ctl = cluster.ctl.take().expect("a context");
+    let begun = Instant::now();
+    let id = loop {
+        let agents = ctl.agents().expect("agents");
+        if let [agent] = agents.as_slice()
+            && agent["state"] == "online"
+        {
+            // By the node's name, not the pod's.
+            assert_eq!(agent["name"], "node-1", "{agent}");
+            break agent["id"].clone();
+        }
+        assert!(begun.elapsed() < LIMIT, "{agents:?}: {}", cluster.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+
+    // Another pod: a program that may run, one that may not, and a connection that may not be made.
+    let since = unix_ns();
+    let pod = Pod {
+        name: "cart-1".into(),
+        uid: pod_uid(9001),
+        namespace: "shop".into(),
+        labels: vec![("app".into(), "cart".into())],
+        logs: dir.path().display().to_string(),
+    };
+    let script = format!(
+        "/prog-first; a=$?; /prog-second; b=$?; /bin/busybox nc 127.0.0.1 {port} </dev/null; c=$?; \
+         [ $a = 1 ] && [ $b = 137 ] && [ $c = 1 ] && exit 42; exit 7"
+    );
+    let sandbox = cluster.containerd.sandbox(&pod, false).expect("a pod");
+    cluster.pods.push(sandbox.clone());
+    let container = cluster
+        .containerd
+        .run_in(&pod, &sandbox, BOX, &["/bin/busybox", "sh", "-c", &script])
+        .expect("a container");
+    let status = cluster.containerd.wait(&container, LIMIT).expect("it ends");
+    assert_eq!(status, 42, "it was not stopped: {}", cluster.logs());
+    server.set_nonblocking(true).expect("a socket");
+    assert!(server.accept().is_err(), "the connection was made");
+    let whose = |row: &Value| {
+        assert_eq!(text(row, "container.id"), container, "{row}");
+        assert_eq!(text(row, "k8s.pod.name"), "cart-1", "{row}");
+        assert_eq!(text(row, "k8s.namespace"), "shop", "{row}");
+        assert_eq!(text(row, "k8s.pod.uid"), pod.uid, "{row}");
+        assert_eq!(list(row, "k8s.labels"), ["app=cart"], "{row}");
+        assert_eq!(text(row, "host.name"), "node-1", "{row}");
+    };
+    let told = "has(k8s.pod.name)";
+    // The first event of the container has it all, too.
+    let first = row(
+        &ctl,
+        "events",
+        since,
+        &format!(r#"kind == "exec" && proc.exe.name == "prog-first" && {told}"#),
+    );
+    whose(&first);
+    let killed = row(&ctl, "alerts", since, r#"rule.id == "second""#);
+    assert_eq!(text(&killed, "verdict.outcome"), "killed", "{killed}");
+    whose(&row(
+        &ctl,
+        "events",
+        since,
+        &format!(r#"kind == "exec" && proc.exe.name == "prog-second" && {told}"#),
+    ));
+    let denied = row(
+        &ctl,
+        "events",
+        since,
+        &format!(r#"kind == "connect" && net.dst.port == {port} && {told}"#),
+    );
+    whose(&denied);
+    assert_eq!(int(&denied, "result"), Some(-1), "{denied}");
+
+    // Rules that name files mean the node's: held from the pod, in the node's own mount namespace.
+    let begun = Instant::now();
+    loop {
+        let mut content = String::new();
+        let opened = fs::File::open(home.join("secret"))
+            .and_then(|mut file| file.read_to_string(&mut content));
+        match opened {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => break,
+            said => assert!(begun.elapsed() < LIMIT, "{said:?}: {}", cluster.logs()),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // It is a pod that is asked how it is.
+    let (status, doctor, _) = cluster
+        .containerd
+        .exec(&agent, &["sumun-agent", "doctor"])
+        .expect("it runs");
+    assert_eq!(status, 0, "{doctor}");
+
+    // A new pod of the node is the same agent.
+    for pod in cluster.pods.split_off(1).iter().rev() {
+        cluster.containerd.remove(&pod.id).expect("a pod that ends");
+    }
+    cluster.start("DaemonSet", "sumun-agent");
+    let begun = Instant::now();
+    loop {
+        let agents = ctl.agents().expect("agents");
+        assert_eq!(agents.len(), 1, "{agents:?}");
+        assert_eq!(agents[0]["id"], id);
+        if agents[0]["state"] == "online" {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "{agents:?}: {}", cluster.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -2,12 +2,17 @@
 Kubernetes it is for, what is for AWS by moto's, Terraform's grammar and cloud-init's schema. Prints a line for each, and fails at
 the first that does not hold."""
 
+import base64
+import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import hcl2
 import helm_python as helm
+import jsonschema
 import kubernetes_validate
 import kubernetes_validate.utils
 import yaml
@@ -139,8 +144,133 @@ def plain() -> None:
     print(f"kubernetes: {len(files)} files are what the chart gives")
 
 
+AWS = ROOT / "deploy/aws"
+
+
+def amazon() -> None:
+    """By moto, which answers as SSM and ECS do, with nothing of Amazon's reached."""
+    os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_DEFAULT_REGION="eu-west-1")
+    import boto3
+    import moto
+
+    script = (AWS / "install").read_text()
+    document = json.loads((AWS / "ssm-install.json").read_text())
+    lines = document["mainSteps"][0]["inputs"]["runCommand"]
+    assert "\n".join(lines[1 : lines.index("END OF INSTALL")]) + "\n" == script, "ssm-install.json holds another deploy/aws/install"
+    # Whatever stands in a parameter stays in it.
+    wanted = set(re.findall(r"\{\{ (\w+) \}\}", lines[-1]))
+    assert wanted == set(document["parameters"]), wanted
+    for name, parameter in document["parameters"].items():
+        assert not re.fullmatch(parameter["allowedPattern"], "x' ; touch /tmp/x ; '"), name
+    task = json.loads((AWS / "ecs-agent.json").read_text())
+    with moto.mock_aws():
+        ssm = boto3.client("ssm")
+        made = ssm.create_document(Content=json.dumps(document), Name="sumun-install", DocumentType="Command", DocumentFormat="JSON")
+        assert made["DocumentDescription"]["SchemaVersion"] == "2.2"
+        told = {p["Name"] for p in ssm.describe_document(Name="sumun-install")["Document"]["Parameters"]}
+        assert told == wanted, told
+        ecs = boto3.client("ecs")
+        # botocore refuses what its model of the API does not have, at any depth.
+        made = ecs.register_task_definition(**task)["taskDefinition"]
+        assert made["status"] == "ACTIVE" and made["pidMode"] == "host"
+        ecs.create_cluster(clusterName="c")
+        service = ecs.create_service(cluster="c", serviceName="sumun-agent", taskDefinition="sumun-agent", schedulingStrategy="DAEMON", launchType="EC2")
+        assert service["service"]["schedulingStrategy"] == "DAEMON"
+    volumes = {volume["name"] for volume in task["volumes"]}
+    for container in task["containerDefinitions"]:
+        assert not container.get("privileged") and container["readonlyRootFilesystem"]
+        assert container["linuxParameters"]["capabilities"]["drop"] == ["ALL"]
+        assert {point["sourceVolume"] for point in container["mountPoints"]} <= volumes
+    print("aws: the SSM document and the task definition are taken by moto")
+
+
+def terraform() -> None:
+    text = {path.name: path.read_text() for path in (AWS / "terraform").iterdir()}
+    parsed = {name: hcl2.loads(content) for name, content in text.items() if name.endswith(".tf")}
+    declared = {name.strip('"') for module in parsed.values() for block in module.get("variable", []) for name in block if not name.startswith("__")}
+    used = set(re.findall(r"\bvar\.(\w+)", "".join(text.values())))
+    assert used <= declared, used - declared
+    assert declared <= used, f"{declared - used} are of no use"
+    resources = {
+        f"{kind.strip(chr(34))}.{name.strip(chr(34))}"
+        for module in parsed.values()
+        for block in module.get("resource", [])
+        for kind, named in block.items()
+        if not kind.startswith("__")
+        for name in named
+    }
+    for kind, name in re.findall(r"\b(aws_\w+)\.(\w+)\b", "".join(text[name] for name in parsed)):
+        assert f"{kind}.{name}" in resources or f"data.{kind}.{name}" in "".join(text.values()), f"{kind}.{name} is not there"
+    for path in re.findall(r"\$\{path\.module\}/([^\"]+)", "".join(text.values())):
+        assert (AWS / "terraform" / path).exists(), path
+    print(f"terraform: {len(parsed)} files, {len(resources)} resources, {len(declared)} variables fit together")
+
+
+def fill(template: str, values: dict) -> str:
+    """As templatefile() does, of which only this much is used."""
+
+    def loops(match: re.Match) -> str:
+        names, over, body = match[1], match[2], match[3]
+        items = values[over].items() if isinstance(values[over], dict) else [(item,) for item in values[over]]
+        names = [name.strip() for name in names.split(",")]
+        return "".join(fill(body, {**values, **dict(zip(names, item))}) for item in items)
+
+    template = re.sub(r"^%\{ for ([\w, ]+) in (\w+) ~\}\n(.*?)^%\{ endfor ~\}\n", loops, template, flags=re.S | re.M)
+
+    def one(match: re.Match) -> str:
+        expression = match[1]
+        if inner := re.fullmatch(r"(jsonencode|basename)\((.*)\)", expression):
+            value = look(inner[2])
+            return json.dumps(value) if inner[1] == "jsonencode" else pathlib.PurePath(value).name
+        return str(look(expression))
+
+    def look(path: str):
+        value = values
+        for key in path.split("."):
+            value = value[key]
+        return value
+
+    return re.sub(r"(?<!\$)\$\{([^}]+)\}", one, template)
+
+
+def cloud_init() -> None:
+    package = {"url": "https://packages.example/sumun.deb", "sha256": "0" * 64}
+    join = fill((AWS / "terraform/join.toml.tftpl").read_text(), {"accounts": ["123456789012"], "regions": ["eu-west-1"], "max_age_seconds": 3600})
+    agent = {
+        "install_base64": base64.b64encode((AWS / "install").read_bytes()).decode(),
+        "collector": "collector.example:7443",
+        "ca_base64": base64.b64encode(b"-----BEGIN").decode(),
+        "package_url": package["url"],
+        "package_sha256": package["sha256"],
+    }
+    collector = {
+        "dns_name": "collector.example",
+        "packages": [package],
+        "region_certificates": {"eu-west-1": "eA==", "us-east-1": "eA=="},
+        "join_base64": base64.b64encode(join.encode()).decode(),
+    }
+    scripts = [(AWS / "install").read_text()]
+    schema = pathlib.Path(os.environ.get("SUMUN_CACHE", pathlib.Path.home() / ".cache/sumun")) / "cloud-init-schema.json"
+    schema = json.loads(schema.read_text()) if schema.exists() else None
+    if not schema:
+        print("SKIPPED the schema of cloud-init: it is not there (make setup-test)")
+    for name, values in (("user-data.yaml.tftpl", agent), ("terraform/collector-user-data.yaml.tftpl", collector)):
+        text = fill((AWS / name).read_text(), values)
+        assert text.startswith("#cloud-config\n") and "${" not in re.sub(r"\$\{[a-z_]+##", "", text), name
+        files = yaml.safe_load(text)["write_files"]
+        scripts += [file["content"] for file in files if file.get("encoding") != "b64"]
+        if schema:
+            jsonschema.validate(yaml.safe_load(text), schema)
+            bad = {"write_files": [{"content": 1}]}
+            assert not jsonschema.Draft4Validator(schema).is_valid(bad), "the schema takes anything"
+    for script in scripts:
+        subprocess.run(["sh", "-n"], input=script.encode(), check=True)
+    # The entry that the collector of the module gets is checked by the collector, in tests/tests/joining.rs.
+    print(f"cloud-init: user data of agents and of the collector are good, and {len(scripts)} scripts are shell")
+
+
 def main() -> None:
-    for check in (chart, plain):
+    for check in (chart, plain, amazon, terraform, cloud_init):
         check()
 
 

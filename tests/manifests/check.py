@@ -18,6 +18,8 @@ import kubernetes_validate.utils
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Nothing is left in the clone.
+sys.dont_write_bytecode = True
 sys.path.insert(0, str(ROOT / "deploy/helm"))
 import render  # noqa: E402
 

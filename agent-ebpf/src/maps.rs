@@ -7,7 +7,13 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
 };
 use sumun_abi::{
-    event::{kernel::MODULE_NAME, network::Connection, privilege::Creds, process::Actor},
+    event::{
+        file::{KNOWN_BYTES, KNOWN_ENTRIES, OPENED_BYTES, POINTS as POINT_COUNT},
+        kernel::MODULE_NAME,
+        network::Connection,
+        privilege::Creds,
+        process::Actor,
+    },
     isolate::{self, Isolation},
     loss::{STREAMS as STREAM_COUNT, Stream},
     policy::{
@@ -37,6 +43,12 @@ pub(crate) struct Walker {
     pub(crate) hash: u64,
     /// `FLAW_*`.
     pub(crate) flaws: u64,
+    /// The dentry that it has come to.
+    pub(crate) here: u64,
+    /// The mount that it is in.
+    pub(crate) mnt: u64,
+    /// The root of that mount.
+    pub(crate) root: u64,
 }
 
 /// Working memory of one program on one CPU at one nesting level.
@@ -283,6 +295,21 @@ pub(crate) struct Reported {
     /// Its errno, positive.
     pub(crate) error: u64,
 }
+
+/// What decision points saw of calls under way, by thread id; taken when the call returns, whether or not it succeeds. Full: the
+/// call is recorded with the caller's word, and counted in `POINTS`. What is left behind, where the return was not seen,
+/// user space removes.
+#[map]
+pub(crate) static KNOWN: HashMap<u32, [u8; KNOWN_BYTES]> = HashMap::pinned(KNOWN_ENTRIES, 0);
+
+/// The same of opens, of which a thread has one under way: the last that it was asked about. Full: as `KNOWN`; the open is
+/// recorded by what stands behind its descriptor.
+#[map]
+pub(crate) static OPENED: HashMap<u32, [u8; OPENED_BYTES]> = HashMap::pinned(KNOWN_ENTRIES, 0);
+
+/// Counters of decision points, by `event::file::point`.
+#[map]
+pub(crate) static POINTS: Array<u64> = Array::with_max_entries(POINT_COUNT, 0);
 
 /// Sockets whose failure was recorded and may yet be reported to a second connect
 /// on the same socket. Full: that second report may be recorded again as the caller's word.

@@ -57,6 +57,22 @@ impl Run {
     /// whoever reads 1 after adding 1. No two can.
     #[inline(always)]
     pub(crate) fn begin(ring: u8) -> Option<Run> {
+        let run = Run::begin_if_free();
+        if run.is_none()
+            && let Some(stream) = STREAMS.get_ptr_mut(u32::from(ring) * LEVELS + LEVELS - 1)
+        {
+            // SAFETY: a live map value.
+            add(
+                unsafe { addr_of_mut!((*stream).lost[reason::NESTED as usize]) },
+                1,
+            );
+        }
+        run
+    }
+
+    /// The same where nothing is lost without a level.
+    #[inline(always)]
+    pub(crate) fn begin_if_free() -> Option<Run> {
         let busy: *mut u64 = BUSY.get_ptr_mut(0)?.cast();
         // Nearly always.
         add(busy, 1);
@@ -76,13 +92,6 @@ impl Run {
             }
             add(counter, u64::MAX);
             level += 1;
-        }
-        if let Some(stream) = STREAMS.get_ptr_mut(u32::from(ring) * LEVELS + LEVELS - 1) {
-            // SAFETY: a live map value.
-            add(
-                unsafe { addr_of_mut!((*stream).lost[reason::NESTED as usize]) },
-                1,
-            );
         }
         None
     }

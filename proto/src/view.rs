@@ -11,7 +11,8 @@ use std::net::IpAddr;
 
 use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, CHANGE_OBJECT,
-    OPEN_CREATED, OPEN_FAILED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
+    CHANGE_TO_OBJECT, NAMES_OBJECT, OPEN_CREATED, OPEN_FAILED, OPEN_TRUNCATE,
+    OPEN_TRUNCATE_UNKNOWN,
 };
 use sumun_abi::record::{
     FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE,
@@ -381,6 +382,8 @@ impl<'a> View<'a> {
             Kind::Chmod | Kind::Chown | Kind::Truncate | Kind::Setxattr => {
                 flags & CHANGE_OBJECT != 0
             }
+            Kind::Rename | Kind::Unlink => flags & NAMES_OBJECT != 0,
+            Kind::Link => flags & CHANGE_TO_OBJECT != 0,
             Kind::MemfdCreate | Kind::MapWx | Kind::ModuleLoad => true,
             Kind::Open => flags & OPEN_FAILED == 0,
             _ => self.has_descriptor(),
@@ -413,6 +416,9 @@ impl<'a> View<'a> {
                     | Kind::Chown
                     | Kind::Truncate
                     | Kind::Setxattr
+                    | Kind::Rename
+                    | Kind::Unlink
+                    | Kind::Link
                     | Kind::MemfdCreate
                     | Kind::MapWx
                     | Kind::ModuleLoad

@@ -269,6 +269,8 @@ pub struct Filter {
     pub entry_actions: u64,
     /// Bit n: kind n of module `whole` is sent.
     pub whole: u64,
+    /// Bit n: decision points see kind n of `event::file::point`.
+    pub known: u64,
     /// Bit n: opens that failed with errno n are sent.
     pub open_errors: [u64; ERRORS],
     /// `MODE_*` of each kind in `filtered`.
@@ -294,7 +296,7 @@ pub struct Filter {
     /// Network clauses without a condition on the destination address.
     pub any_dst_net: u64,
 }
-assert_size!(Filter, 32 + 24 + 32 + 64 + 48 + 64);
+assert_size!(Filter, 40 + 24 + 32 + 64 + 48 + 64);
 
 /// Words of `Filter::open_errors`: one more than the highest errno that a call returns, 133, needs.
 pub const ERRORS: usize = 3;

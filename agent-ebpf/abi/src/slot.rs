@@ -90,6 +90,7 @@ slots! {
     TASK_MM = Field("task_struct", "mm");
     TASK_CGROUPS = Field("task_struct", "cgroups");
     TASK_EXIT_CODE = Field("task_struct", "exit_code");
+    TASK_FLAGS = Field("task_struct", "flags");
     TASK_THREAD_PID = Field("task_struct", "thread_pid");
     TASK_LOGINUID = Field("task_struct", "loginuid");
     TASK_SESSIONID = Field("task_struct", "sessionid");

@@ -1,14 +1,15 @@
 //! Open, close after write, rename, unlink, at the raw system call tracepoints.
 
 pub(super) mod change;
+pub(super) mod point;
 
 use core::{mem::size_of, ptr::addr_of_mut};
 
 use sumun_abi::{
     event::{
         file::{
-            ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, FailedOpen, NAMES_DIRECTORY, Names,
-            OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open,
+            ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, FailedOpen, NAMES_DIRECTORY, NAMES_OBJECT,
+            Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open,
         },
         kind,
     },
@@ -244,6 +245,8 @@ pub(crate) extern "C" fn sumun_names(
     let run = Run {
         level: call.level(),
     };
+    let kind = if rename { kind::RENAME } else { kind::UNLINK };
+    let known = point::of(filter, kind);
     let task = Task::current();
     let Some(record) = run.record::<Names>() else {
         return 0;
@@ -263,6 +266,23 @@ pub(crate) extern "C" fn sumun_names(
         task.actor(addr_of_mut!((*record).actor));
         addr_of_mut!((*record).flags).write(flags);
         addr_of_mut!((*record).call_flags).write(call_flags as u32);
+        if let Some(known) = known {
+            addr_of_mut!((*record).flags).write(flags | NAMES_OBJECT);
+            addr_of_mut!((*record).dev).write((*known).dev);
+            addr_of_mut!((*record).mode).write((*known).mode);
+            addr_of_mut!((*record).ino).write((*known).ino);
+            Text::NONE.store(addr_of_mut!((*record).base), 0);
+            Text::NONE.store(addr_of_mut!((*record).to_base), 0);
+            tail.known(false).store(addr_of_mut!((*record).name), 0);
+            let to = if rename { tail.known(true) } else { Text::NONE };
+            to.store(addr_of_mut!((*record).to_name), 0);
+            point::forget(task);
+            run.send(RING_BULK, kind, filter.generation, tail.end());
+            return 0;
+        }
+        addr_of_mut!((*record).dev).write(0);
+        addr_of_mut!((*record).mode).write(0);
+        addr_of_mut!((*record).ino).write(0);
         let start = tail.end();
         tail.user_string(from)
             .store(addr_of_mut!((*record).name), 0);
@@ -278,7 +298,6 @@ pub(crate) extern "C" fn sumun_names(
             Text::NONE.store(addr_of_mut!((*record).to_base), 0);
         }
     }
-    let kind = if rename { kind::RENAME } else { kind::UNLINK };
     run.send(RING_BULK, kind, filter.generation, tail.end());
     0
 }

@@ -11,7 +11,11 @@ use sumun_abi::{
 };
 
 use super::{
-    file::{change::sumun_change, sumun_failed_open, sumun_names, sumun_open},
+    file::{
+        change::sumun_change,
+        point::{self, sumun_failed_change},
+        sumun_failed_open, sumun_names, sumun_open,
+    },
     kernel::sumun_kernel,
     network::{
         self, sumun_accept, sumun_connect, sumun_own_end, sumun_socketcall,
@@ -158,6 +162,24 @@ const FAILURES: u64 = 1 << action::CONNECT
     | 1 << action::KEXEC
     | 1 << action::SOCKET;
 
+/// Calls that pass decision points.
+const DECIDED: u64 = 1 << action::RENAME
+    | 1 << action::RENAMEAT
+    | 1 << action::UNLINK
+    | 1 << action::UNLINKAT
+    | 1 << action::RMDIR
+    | 1 << action::CHMOD
+    | 1 << action::FCHMOD
+    | 1 << action::FCHMODAT
+    | 1 << action::CHOWN
+    | 1 << action::FCHOWN
+    | 1 << action::FCHOWNAT
+    | 1 << action::TRUNCATE
+    | 1 << action::LINK
+    | 1 << action::LINKAT
+    | 1 << action::SYMLINK
+    | 1 << action::SYMLINKAT;
+
 /// True for an open that failed in a way that some rule asks for.
 #[inline(always)]
 fn is_failed_open(action: u8, result: i64) -> bool {
@@ -251,6 +273,9 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let result: i64 = ctx.arg(1);
     let failed = result < 0 && FAILURES >> (action & 63) & 1 == 0;
     if failed && !is_failed_open(action, result) {
+        if DECIDED >> (action & 63) & 1 != 0 {
+            sumun_failed_change();
+        }
         return 0;
     }
     if failed || action >= action::SETID || action == action::MOUNT {
@@ -277,6 +302,16 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
                 && b as u32 as u64 != F_DUPFD
                 && b as u32 as u64 != F_DUPFD_CLOEXEC
         {
+            return 0;
+        }
+    }
+    if matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) && point::sees_opens() {
+        let how = match action {
+            action::OPEN => b,
+            action::OPENAT | action::OPEN_BY_HANDLE => c,
+            _ => 0,
+        };
+        if point::sumun_seen_open(u32::from(compat), result as u64, how) != 0 {
             return 0;
         }
     }

@@ -16,6 +16,11 @@ const FMODE_READ: u32 = 1;
 const FMODE_WRITE: u32 = 2;
 const FMODE_PATH: u32 = 1 << 14;
 const FMODE_CREATED: u32 = 1 << 20;
+/// Opened by the kernel below another file: from 6.5 on, and before (`open_with_fake_path`).
+const FMODE_BACKING: u32 = 1 << 25;
+const FMODE_NOACCOUNT: u32 = 1 << 29;
+/// `__FMODE_EXEC`, among the flags: opened to be executed.
+const FMODE_EXEC: u32 = 1 << 5;
 /// `O_APPEND`; the same on x86 and Arm.
 const O_APPEND: u32 = 0o2000;
 /// `O_TRUNC`; the same on x86 and Arm.
@@ -23,7 +28,7 @@ pub(crate) const O_TRUNC: u64 = 0o1000;
 
 /// `O_ACCMODE` and `O_PATH`; the same on x86 and Arm.
 const O_ACCMODE: u64 = 3;
-const O_PATH: u64 = 0o10_000_000;
+pub(crate) const O_PATH: u64 = 0o10_000_000;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
@@ -123,6 +128,19 @@ impl File {
     #[inline(always)]
     pub(crate) fn is_regular(self) -> bool {
         get::<u16>(self.inode(), slot::INODE_MODE) & S_IFMT == S_IFREG
+    }
+
+    /// True for an open that is no call's: of the file below an overlay's, or of a program that is executed.
+    #[inline(always)]
+    pub(crate) fn is_inner(block: Block) -> bool {
+        block.get::<u32>(slot::FILE_MODE) & (FMODE_BACKING | FMODE_NOACCOUNT) != 0
+            || block.get::<u32>(slot::FILE_FLAGS) & FMODE_EXEC != 0
+    }
+
+    /// True for a reference that was opened with `O_PATH`.
+    #[inline(always)]
+    pub(crate) fn is_reference(self) -> bool {
+        self.object().get::<u32>(slot::FILE_MODE) & FMODE_PATH != 0
     }
 
     /// `ACCESS_*` and `OPEN_CREATED` of a file read at once: what the kernel granted.

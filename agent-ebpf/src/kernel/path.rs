@@ -7,9 +7,10 @@ use core::{
 };
 
 use aya_ebpf::helpers::generated::{
-    bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+    bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
 };
 use sumun_abi::{
+    event::file::Known,
     record::{
         ARGS_MAX, FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED,
         FLAW_UNREACHABLE, LEVELS, PATH_DEPTH_MAX, PATH_MAX, RECORD_MAX, SOURCE_CALLER, SOURCE_COPY,
@@ -18,8 +19,11 @@ use sumun_abi::{
     slot::{self, symbol},
 };
 
-use super::{Block, Object, address_of, field, get, opaque};
-use crate::{maps::Walker, run::scratch};
+use super::{Block, Object, address_of, field, get, opaque, task::Task};
+use crate::{
+    maps::{KNOWN, OPENED, Walker},
+    run::scratch,
+};
 
 /// A walked path: where it starts in `Scratch::walk` (it ends at `PATH_MAX`),
 /// its flaws, and the length of its last component.
@@ -77,6 +81,63 @@ fn mix(hash: u64, value: u64) -> u64 {
         .rotate_left(23)
 }
 
+/// The path of an open that a decision point saw, as if it were walked now.
+#[inline(always)]
+pub(crate) fn recall(level: u32) -> Walked {
+    Walked(sumun_recall(level))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_recall(level: u32) -> u64 {
+    let lost = Walked::LOST.0;
+    if level >= LEVELS {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let Some(value) = OPENED.get_ptr(&Task::current().tid()) else {
+        return lost;
+    };
+    let known: *const Known = value.cast();
+    // SAFETY: a live map value that only this thread's calls write.
+    let (span, name_len) = unsafe { ((*known).path, (*known).name_len) };
+    // All of it: the verifier does not add up a place and a length.
+    // SAFETY: constant lengths inside both; the helper never faults.
+    unsafe {
+        bpf_probe_read_kernel(
+            addr_of_mut!((*scratch).walk).cast(),
+            PATH_MAX as u32,
+            value.cast::<u8>().add(size_of::<Known>()).cast(),
+        );
+    }
+    let start = (PATH_MAX as u64).wrapping_sub(u64::from(span.len));
+    Walked::new(start, span.flaws, u64::from(name_len)).0
+}
+
+/// Writes the path that was just walked behind what is known of an open, where `recall` looks for it.
+#[inline(always)]
+pub(crate) fn retain(level: u32, walked: Walked) {
+    let Some(scratch) = scratch(level) else {
+        return;
+    };
+    // SAFETY: the scratch is this run's.
+    let known: *mut Known = unsafe { addr_of_mut!((*scratch).record) }.cast();
+    let len = (PATH_MAX as u64).wrapping_sub(walked.start());
+    // SAFETY: the scratch is this run's; constant lengths inside both, and the helper never faults.
+    unsafe {
+        addr_of_mut!((*known).name_len).write(walked.name_len() as u16);
+        Text::at(size_of::<Known>(), len, SOURCE_OBJECT)
+            .store(addr_of_mut!((*known).path), walked.flaws());
+        bpf_probe_read_kernel(
+            known.add(1).cast(),
+            PATH_MAX as u32,
+            addr_of_mut!((*scratch).walk).cast(),
+        );
+    }
+}
+
 /// Walks; the text is left in `Scratch::walk`.
 #[inline(always)]
 pub(crate) fn walk(level: u32, dentry: u64, mnt: u64) -> Walked {
@@ -94,9 +155,6 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
         return lost;
     };
     // SAFETY: a live map value that this run owns.
-    let text: *mut u8 = unsafe { addr_of_mut!((*scratch).walk) }.cast();
-
-    // SAFETY: as above.
     let state = unsafe { addr_of_mut!((*scratch).walker) };
     let before = renames();
     let mut flaws = u64::from(FLAW_TRUNCATED);
@@ -111,12 +169,76 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
         addr_of_mut!((*state).name_len).write_volatile(0);
         addr_of_mut!((*state).hash).write_volatile(0);
         addr_of_mut!((*state).flaws).write_volatile(flaws);
+        addr_of_mut!((*state).here).write_volatile(dentry);
+        addr_of_mut!((*state).mnt).write_volatile(mnt);
+        addr_of_mut!((*state).root).write_volatile(get(mnt, slot::VFSMOUNT_ROOT));
     }
-    let mut here = dentry;
-    let mut vfsmount = mnt;
-    let mut root: u64 = get(vfsmount, slot::VFSMOUNT_ROOT);
+    let mut turn = 0;
+    while turn < PATH_DEPTH_MAX / STEPS {
+        turn += 1;
+        if sumun_climb(level) != 0 {
+            break;
+        }
+    }
+    // SAFETY: as above.
+    let (mut at, name_len, hash, mut flaws) = unsafe {
+        (
+            addr_of_mut!((*state).at).read_volatile(),
+            addr_of_mut!((*state).name_len).read_volatile(),
+            addr_of_mut!((*state).hash).read_volatile(),
+            addr_of_mut!((*state).flaws).read_volatile() as u8,
+        )
+    };
+    if at == PATH_MAX as u64 && flaws & FLAW_LOST == 0 {
+        at -= 1;
+        // SAFETY: a constant place inside.
+        unsafe {
+            let text: *mut u8 = addr_of_mut!((*scratch).walk).cast();
+            ptr::write_volatile(text.add(PATH_MAX - 1), b'/');
+        };
+    }
+    if address_of(symbol::RENAME_LOCK) != 0 {
+        if before & 1 != 0 || renames() != before {
+            flaws |= FLAW_RACY;
+        }
+    } else if flaws & FLAW_TRUNCATED == 0 && sumun_chain(level, dentry, mnt) != hash {
+        flaws |= FLAW_RACY;
+    }
+    Walked::new(at, flaws, name_len).0
+}
+
+/// Steps of a walk that one call of `sumun_climb` takes.
+const STEPS: u32 = 4;
+const _: () = assert!(PATH_DEPTH_MAX.is_multiple_of(STEPS));
+
+/// Goes on with the walk of this level by a few steps; 1 if it has come to its end. The verifier looks at a global function once,
+/// however often it is called: in one loop each step was looked at by itself, in every program that walks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_climb(level: u32) -> u64 {
+    if level >= LEVELS {
+        return 1;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 1;
+    };
+    // SAFETY: a live map value that this run owns.
+    let (text, state): (*mut u8, _) = unsafe {
+        (
+            addr_of_mut!((*scratch).walk).cast(),
+            addr_of_mut!((*scratch).walker),
+        )
+    };
+    // SAFETY: as above.
+    let (mut here, mut vfsmount, mut root) = unsafe {
+        (
+            addr_of_mut!((*state).here).read_volatile(),
+            addr_of_mut!((*state).mnt).read_volatile(),
+            addr_of_mut!((*state).root).read_volatile(),
+        )
+    };
     let mut step = 0;
-    while step < PATH_DEPTH_MAX {
+    while step < STEPS {
         step += 1;
         if here == root {
             let mount = vfsmount.wrapping_sub(u64::from(super::value(slot::MOUNT_MNT)));
@@ -126,7 +248,7 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
                 let namespace: u64 = get(mount, slot::MOUNT_NS);
                 let reachable = namespace != 0 && namespace < -4095i64 as u64;
                 finish(state, if reachable { 0 } else { FLAW_UNREACHABLE });
-                break;
+                return 1;
             }
             here = get(mount, slot::MOUNT_MOUNTPOINT);
             vfsmount = field(above, slot::MOUNT_MNT);
@@ -142,7 +264,7 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
         // SAFETY: as above.
         let at = unsafe { addr_of_mut!((*state).at).read_volatile() };
         if at < len + 1 {
-            break;
+            return 1;
         }
         let at = at - len;
         let place = opaque(at) & (PATH_MAX as u64 - 1);
@@ -156,7 +278,7 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
         };
         if failed != 0 {
             finish(state, FLAW_LOST);
-            break;
+            return 1;
         }
         remember(state, here, name);
         // SAFETY: as above.
@@ -170,7 +292,7 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
             // SAFETY: as above.
             unsafe { addr_of_mut!((*state).at).write_volatile(at) };
             finish(state, FLAW_UNREACHABLE);
-            break;
+            return 1;
         }
         let at = at.wrapping_sub(1);
         let place = opaque(at) & (PATH_MAX as u64 - 1);
@@ -182,27 +304,12 @@ extern "C" fn sumun_walk(level: u32, dentry: u64, mnt: u64) -> u64 {
         here = parent;
     }
     // SAFETY: as above.
-    let (mut at, name_len, hash, mut flaws) = unsafe {
-        (
-            addr_of_mut!((*state).at).read_volatile(),
-            addr_of_mut!((*state).name_len).read_volatile(),
-            addr_of_mut!((*state).hash).read_volatile(),
-            addr_of_mut!((*state).flaws).read_volatile() as u8,
-        )
-    };
-    if at == PATH_MAX as u64 && flaws & FLAW_LOST == 0 {
-        at -= 1;
-        // SAFETY: a constant place inside.
-        unsafe { ptr::write_volatile(text.add(PATH_MAX - 1), b'/') };
+    unsafe {
+        addr_of_mut!((*state).here).write_volatile(here);
+        addr_of_mut!((*state).mnt).write_volatile(vfsmount);
+        addr_of_mut!((*state).root).write_volatile(root);
     }
-    if address_of(symbol::RENAME_LOCK) != 0 {
-        if before & 1 != 0 || renames() != before {
-            flaws |= FLAW_RACY;
-        }
-    } else if flaws & FLAW_TRUNCATED == 0 && sumun_chain(level, dentry, mnt) != hash {
-        flaws |= FLAW_RACY;
-    }
-    Walked::new(at, flaws, name_len).0
+    0
 }
 
 /// The walk came to its end, with these flaws.
@@ -239,19 +346,52 @@ extern "C" fn sumun_chain(level: u32, dentry: u64, mnt: u64) -> u64 {
     // SAFETY: a live map value that this run owns; its caller has read the state.
     let state = unsafe { addr_of_mut!((*scratch).walker) };
     // SAFETY: as above.
-    unsafe { addr_of_mut!((*state).hash).write_volatile(0) };
-    let mut here = dentry;
-    let mut vfsmount = mnt;
-    let mut root: u64 = get(vfsmount, slot::VFSMOUNT_ROOT);
+    unsafe {
+        addr_of_mut!((*state).hash).write_volatile(0);
+        addr_of_mut!((*state).here).write_volatile(dentry);
+        addr_of_mut!((*state).mnt).write_volatile(mnt);
+        addr_of_mut!((*state).root).write_volatile(get(mnt, slot::VFSMOUNT_ROOT));
+    }
+    let mut turn = 0;
+    while turn < PATH_DEPTH_MAX / STEPS {
+        turn += 1;
+        if sumun_links(level) != 0 {
+            break;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { addr_of_mut!((*state).hash).read_volatile() }
+}
+
+/// Goes on by a few steps, as `sumun_climb`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_links(level: u32) -> u64 {
+    if level >= LEVELS {
+        return 1;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 1;
+    };
+    // SAFETY: a live map value that this run owns.
+    let state = unsafe { addr_of_mut!((*scratch).walker) };
+    // SAFETY: as above.
+    let (mut here, mut vfsmount, mut root) = unsafe {
+        (
+            addr_of_mut!((*state).here).read_volatile(),
+            addr_of_mut!((*state).mnt).read_volatile(),
+            addr_of_mut!((*state).root).read_volatile(),
+        )
+    };
     let mut step = 0;
-    while step < PATH_DEPTH_MAX {
+    while step < STEPS {
         step += 1;
         let parent: u64 = get(here, slot::DENTRY_PARENT);
         if here == root {
             let mount = vfsmount.wrapping_sub(u64::from(super::value(slot::MOUNT_MNT)));
             let above: u64 = get(mount, slot::MOUNT_PARENT);
             if above == mount || above == 0 {
-                break;
+                return 1;
             }
             here = get(mount, slot::MOUNT_MOUNTPOINT);
             vfsmount = field(above, slot::MOUNT_MNT);
@@ -261,12 +401,17 @@ extern "C" fn sumun_chain(level: u32, dentry: u64, mnt: u64) -> u64 {
         }
         remember(state, here, get(here, slot::DENTRY_NAME));
         if here == parent {
-            break;
+            return 1;
         }
         here = parent;
     }
     // SAFETY: as above.
-    unsafe { addr_of_mut!((*state).hash).read_volatile() }
+    unsafe {
+        addr_of_mut!((*state).here).write_volatile(here);
+        addr_of_mut!((*state).mnt).write_volatile(vfsmount);
+        addr_of_mut!((*state).root).write_volatile(root);
+    }
+    0
 }
 
 /// A span as one word: the compiler would otherwise call `memset` to write it.
@@ -281,6 +426,12 @@ impl Text {
     #[inline(always)]
     pub(crate) fn at(offset: usize, len: u64, source: u8) -> Text {
         Text(offset as u64 & 0xffff | (len & 0xffff) << 16 | u64::from(source) << 32)
+    }
+
+    /// The same of a name that is not there yet: that its entry is not hashed is no flaw.
+    #[inline(always)]
+    pub(crate) fn to_be(self) -> Text {
+        Text(self.0 & !(u64::from(FLAW_DELETED) << 40))
     }
 
     /// Writes the span; `more` flaws are added.
@@ -342,6 +493,20 @@ impl Tail {
     #[inline(always)]
     pub(crate) fn user_string(&mut self, address: u64) -> Text {
         let span = sumun_user_string(self.level, self.at, address);
+        self.took(span)
+    }
+
+    /// Appends a string of the kernel's: its copy of what the caller gave.
+    #[inline(always)]
+    pub(crate) fn kernel_string(&mut self, address: u64) -> Text {
+        let span = sumun_kernel_string(self.level, self.at, address);
+        self.took(span)
+    }
+
+    /// Appends a text that a decision point saw: `path`, or with `to` where it leads.
+    #[inline(always)]
+    pub(crate) fn known(&mut self, to: bool) -> Text {
+        let span = sumun_known(self.level, self.at, u32::from(to));
         self.took(span)
     }
 
@@ -467,6 +632,80 @@ extern "C" fn sumun_user_string(level: u32, at: u32, address: u64) -> u64 {
         0
     };
     pack(at, copied as u64 - 1, SOURCE_CALLER, flaws)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_kernel_string(level: u32, at: u32, address: u64) -> u64 {
+    let lost = pack(at, 0, SOURCE_COPY, FLAW_LOST);
+    if level >= LEVELS {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let place = opaque(u64::from(at));
+    if place > (RECORD_MAX - PATH_MAX) as u64 {
+        return lost;
+    }
+    // SAFETY: place + PATH_MAX <= RECORD_MAX.
+    let copied = unsafe {
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        bpf_probe_read_kernel_str(
+            record.add(place as usize).cast(),
+            PATH_MAX as u32,
+            address as *const _,
+        )
+    };
+    if copied <= 0 {
+        return lost;
+    }
+    pack(at, copied as u64 - 1, SOURCE_COPY, 0)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_known(level: u32, at: u32, to: u32) -> u64 {
+    let lost = pack(at, 0, SOURCE_OBJECT, FLAW_LOST);
+    if level >= LEVELS {
+        return lost;
+    }
+    let Some(scratch) = scratch(level) else {
+        return lost;
+    };
+    let Some(value) = KNOWN.get_ptr(&Task::current().tid()) else {
+        return lost;
+    };
+    let known: *const Known = value.cast();
+    // SAFETY: a live map value that only this thread's calls write.
+    let span = unsafe {
+        if to == 0 {
+            (*known).path
+        } else {
+            (*known).to_path
+        }
+    };
+    let nothing = pack(at, 0, span.source, span.flaws);
+    if span.len == 0 {
+        return nothing;
+    }
+    let place = opaque(u64::from(at));
+    // Apart from the check for 0: both in one would be of another register.
+    let len = opaque(u64::from(span.len));
+    if place > (RECORD_MAX - PATH_MAX) as u64 || len > PATH_MAX as u64 {
+        return nothing;
+    }
+    // SAFETY: place + len <= RECORD_MAX; the helper never faults.
+    unsafe {
+        let record: *mut u8 = addr_of_mut!((*scratch).record).cast();
+        let text = value as u64 + u64::from(span.offset);
+        bpf_probe_read_kernel(
+            record.add(place as usize).cast(),
+            len as u32,
+            text as *const _,
+        );
+    }
+    pack(at, len, span.source, span.flaws)
 }
 
 /// Pages that `ARGS_MAX` bytes can touch.

@@ -16,6 +16,10 @@ use super::{Object, cgroup_index, field, get, read, value};
 /// `SIGNAL_GROUP_EXIT`, include/linux/sched/signal.h.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 
+// include/linux/sched.h
+const PF_IO_WORKER: u32 = 0x10;
+const PF_KTHREAD: u32 = 0x0020_0000;
+
 /// A `task_struct`.
 #[derive(Clone, Copy)]
 pub(crate) struct Task(pub(crate) Object);
@@ -48,6 +52,13 @@ impl Task {
     #[inline(always)]
     pub(crate) fn pid(self) -> u32 {
         self.0.get(slot::TASK_TGID)
+    }
+
+    /// True for a thread that makes no system calls: the kernel's own, and the workers of io_uring (from 5.12 threads of
+    /// their process).
+    #[inline(always)]
+    pub(crate) fn makes_no_calls(self) -> bool {
+        self.0.get::<u32>(slot::TASK_FLAGS) & (PF_IO_WORKER | PF_KTHREAD) != 0
     }
 
     #[inline(always)]

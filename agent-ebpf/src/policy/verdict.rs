@@ -202,6 +202,9 @@ pub(crate) fn none(out: *mut Verdict) {
     }
 }
 
+/// In the place of a file's address: what is in the record is certain.
+pub(crate) const CERTAIN: u64 = u64::MAX;
+
 /// Judges the open or close of the record, whose path was just walked, and writes into it what became of it. `file` is 0 if it
 /// was gone. The outcome is returned.
 #[unsafe(no_mangle)]
@@ -234,7 +237,8 @@ pub(crate) extern "C" fn sumun_judge_file(
     };
     let task = Task::current();
     // Where others can put another file in its place, what was read may have been of one that was gone by then.
-    let there = file != 0 && (!task.shares_files() || File::of(task, fd).0 == file);
+    let there =
+        file == CERTAIN || file != 0 && (!task.shares_files() || File::of(task, fd).0 == file);
     let mut accesses = 0;
     let mut yes = 0;
     let mut bit = 0;

@@ -196,7 +196,7 @@ pub struct DoorStatus {
     pub reason: Option<String>,
 }
 
-fn name_of<S: serde::Serializer>(kind: &Kind, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn name_of<S: serde::Serializer>(kind: &Kind, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(sumun_proto::catalogue::kind_name(*kind))
 }
 
@@ -229,6 +229,12 @@ impl State {
             ways: [None; DENIABLE.len()],
         }
     }
+
+    pub(super) fn set_canary(&mut self, value: u64) -> Result<(), String> {
+        self.canary
+            .set(0, value, 0)
+            .map_err(|error| format!("cannot write the map CANARY: {}", chain(&error)))
+    }
 }
 
 /// The kinds that the rules of a plan deny, or that only a door can record, as bits of places.
@@ -242,7 +248,7 @@ pub(super) fn wanted(filter: &Filter, plan: &Verdicts) -> u32 {
 }
 
 impl Kernel {
-    /// Finds out by trying what can be denied on this host. What an agent before this one has attached stays so.
+    /// Finds out by trying what can be denied on this host, and what decision points see. What an agent before this one has attached stays so.
     ///
     /// # Errors
     /// A map cannot be written. A kernel that has no such doors is no error: see [`Kernel::doors`].
@@ -268,6 +274,7 @@ impl Kernel {
             tried.push(DoorStatus { kind, rung, reason });
         }
         self.deny.tried = tried;
+        self.try_points(&btf);
         self.btf = Some(btf);
         Ok(())
     }
@@ -330,14 +337,9 @@ impl Kernel {
     /// A call of the agent's own has to fail.
     fn prove(&mut self, way: &Way) -> Result<(), String> {
         let tid = u64::from(nix::unistd::gettid().as_raw().cast_unsigned());
-        let set = |canary: &mut Array<MapData, u64>, value| {
-            canary
-                .set(0, value, 0)
-                .map_err(|error| format!("cannot write the map CANARY: {}", chain(&error)))
-        };
-        set(&mut self.deny.canary, tid | 1 << (32 + way.place))?;
+        self.deny.set_canary(tid | 1 << (32 + way.place))?;
         let tried = tries::try_kind(DENIABLE[way.place], way.rung, true);
-        set(&mut self.deny.canary, 0)?;
+        self.deny.set_canary(0)?;
         tried
     }
 
@@ -502,7 +504,7 @@ fn places(wanted: u32) -> impl Iterator<Item = usize> {
 }
 
 /// Why a program does not load, in words where the kernel has none.
-fn refused(name: &str, error: &ProgramError) -> String {
+pub(super) fn refused(name: &str, error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,

@@ -167,7 +167,8 @@ impl Kernel {
         generation: u32,
         seeds: impl FnOnce() -> Vec<Seed>,
     ) -> Result<Swapped, Error> {
-        let compiled = compile(plan, verdicts, generation);
+        let mut compiled = compile(plan, verdicts, generation);
+        compiled.filter.known = self.points.wanted(&compiled.filter);
         let index = 1 - self.active;
         // The other filter may still be in use by a program that began before the last swap.
         self.wait_quiet()?;
@@ -205,6 +206,7 @@ impl Kernel {
         let denied = super::doors::wanted(&compiled.filter, &compiled.verdicts);
         if self.attached {
             self.open_doors(denied)?;
+            self.open_points(compiled.filter.known);
             if entries && !self.entries {
                 self.attach_on_demand()?;
             }
@@ -237,6 +239,7 @@ impl Kernel {
     ) -> Result<(), Error> {
         self.wait_quiet()?;
         self.close_doors(denied)?;
+        self.close_points(filter.known)?;
         self.switch_sockets(filter, false)
             .map_err(|reason| Error::Hook {
                 hook: "sockets",

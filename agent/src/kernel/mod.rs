@@ -20,6 +20,7 @@ mod links;
 mod lock;
 pub mod pidfd;
 mod pins;
+mod points;
 mod probe;
 pub mod resident;
 mod ring;
@@ -55,6 +56,7 @@ pub use self::{
     filter::Swapped,
     hooks::HookStatus,
     lock::LockPlace,
+    points::PointStatus,
     probe::{Feature, ProbeReport, probe},
     ring::{Drain, Ring},
     sharers::SharersSource,
@@ -90,6 +92,8 @@ pub struct KernelConfig {
     pub life_bytes: u32,
     /// Data bytes of the ring of file and network records.
     pub bulk_bytes: u32,
+    /// Whether decision points are used where the kernel has them.
+    pub points: bool,
 }
 
 impl Default for KernelConfig {
@@ -100,6 +104,7 @@ impl Default for KernelConfig {
             lock: LockPlace::Kernel,
             life_bytes: 8 * 1024 * 1024,
             bulk_bytes: 16 * 1024 * 1024,
+            points: true,
         }
     }
 }
@@ -140,6 +145,10 @@ pub struct Kernel {
     deny: doors::State,
     /// Kinds of which the active rules want the doors, by their places.
     denied: u32,
+    /// What sees decisions.
+    points: points::State,
+    /// Programs at decision points that this agent has attached.
+    points_open: Vec<&'static str>,
     /// True once this agent's programs are the active ones.
     attached: bool,
     /// True if the filter asks for what a call's entry shows.
@@ -218,6 +227,8 @@ impl Kernel {
             lease: take(&mut ebpf, "LEASE")?,
         };
         let deny = doors::State::new(take(&mut ebpf, "CANARY")?);
+        let kept = (take(&mut ebpf, "KNOWN")?, take(&mut ebpf, "OPENED")?);
+        let points = points::State::new(kept, take(&mut ebpf, "POINTS")?, config.points);
         let filter = maps
             .filters
             .get(&active, 0)
@@ -242,6 +253,8 @@ impl Kernel {
             verdicts,
             deny,
             denied,
+            points,
+            points_open: Vec::new(),
             attached: false,
             entries,
             cgroup_controller,
@@ -307,9 +320,12 @@ impl Kernel {
             self.pins.remove_link(hooks::SYS_ENTER)?;
         }
         self.open_what_can_be(self.denied);
+        let known = filter.0.known;
+        self.open_points(known);
         self.hooks.extend(self.hooks_of_doors());
         self.switch(self.active)?;
         self.close_doors(self.denied)?;
+        self.close_points(known)?;
         self.attached = true;
         // What the plan of a previous agent has left.
         self.forget_lineage()?;

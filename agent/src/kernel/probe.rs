@@ -11,7 +11,8 @@ use serde::Serialize;
 use sumun_abi::slot::symbol;
 
 use super::{
-    DoorStatus, Error, HookStatus, Kernel, KernelConfig, LockPlace, chain, hooks::HOOKS, status_of,
+    DoorStatus, Error, HookStatus, Kernel, KernelConfig, LockPlace, PointStatus, chain,
+    hooks::HOOKS, status_of,
 };
 
 /// One thing that a host has or has not.
@@ -86,6 +87,8 @@ pub struct ProbeReport {
     pub doors: Vec<DoorStatus>,
     /// Cutting the host off: a datagram of its own on loopback was kept back.
     pub isolation: Feature,
+    /// Which calls are seen where the kernel decides about them, by kind: each saw a call of the agent's own.
+    pub points: Vec<PointStatus>,
 }
 
 /// Tries everything out. Needs root for more than the first lines.
@@ -116,6 +119,7 @@ pub fn probe() -> ProbeReport {
         hooks: Vec::new(),
         doors: Vec::new(),
         isolation: Feature::because(Some("the object is not loaded".into())),
+        points: Vec::new(),
     };
     if let Some(modules) = &report.security_modules
         && report.lsm.available
@@ -146,7 +150,10 @@ pub fn probe() -> ProbeReport {
                 }
             }
             match kernel.try_doors() {
-                Ok(()) => report.doors = kernel.doors().to_vec(),
+                Ok(()) => {
+                    report.doors = kernel.doors().to_vec();
+                    report.points = kernel.points().to_vec();
+                }
                 Err(error) => report.object = Feature::because(Some(chain(&error))),
             }
             let isolation = kernel
@@ -244,6 +251,10 @@ impl std::fmt::Display for ProbeReport {
             line(&name, door.reason.as_deref())?;
         }
         line("isolate", self.isolation.reason.as_deref())?;
+        for point in &self.points {
+            let kind = sumun_proto::catalogue::kind_name(point.kind);
+            line(&format!("decision point {kind}"), point.reason.as_deref())?;
+        }
         if !self.missing_capabilities.is_empty() {
             line(
                 "capabilities",

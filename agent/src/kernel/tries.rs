@@ -72,6 +72,36 @@ pub(super) fn try_kind(kind: Kind, rung: &str, denied: bool) -> Result<(), Strin
     }
 }
 
+/// Calls of each kind that decision points see, none of which may fail.
+pub(super) fn change_names() -> Result<(), String> {
+    let tries = Tries { denied: false };
+    tries.in_folder(|folder| {
+        let at = |name: &str| folder.join(name);
+        fs::write(at("a"), "")?;
+        fs::create_dir(at("d"))?;
+        let name = CString::new(at("a").as_os_str().as_bytes())?;
+        Ok(vec![
+            (
+                "a change of permissions",
+                fs::set_permissions(at("a"), fs::Permissions::from_mode(0o600)),
+            ),
+            (
+                "a change of owner",
+                std::os::unix::fs::chown(at("a"), None, None),
+            ),
+            (
+                "a change of length",
+                nix::unistd::truncate(name.as_c_str(), 0).map_err(Into::into),
+            ),
+            ("a rename", fs::rename(at("a"), at("b"))),
+            ("a link", fs::hard_link(at("b"), at("c"))),
+            ("a symbolic link", std::os::unix::fs::symlink("b", at("s"))),
+            ("the removal of a name", fs::remove_file(at("c"))),
+            ("the removal of a folder", fs::remove_dir(at("d"))),
+        ])
+    })
+}
+
 /// The port of the discard protocol: nobody is there, and nothing leaves the host.
 const NOBODY: u16 = 9;
 /// The longest that a connect may take.

@@ -35,7 +35,7 @@ use crate::enrich::names::Names;
 use crate::enrich::process::{Limits, Tree};
 use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
-use crate::kernel::{DoorStatus, HookStatus, Kernel, StreamId, cgroup, heap};
+use crate::kernel::{DoorStatus, HookStatus, Kernel, PointStatus, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
@@ -60,6 +60,8 @@ const WATERMARK_EVERY: Duration = Duration::from_millis(100);
 const REPAIR_EVERY: Duration = Duration::from_secs(5);
 /// At least this between two looks for exceptions that have expired, ns.
 const EXPIRE_EVERY_NS: u64 = 1_000_000_000;
+/// At least this between two looks for calls whose return was not seen, ns.
+const FORGET_EVERY_NS: u64 = 10_000_000_000;
 /// How long the start waits until opens and executions are held that rules deny.
 const HELD_WITHIN: Duration = Duration::from_secs(2);
 /// At most one line of log in this time about the same trouble.
@@ -143,6 +145,8 @@ pub struct Pipeline {
     missed: HashMap<&'static str, u64>,
     last_watermark: Option<Instant>,
     last_repair: Option<Instant>,
+    /// When calls whose return was not seen were last forgotten, boot time in ns.
+    forgot_ns: u64,
     last_complaint: Option<Instant>,
     /// The last cycle under load, until the heap has been given back.
     last_strain: Option<Instant>,
@@ -283,6 +287,7 @@ impl Pipeline {
             missed: HashMap::new(),
             last_watermark: None,
             last_repair: None,
+            forgot_ns: 0,
             last_complaint: None,
             last_strain: None,
             expired_through_ns: policies::wall_ns(),
@@ -430,6 +435,7 @@ impl Pipeline {
                 self.core.gap(stream, gap);
             }
             self.missed(quiet.boot_ns);
+            self.forget_stale_calls(quiet.boot_ns);
             self.status.progress.set_losses(losses(&quiet.streams));
             through = quiet.boot_ns;
             self.core.folds.read_through(through);
@@ -576,6 +582,21 @@ impl Pipeline {
             std::hint::spin_loop();
         }
         None
+    }
+
+    /// Now and then, what decision points keep of calls whose return was not seen is removed: else there would be no room.
+    fn forget_stale_calls(&mut self, now_ns: u64) {
+        if self.forgot_ns + FORGET_EVERY_NS > now_ns {
+            return;
+        }
+        self.forgot_ns = now_ns;
+        if let Err(error) = self.kernel.forget_stale_calls(now_ns) {
+            tracing::warn!(%error, "what decision points have kept cannot be looked through");
+        }
+        if let Ok(full) = self.kernel.points_full() {
+            let counter = &self.status.counters.points_full;
+            counter.store(full, Ordering::Relaxed);
+        }
     }
 
     /// Runs of a program that the kernel left out have no number: all that can be said is how many
@@ -935,7 +956,8 @@ impl Pipeline {
     /// What changes with policies and hooks.
     fn publish(&mut self) {
         let hooks = self.kernel.hooks();
-        let doors = doors(hooks, self.kernel.doors(), self.holding.trouble.as_deref());
+        let trouble = self.holding.trouble.as_deref();
+        let doors = doors(hooks, self.kernel.points(), self.kernel.doors(), trouble);
         self.status.update(|parts| parts.doors = doors);
         self.holding = self.keeper.report();
         let mut report = self.loaded.report(hooks, &self.holding);
@@ -949,7 +971,12 @@ impl Pipeline {
 }
 
 /// How each kind is seen, and what makes its calls fail.
-fn doors(hooks: &[HookStatus], deny: &[DoorStatus], trouble: Option<&str>) -> Vec<Door> {
+fn doors(
+    hooks: &[HookStatus],
+    points: &[PointStatus],
+    deny: &[DoorStatus],
+    trouble: Option<&str>,
+) -> Vec<Door> {
     KINDS
         .iter()
         .map(|(name, kind)| {
@@ -970,15 +997,22 @@ fn doors(hooks: &[HookStatus], deny: &[DoorStatus], trouble: Option<&str>) -> Ve
                 })
                 .collect();
             let seen = refused.is_empty() && !of_kind.is_empty();
+            let point = points.iter().find(|point| point.kind == *kind);
+            let no_point = point.map(|point| point.reason.as_deref());
+            let mut reasons = refused;
+            let rung = match (seen, kind, no_point) {
+                (false, ..) => "none",
+                (true, Kind::Sysctl, _) => "cgroup",
+                (true, _, Some(None)) => "fentry",
+                (true, _, why) => {
+                    reasons.extend(why.flatten().map(|why| format!("fentry: {why}")));
+                    "tracepoint"
+                }
+            };
             Door {
                 kind: (*kind).into(),
-                rung: match (seen, kind) {
-                    (true, Kind::Sysctl) => "cgroup",
-                    (true, _) => "tracepoint",
-                    (false, _) => "none",
-                }
-                .into(),
-                reason: refused.join("; "),
+                rung: rung.into(),
+                reason: reasons.join("; "),
                 deny,
                 deny_reason,
             }

@@ -1,7 +1,8 @@
 //! Open, close after write, rename and unlink; changes of a file.
 
 use sumun_abi::event::file::{
-    CALL_COMPAT, CHANGE_OBJECT, Change, FailedOpen, Names, OPEN_FAILED, Open,
+    CALL_COMPAT, CHANGE_OBJECT, CHANGE_TO_OBJECT, Change, FailedOpen, NAMES_OBJECT, Names,
+    OPEN_FAILED, Open,
 };
 use sumun_abi::record::{FLAW_LOST, Span};
 use sumun_proto::text;
@@ -52,21 +53,28 @@ pub fn failed_open(record: &Record<'_>, open: &FailedOpen) -> Event {
     }
 }
 
-/// A rename or an unlink: the kernel's base directory, the caller's names.
+/// A rename or an unlink: the kernel's own objects where a decision point saw the call, else its base directory and the
+/// caller's names.
 #[must_use]
 pub fn names(kind: Kind, record: &Record<'_>, names: &Names) -> Event {
-    let (path, source, flaws) = joined(record, names.base, names.name);
+    let named = |base, name| match names.flags & NAMES_OBJECT {
+        0 => joined(record, base, name),
+        _ => text_of(record, name),
+    };
+    let (path, source, flaws) = named(names.base, names.name);
     let mut file = File {
         path,
         source,
         flaws,
         flags: names.flags,
         call_flags: names.call_flags,
+        dev: names.dev,
+        ino: names.ino,
+        mode: names.mode,
         ..File::default()
     };
     if kind == Kind::Rename {
-        (file.new_path, file.new_source, file.new_flaws) =
-            joined(record, names.to_base, names.to_name);
+        (file.new_path, file.new_source, file.new_flaws) = named(names.to_base, names.to_name);
     }
     Event {
         kind: kind.into(),
@@ -105,8 +113,11 @@ pub fn change(kind: Kind, record: &Record<'_>, change: &Change) -> Event {
         }
         Kind::Truncate => file.change = Some(length(change.number, compat, change.value)),
         Kind::Link | Kind::Symlink => {
-            (file.new_path, file.new_source, file.new_flaws) =
-                joined(record, change.to_base, change.to_name);
+            (file.new_path, file.new_source, file.new_flaws) = match change.flags & CHANGE_TO_OBJECT
+            {
+                0 => joined(record, change.to_base, change.to_name),
+                _ => text_of(record, change.to_name),
+            };
         }
         _ => {
             let (name, _, flaws) = text_of(record, change.to_name);

@@ -249,6 +249,11 @@ impl Collector for Scrape {
                 &counters.names_evicted,
             ),
             (
+                "decision_points_full",
+                "Calls that decision points had no room to keep, and that were recorded with the caller's word",
+                &counters.points_full,
+            ),
+            (
                 "sent_batches",
                 "Batches sent, repeats included",
                 &counters.sent_batches,

@@ -296,6 +296,8 @@ pub struct Counters {
     pub gaps: AtomicU64,
     /// Names of addresses that were forgotten, while they held, for want of room.
     pub names_evicted: AtomicU64,
+    /// Calls that decision points had no room to keep.
+    pub points_full: AtomicU64,
     /// Batches given to the connection, repeats included.
     pub sent_batches: AtomicU64,
     /// Their bytes.

@@ -2,7 +2,7 @@
 
 use crate::assert_size;
 use crate::event::process::Actor;
-use crate::record::{Header, Span};
+use crate::record::{Header, PATH_MAX, Span};
 use crate::verdict::Verdict;
 
 /// Asked for reading.
@@ -57,8 +57,9 @@ pub struct Open {
 }
 assert_size!(Open, 32 + 56 + 32 + 24);
 
-/// A rename or unlink that succeeded. Directories are the kernel's objects
-/// as they stood when the call returned; names are the caller's word.
+/// A rename or unlink that succeeded. With `NAMES_OBJECT` both names are whole paths of the kernel's own objects, as they stood
+/// when it decided about the call. Else directories are the kernel's objects as they stood when the call returned; names
+/// are the caller's word, and of the object nothing is known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
@@ -66,10 +67,16 @@ pub struct Names {
     pub header: Header,
     /// Who.
     pub actor: Actor,
-    /// `CALL_*`; for unlink `NAMES_DIRECTORY`.
+    /// `CALL_*`, `NAMES_OBJECT`; for unlink `NAMES_DIRECTORY`.
     pub flags: u32,
     /// The call's own flags (`RENAME_*`, `AT_REMOVEDIR`).
     pub call_flags: u32,
+    /// With `NAMES_OBJECT`: as in `Open`, of what was renamed or removed.
+    pub dev: u32,
+    /// Likewise.
+    pub mode: u32,
+    /// Likewise.
+    pub ino: u64,
     /// Walked base directory (dirfd or cwd) of the first name; empty when the name is absolute.
     pub base: Span,
     /// First name, as the caller's memory has it.
@@ -79,13 +86,16 @@ pub struct Names {
     /// Second name (rename): where it went.
     pub to_name: Span,
 }
-assert_size!(Names, 32 + 56 + 8 + 32);
+assert_size!(Names, 32 + 56 + 24 + 32);
 
 /// rmdir, or unlinkat with AT_REMOVEDIR.
 pub const NAMES_DIRECTORY: u32 = 1 << 0;
+/// A decision point saw the call.
+pub const NAMES_OBJECT: u32 = 1 << 1;
 
 /// Something about a file was changed, or it was given another name. Calls on a path carry the kernel's base
-/// directories and the caller's names; calls on a descriptor have no base, and `name` is the object's path.
+/// directories and the caller's names; calls on a descriptor, and those that a decision point saw, have no base, and `name` is
+/// the object's path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -93,7 +103,7 @@ pub struct Change {
     pub header: Header,
     /// Who.
     pub actor: Actor,
-    /// `CALL_*`, `CHANGE_OBJECT`.
+    /// `CALL_*`, `CHANGE_OBJECT`, `CHANGE_TO_OBJECT`.
     pub flags: u32,
     /// Number of the system call.
     pub number: u32,
@@ -120,8 +130,55 @@ pub struct Change {
 }
 assert_size!(Change, 32 + 56 + 40 + 32);
 
-/// The call named a descriptor: what is said of the file is the kernel's word.
+/// The call named a descriptor, or a decision point saw it: what is said of the file is the kernel's word.
 pub const CHANGE_OBJECT: u32 = 1 << 0;
+/// A decision point saw where the link was made: `to_name` is a whole path of the kernel's own objects. Of a symbolic link, what it
+/// says is the kernel's copy.
+pub const CHANGE_TO_OBJECT: u32 = 1 << 1;
+
+/// What a decision point saw of a call, until the call returns (map `KNOWN`, followed by the text of both paths; of an open map
+/// `OPENED`, followed by that of one).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// When.
+    pub boot_ns: u64,
+    /// Kind of the record that it belongs to.
+    pub kind: u16,
+    /// Length of the last component of `path`.
+    pub name_len: u16,
+    /// Device of the object, as in `Open`; 0 if it has none yet.
+    pub dev: u32,
+    /// Its inode number.
+    pub ino: u64,
+    /// Its `i_mode`.
+    pub mode: u32,
+    /// Of an open, as in `Open`.
+    pub flags: u32,
+    /// Of an open, the address of its `struct file`.
+    pub file: u64,
+    /// Its path; of a symbolic link, what it says.
+    pub path: Span,
+    /// Where a rename or link leads.
+    pub to_path: Span,
+}
+assert_size!(Known, 56);
+
+/// Bytes of a value of `KNOWN`.
+pub const KNOWN_BYTES: usize = size_of::<Known>() + 2 * PATH_MAX;
+/// Bytes of a value of `OPENED`.
+pub const OPENED_BYTES: usize = size_of::<Known>() + PATH_MAX;
+/// Calls in each at once.
+pub const KNOWN_ENTRIES: u32 = 256;
+/// Bit of a kind of record in `policy::Filter::known`, and its place in `POINTS`.
+#[must_use]
+pub const fn point(kind: u16) -> u32 {
+    kind as u32 - 100
+}
+/// Places in `POINTS`: how often each decision point saw the agent's own try, …
+pub const POINTS: u32 = 17;
+/// … and how many calls found no room.
+pub const POINTS_FULL: u32 = POINTS - 1;
 
 /// An open failed. The directory is the kernel's object, the name the caller's word.
 #[repr(C)]

@@ -42,6 +42,12 @@ pub(super) fn is_canary(place: usize) -> bool {
     canary >> 32 & (1 << place) != 0 && Task::current().tid() == canary as u32
 }
 
+/// Whether the call is the agent's own try of the decision points.
+#[inline(always)]
+pub(super) fn is_try_of_points() -> bool {
+    is_canary(31)
+}
+
 /// The same of an exec, which a child of the trying thread makes.
 #[inline(always)]
 pub(super) fn is_child_of_canary(place: usize) -> bool {

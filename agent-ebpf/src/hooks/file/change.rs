@@ -4,19 +4,21 @@ use core::ptr::addr_of_mut;
 
 use sumun_abi::{
     event::{
-        file::{CHANGE_OBJECT, Change},
+        file::{CHANGE_OBJECT, CHANGE_TO_OBJECT, Change},
         kind,
     },
     policy::{action, whole},
     record::{FLAW_LOST, FLAW_RACY},
 };
 
+use super::point;
 use crate::{
     hooks::{kernel::named, syscall::Call},
     kernel::{
         file::File,
         path::{Tail, Text},
     },
+    run,
 };
 
 /// `AT_FDCWD`
@@ -89,6 +91,11 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         _ => (asked.to_name, asked.value) = (b, e),
     }
     let task = handed.task;
+    let known = match handed.action {
+        // The kernel does not come by the decision point of the calls on a path.
+        action::FTRUNCATE => None,
+        _ => run::filter(call.filter()).and_then(|filter| point::of(filter, kind)),
+    };
     let Some(record) = handed.run.record::<Change>() else {
         return 0;
     };
@@ -102,6 +109,18 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         addr_of_mut!((*record).uid).write(asked.user as u32);
         addr_of_mut!((*record).gid).write(asked.group as u32);
         let (name, above) = (addr_of_mut!((*record).name), addr_of_mut!((*record).base));
+        if let Some(known) = known {
+            addr_of_mut!((*record).flags).write(flags | CHANGE_OBJECT | CHANGE_TO_OBJECT);
+            addr_of_mut!((*record).dev).write((*known).dev);
+            addr_of_mut!((*record).mode).write((*known).mode);
+            addr_of_mut!((*record).ino).write((*known).ino);
+            Text::NONE.store(above, 0);
+            Text::NONE.store(addr_of_mut!((*record).to_base), 0);
+            tail.known(false).store(name, 0);
+            tail.known(true).store(addr_of_mut!((*record).to_name), 0);
+            point::forget(task);
+            return handed.send(kind, tail.end());
+        }
         let file = match asked.object {
             Some(fd) => File::of(task, fd as i32),
             None => File::LOST,

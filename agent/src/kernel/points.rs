@@ -101,9 +101,6 @@ pub struct PointStatus {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Instructions that the kernel's verifier walked through; told from 5.16 on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub verified_instructions: Option<u64>,
 }
 
 /// What is kept of calls under way, by thread.
@@ -186,17 +183,13 @@ impl Kernel {
         let mut tried: Vec<PointStatus> = Vec::new();
         for (point, loaded) in POINTS.iter().zip(loaded) {
             let reason = loaded.and(seen.clone()).err();
-            let count = self.ebpf.program_mut(point.program).and_then(verified);
             match tried.last_mut() {
                 Some(status) if status.kind == point.kind => {
                     status.reason = status.reason.take().or(reason);
-                    status.verified_instructions =
-                        status.verified_instructions.zip(count).map(|(a, b)| a + b);
                 }
                 _ => tried.push(PointStatus {
                     kind: point.kind,
                     reason,
-                    verified_instructions: count,
                 }),
             }
         }
@@ -371,9 +364,4 @@ fn forget_stale<const BYTES: usize>(
         }
     }
     Ok(())
-}
-
-fn verified(program: &mut Program) -> Option<u64> {
-    let info = program.info().ok()?;
-    info.verified_instruction_count().map(u64::from)
 }

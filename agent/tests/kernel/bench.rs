@@ -143,6 +143,8 @@ fn load(name: &str, turn: Turn, change: impl FnOnce(&mut KernelConfig)) -> Optio
     let mut config = KernelConfig {
         directory: format!("{DIRECTORY}{name}-{}", std::process::id()),
         lock: LockPlace::File(dir.path().join("lock")),
+        // What the tracepoints say by themselves is what most tests are about.
+        points: false,
         ..KernelConfig::default()
     };
     change(&mut config);
@@ -276,6 +278,7 @@ impl Bench {
 
     /// Asks for nothing, and kills nobody, any more.
     fn clear(&mut self) {
+        self.kernel().use_points(false);
         let generation = self.kernel().last_generation() + 1;
         let widened = self.kernel().set_filter(&Plan::default(), generation);
         assert_eq!(widened.unwrap(), []);

@@ -36,6 +36,7 @@ mod kernel;
 mod kill_after;
 mod meaning;
 mod network;
+mod points;
 mod privilege;
 mod probe;
 mod process;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use serde_json::json;
 use sumun_agent::kernel::canary;
 use sumun_proto::{
-    catalogue::{KINDS, family},
+    catalogue::{KINDS, family, kind_name},
     v1::Kind,
 };
 
@@ -49,6 +49,11 @@ fn what_this_kernel_gives_is_told() {
         for kind in &hook.kinds {
             let (_, reason) = kinds.entry(kind).or_insert((rung, None));
             *reason = reason.take().or(hook.reason.clone());
+        }
+    }
+    for point in kernel.points() {
+        if point.reason.is_none() {
+            kinds.insert(kind_name(point.kind), ("fentry", None));
         }
     }
     // The agent tries its doors before it attaches, and then it is among the hooks.

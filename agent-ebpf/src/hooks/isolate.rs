@@ -9,9 +9,7 @@
 use core::ptr::{self, addr_of};
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::bpf_ktime_get_boot_ns,
-    macros::cgroup_skb,
+    bindings::__sk_buff, helpers::bpf_ktime_get_boot_ns, macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use sumun_abi::{
@@ -106,8 +104,7 @@ fn is_canary(skb: *mut __sk_buff, incoming: bool, test: u64) -> bool {
     ) else {
         return false;
     };
-    protocol == UDP
-        && canary(incoming, u16::from_be(source), u16::from_be(destination)) == test
+    protocol == UDP && canary(incoming, u16::from_be(source), u16::from_be(destination)) == test
 }
 
 /// What the list asks about.
@@ -203,8 +200,8 @@ impl Packet {
         if family != self.family || (protocol != 0 && protocol != u16::from(self.protocol)) {
             return false;
         }
-        let differs = (self.address[0] & mask[0]) ^ address[0]
-            | (self.address[1] & mask[1]) ^ address[1];
+        let differs =
+            (self.address[0] & mask[0]) ^ address[0] | (self.address[1] & mask[1]) ^ address[1];
         if differs != 0 {
             return false;
         }

@@ -18,14 +18,15 @@ type Work = Box<dyn FnOnce() + Send>;
 /// A network namespace; it is there as long as this is, and what was made in it.
 #[derive(Debug)]
 pub struct Namespace {
-    work: mpsc::Sender<Work>,
+    work: mpsc::SyncSender<Work>,
     tid: i32,
 }
 
 impl Namespace {
     fn new() -> io::Result<Self> {
-        let (work, todo) = mpsc::channel::<Work>();
-        let (tell, told) = mpsc::channel();
+        // Whoever gives it work waits until it is taken, and for what comes of it.
+        let (work, todo) = mpsc::sync_channel::<Work>(0);
+        let (tell, told) = mpsc::sync_channel(1);
         thread::spawn(move || {
             let made = unshare(CloneFlags::CLONE_NEWNET).map(|()| gettid().as_raw());
             let failed = made.is_err();
@@ -45,7 +46,7 @@ impl Namespace {
     /// # Panics
     /// What is done panics.
     pub fn run<T: Send + 'static>(&self, what: impl FnOnce() -> T + Send + 'static) -> T {
-        let (tell, told) = mpsc::channel();
+        let (tell, told) = mpsc::sync_channel(1);
         let work: Work = Box::new(move || {
             // Nobody listens only if the test has failed.
             let _ = tell.send(what());

@@ -73,6 +73,13 @@ impl Run {
     /// The same where nothing is lost without a level.
     #[inline(always)]
     pub(crate) fn begin_if_free() -> Option<Run> {
+        Run::begin_below(LEVELS)
+    }
+
+    /// The same of the first levels only: for programs that can be preempted (fentry, from 5.11 on), of which several can
+    /// be under way on a processor, so that they never take what records of process life need.
+    #[inline(always)]
+    pub(crate) fn begin_below(levels: u32) -> Option<Run> {
         let busy: *mut u64 = BUSY.get_ptr_mut(0)?.cast();
         // Nearly always.
         add(busy, 1);
@@ -82,7 +89,7 @@ impl Run {
         }
         add(busy, u64::MAX);
         let mut level = 1;
-        while level < LEVELS {
+        while level < levels {
             // SAFETY: `level` is below the array's length.
             let counter = unsafe { busy.add(level as usize) };
             add(counter, 1);

@@ -13,7 +13,7 @@ use sumun_abi::{
 use super::{
     file::{
         change::sumun_change,
-        point::{self, sumun_failed_change},
+        point::{self, sumun_failed_change, sumun_failed_seen_open},
         sumun_failed_open, sumun_names, sumun_open,
     },
     kernel::sumun_kernel,
@@ -272,6 +272,9 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     };
     let result: i64 = ctx.arg(1);
     let failed = result < 0 && FAILURES >> (action & 63) & 1 == 0;
+    if failed && matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) {
+        sumun_failed_seen_open();
+    }
     if failed && !is_failed_open(action, result) {
         if DECIDED >> (action & 63) & 1 != 0 {
             sumun_failed_change();

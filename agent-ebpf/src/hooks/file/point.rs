@@ -251,6 +251,7 @@ pub(in crate::hooks) extern "C" fn sumun_seen_open(compat: u32, fd: u64, how: u6
         return 0;
     }
     let Some(run) = Run::begin(RING_BULK) else {
+        let _ = OPENED.remove(&tid);
         return 1;
     };
     if let Some(index) = run::active()
@@ -282,6 +283,20 @@ pub(in crate::hooks) extern "C" fn sumun_seen_open(compat: u32, fd: u64, how: u6
     1
 }
 
+/// An open failed that a decision point may have seen: it was denied behind it, or by what is opened.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(in crate::hooks) extern "C" fn sumun_failed_seen_open() -> u64 {
+    if sees_opens() {
+        let tid = Task::current().tid();
+        // Most opens that fail have not come so far.
+        if OPENED.get_ptr(&tid).is_some() {
+            let _ = OPENED.remove(&tid);
+        }
+    }
+    0
+}
+
 /// Begins a run if the kind is asked for and the call will return to a hook that makes the record.
 #[inline(always)]
 fn begin(kind: u16) -> Option<Run> {
@@ -295,7 +310,7 @@ fn begin(kind: u16) -> Option<Run> {
     if filter.known >> (place & 63) & 1 == 0 || Task::current().makes_no_calls() {
         return None;
     }
-    Run::begin_if_free()
+    Run::begin_below(2)
 }
 
 #[inline(always)]

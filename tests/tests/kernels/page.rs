@@ -282,6 +282,13 @@ pub fn write(path: &Path, said: &BTreeMap<&'static str, Said>) {
 /// The order of the columns.
 const ORDER: [&str; 5] = ["5.10", "5.10, `lsm=…,bpf`", "6.1", "6.12", "newest"];
 
+/// True once somebody has written it: before, there is nothing to hold a kernel to.
+pub fn is_written(path: &Path) -> bool {
+    let page = fs::read_to_string(path).expect("docs/kernel-support.md can be read");
+    let is_empty = |(mark, _, _): &(&str, &str, Fill)| part(&page, mark).0.is_empty();
+    !TABLES.iter().any(is_empty)
+}
+
 /// Holds what was said to what is written.
 pub fn compare(path: &Path, said: &BTreeMap<&'static str, Said>) {
     let page = fs::read_to_string(path).expect("docs/kernel-support.md can be read");

@@ -237,7 +237,7 @@ fn a_pod_of_containerd_is_told_with_its_labels() {
     let dir = scratch();
     let image_name = "sumun.test/box:1.0";
     let archive = pod::archive(dir.path(), &image(dir.path()), image_name).expect("an image");
-    let mut containerd = match Containerd::start(dir.path(), &archive, image_name) {
+    let containerd = match Containerd::start(dir.path(), &archive, image_name) {
         Ok(containerd) => containerd,
         Err(error) => {
             println!("SKIPPED a_pod_of_containerd_is_told: {error:#}");

@@ -101,7 +101,7 @@ fn bound(row: &Value) -> Cells {
         .map(|name| Shown::new(text(row, name)))
         .collect();
     cells.push(Shown::new(millis(text(row, "bound"))));
-    cells.into()
+    cells
 }
 
 fn attempted(row: &Value) -> Cells {
@@ -120,5 +120,5 @@ fn attempted(row: &Value) -> Cells {
         true => text(row, "reason").to_owned(),
         false => format!("by {by}"),
     }));
-    cells.into()
+    cells
 }

@@ -154,11 +154,21 @@ fn lift(config: &Config) -> anyhow::Result<ExitCode> {
 
 fn release(config: &Path) -> anyhow::Result<ExitCode> {
     // Where there is none there is no state, either.
-    if let Ok(config) = Config::load(config) {
-        let path = isolate::state_file(&config.state);
-        isolate::forget(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    let state = match config.exists() {
+        true => Some(isolate::state_file(&Config::load(config)?.state)),
+        false => None,
+    };
+    // First, as it fails beside an agent that runs: what that one holds stays so.
+    let removed = kernel::release(&KernelConfig::default())?;
+    if let Some(path) = state {
+        isolate::forget(&path).with_context(|| {
+            format!(
+                "cannot remove {}: the next agent would cut the host off again",
+                path.display()
+            )
+        })?;
     }
-    if kernel::release(&KernelConfig::default())? {
+    if removed {
         println!("removed the agent's programs and maps from the kernel");
     } else {
         println!("there was nothing to remove");

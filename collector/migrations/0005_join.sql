@@ -10,8 +10,10 @@ CREATE TABLE join_binding (
     used_ns     INTEGER NOT NULL,           -- the last time that it was shown
     PRIMARY KEY (tenant, method, subject)
 ) STRICT, WITHOUT ROWID;
+-- A key is one host's: copies of an image that was made with a key in it are not all the same agent.
+CREATE UNIQUE INDEX join_binding_key ON join_binding (tenant, key);
 
--- Who was enrolled or refused, and what admins did about it; the newest 10,000.
+-- Who was enrolled or refused, and what admins did about it; the newest 10,000 refusals of a tenant, and as many others.
 CREATE TABLE join_log (
     id          INTEGER PRIMARY KEY NOT NULL,
     at_ns       INTEGER NOT NULL,

@@ -219,6 +219,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let admin = AdminServer::new(AdminService {
         tokens,
         database: database.clone(),
+        registry: registry.clone(),
     })
     .max_decoding_message_size(SMALL_MESSAGE);
     let limits = query::Limits::new(config.state_dir().join("spill"));

@@ -156,7 +156,8 @@ impl Packet {
                 // (RFC 4861, 2710, 3810).
                 is_of_neighbours = match kind {
                     133..=137 => hops == 255,
-                    130..=132 | 143 => hops == 1,
+                    // Who sends it chooses how far it comes: only what is of the link.
+                    130..=132 | 143 => hops == 1 && (!incoming || is_of_link(address[0])),
                     _ => false,
                 };
             }
@@ -223,6 +224,12 @@ impl Packet {
             && self.local >= local_first
             && self.local <= local_last
     }
+}
+
+/// An address of `fe80::/10`, by its first half as it lies in the packet.
+#[inline(always)]
+fn is_of_link(half: u64) -> bool {
+    half.to_be() >> 54 == 0xfe80 >> 6
 }
 
 /// Whether the list has the packet.

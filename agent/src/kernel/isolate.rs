@@ -204,6 +204,12 @@ impl Isolator {
         self.state() != 0 && self.is_attached() && !self.is_another()
     }
 
+    /// True if the maps say that packets are to be kept back, by whichever programs.
+    #[must_use]
+    pub fn keeps_back(&self) -> bool {
+        self.state() != 0
+    }
+
     /// Keeps back everything but what is listed, until a boot time (0: without an end). Over what was in force the list changes
     /// in one write.
     ///
@@ -273,11 +279,9 @@ impl Isolator {
         self.pins.iter().all(|pin| pin.exists())
     }
 
-    /// True if a cgroup was removed and made again: its sockets are others, and the kernel has let go of the programs.
+    /// True if this agent has not attached its programs to the cgroup that is asked for: an agent before it did, to which one is not
+    /// known, or that cgroup was removed and made again, and the kernel has let go of them.
     fn is_another(&self) -> bool {
-        if self.cgroup == Path::new("/") {
-            return false;
-        }
         let now = host_root().and_then(|root| self.open_cgroup(&root));
         let ino = now
             .ok()

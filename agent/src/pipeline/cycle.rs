@@ -718,7 +718,12 @@ impl Pipeline {
         self.generation = generation;
         self.loaded = loaded;
         let (rules, asked) = self.loaded.isolating();
-        self.core.isolation.set_rules(rules, asked);
+        let refused = self
+            .loaded
+            .refused()
+            .iter()
+            .any(|file| file.kept.is_empty());
+        self.core.isolation.set_rules(&rules, asked, refused);
         let held = !self.loaded.held().is_empty();
         if let Err(error) = self.unsaid.set(held || self.unsaid.is_left()) {
             tracing::warn!(%error, "cannot write that calls are held: if the agent is killed, nothing says that denied calls may be missing");

@@ -61,7 +61,7 @@ pub(crate) async fn forget(mut remote: Remote, args: ForgetJoin) -> Result<(), F
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{}: the next agent that proves to be it may join",
+        "{}: the agent that it was is revoked, and the next that proves to be it may join",
         args.subject
     )?;
     Ok(out.flush()?)

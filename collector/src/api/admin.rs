@@ -15,6 +15,7 @@ use tracing::{error, info};
 
 use crate::ingest::writer::chain;
 use crate::tenant::join::binding;
+use crate::tenant::registry::Registry;
 use crate::tenant::token::{self, Error, Purpose, Tokens};
 
 /// The service `Admin`. Every method needs an admin token; the tenant is the
@@ -25,6 +26,8 @@ pub struct AdminService {
     pub tokens: Arc<Tokens>,
     /// The state database.
     pub database: SqlitePool,
+    /// Learns of agents that are revoked.
+    pub registry: Registry,
 }
 
 /// Whose token it is.
@@ -104,9 +107,13 @@ impl Admin for AdminService {
     ) -> Result<Response<ForgetJoinResponse>, Status> {
         let admin = who(&request)?;
         let subject = request.into_inner().subject;
-        let forgotten = binding::forget(&self.database, &admin.tenant, &subject, &admin.name)
+        let agents = binding::forget(&self.database, &admin.tenant, &subject, &admin.name)
             .await
             .map_err(|error| failed(&error))?;
+        for agent in &agents {
+            self.registry.revoke(*agent);
+        }
+        let forgotten = agents.len() as u64;
         info!(by = %admin.name, tenant = %admin.tenant, subject, forgotten, "forgot who has joined");
         Ok(Response::new(ForgetJoinResponse { forgotten }))
     }

@@ -23,7 +23,7 @@ use crate::tenant::identity::Identity;
 use crate::tenant::join::binding::{self, Binding};
 use crate::tenant::join::limit::Limit;
 use crate::tenant::join::{self, Join};
-use crate::tenant::registry::Registry;
+use crate::tenant::registry::{Refusal, Registry};
 use crate::tenant::token;
 
 const NAME_MAX: usize = 253;
@@ -203,12 +203,12 @@ impl EnrolmentService {
             .map_err(|error| internal(&error))?;
         // Durable before the certificate leaves.
         tx.commit().await.map_err(|error| internal(&error))?;
-        match known {
-            false => {
+        match self.registry.check(&identity) {
+            Ok(()) => self.registry.expires(&identity, issued.expires_ns),
+            Err(_) => {
                 self.registry
                     .enrolled(&identity, &request.host_name, issued.expires_ns, now);
             }
-            true => self.registry.expires(&identity, issued.expires_ns),
         }
         Ok(EnrollResponse {
             agent_id: identity.agent.hyphenated().to_string(),
@@ -264,6 +264,14 @@ impl EnrolmentService {
             tenant: Some(Arc::clone(tenant)),
             subject: subject.clone(),
         };
+        let other = binding::other_of_key(tx, tenant, (method, subject), key)
+            .await
+            .map_err(|error| internal(&error))?;
+        if let Some(other) = other {
+            return Err(refused(format!(
+                "the key is that of {other}, as on a copy of its disk: remove agent.key and what begins with it, and join again"
+            )));
+        }
         let bound = binding::bound(tx, tenant, method, subject)
             .await
             .map_err(|error| internal(&error))?;
@@ -271,9 +279,11 @@ impl EnrolmentService {
             return Ok((identity(Uuid::new_v4()), false));
         };
         let identity = identity(bound.agent);
-        self.registry
-            .check(&identity)
-            .map_err(|refusal| refused(refusal.to_string()))?;
+        match self.registry.check(&identity) {
+            // The database has it: it was written, and whoever asked did not wait for the end.
+            Ok(()) | Err(Refusal::UnknownAgent) => {}
+            Err(refusal) => return Err(refused(refusal.to_string())),
+        }
         // The signing request proves that its sender has the key.
         if bound.key == key {
             return Ok((identity, true));

@@ -489,6 +489,13 @@ impl Registry {
         }
     }
 
+    /// Takes note of an agent that has just been revoked in the database: it is refused from its next message on.
+    pub fn revoke(&self, agent: Uuid) {
+        if let Some(agent) = self.lock().agents.get_mut(&agent) {
+            agent.revoked = true;
+        }
+    }
+
     /// Takes note of an agent that has just been written to the database.
     pub fn enrolled(&self, identity: &Identity, name: &str, expires_ns: i64, enrolled_ns: i64) {
         let agent = Agent {

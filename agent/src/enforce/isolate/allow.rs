@@ -1,7 +1,7 @@
 //! What goes on while the host is cut off: a list, whose entries each say why they are there.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use sumun_abi::event::network::{FAMILY_INET, FAMILY_INET6};
 use sumun_abi::isolate::{ALLOWED_MAX, ANY_PORT, Allowed};
@@ -11,7 +11,19 @@ pub const CONFIGURED_MAX: usize = 32;
 /// Most addresses of the collector, of DNS servers and of file servers, each.
 pub const FOUND_MAX: usize = 8;
 // With the four of DHCP.
-const _: () = assert!(CONFIGURED_MAX + 3 * FOUND_MAX + 4 <= ALLOWED_MAX);
+/// Where servers of DHCP are: on the link, or behind a relay at an address that is not of the Internet, where anybody could be the
+/// other end (RFC 1918, 6598, 3927, 8415). One at a public address has to be listed in the configuration.
+const DHCP: [(IpAddr, u8); 8] = [
+    (IpAddr::V4(Ipv4Addr::BROADCAST), 32),
+    (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
+    (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
+    (IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10),
+    (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+    (IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2)), 128),
+];
+const _: () = assert!(CONFIGURED_MAX + 3 * FOUND_MAX + DHCP.len() <= ALLOWED_MAX);
 
 /// Protocols that have ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,19 +178,20 @@ pub fn list(
             address.port(),
         ));
     }
-    for (net, port, local) in [
-        (IpAddr::from([0_u8; 4]), 67, 68),
-        (IpAddr::from([0_u16; 8]), 547, 546),
-    ] {
-        list.push(Allow {
+    list.extend(DHCP.map(|(net, bits)| {
+        let (port, local) = match net {
+            IpAddr::V4(_) => (67, 68),
+            IpAddr::V6(_) => (547, 546),
+        };
+        Allow {
             why: "DHCP",
             net,
-            bits: 0,
+            bits,
             protocol: Some(Protocol::Udp),
             port: Some(port),
             local_port: Some(local),
-        });
-    }
+        }
+    }));
     list
 }
 
@@ -280,8 +293,9 @@ mod tests {
             "10.0.0.0/32 tcp port 7 (collector)",
             "10.0.0.7/32 port 53 (DNS server)",
             "10.0.0.1/32 port 7 (mounted from there)",
-            "IPv4 udp port 67 local port 68 (DHCP)",
-            "IPv6 udp port 547 local port 546 (DHCP)",
+            "255.255.255.255/32 udp port 67 local port 68 (DHCP)",
+            "10.0.0.0/8 udp port 67 local port 68 (DHCP)",
+            "fe80::/10 udp port 547 local port 546 (DHCP)",
         ] {
             assert!(said.iter().any(|said| said == wanted), "{wanted}: {said:?}");
         }

@@ -14,7 +14,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sumun_engine::Hit;
@@ -37,9 +37,13 @@ const UNDECIDED: &str = "undecided";
 
 /// Who complains in the status.
 const TROUBLE: &str = "isolate";
+/// The same of what is written down.
+const UNSAVED: &str = "isolation.json";
+/// When what did not work is tried again: its cgroup may be there then.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// An end that moves by less is left where it is: a rule may match a thousand times a second.
-const MOVES_NS: i64 = 1_000_000_000;
+const MOVES_NS: u64 = 1_000_000_000;
 
 /// `[enforce.isolate]`, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,22 +66,60 @@ impl Default for Settings {
     }
 }
 
-/// What is in force; in the state directory as JSON.
+/// A rule that holds the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct InForce {
+struct Holder {
     policy: String,
     rule: String,
-    /// Wall clock, ns, as what follows.
-    since_ns: i64,
-    /// 0: it has no end of its own.
+    /// For how long it does after its last match, ns; 0: it has no end of its own, here and below.
+    lasts_ns: u64,
+    /// Until when by the wall clock, for people and across a reboot.
     until_ns: i64,
     /// The same by the kernel's clock, which nobody sets, in this boot.
     until_boot_ns: u64,
+}
+
+/// What is in force; in the state directory as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct InForce {
+    /// One at least. Not more than there are rules that isolate.
+    holders: Vec<Holder>,
+    /// Wall clock, ns.
+    since_ns: i64,
     boot_id: String,
     /// Where the collector was reached; what was found when it began, so that nobody can add to it afterwards.
     collector: Vec<SocketAddr>,
     dns: Vec<IpAddr>,
     mounts: Vec<SocketAddr>,
+}
+
+impl InForce {
+    /// Who holds the host longest.
+    fn last(&self) -> Option<&Holder> {
+        let endless = self.holders.iter().find(|holder| holder.until_boot_ns == 0);
+        endless.or_else(|| {
+            self.holders
+                .iter()
+                .max_by_key(|holder| holder.until_boot_ns)
+        })
+    }
+
+    /// The end by the wall clock and by the kernel's; 0: there is none.
+    fn until(&self) -> (i64, u64) {
+        self.last()
+            .map_or((0, 0), |holder| (holder.until_ns, holder.until_boot_ns))
+    }
+
+    /// The kernel's clock began anew: what was left goes on, but never longer than a match makes it, whatever the wall clock says.
+    fn after_reboot(&mut self, boot_id: &str, wall: i64, boot: u64) {
+        self.boot_id = boot_id.to_owned();
+        for holder in &mut self.holders {
+            if holder.until_ns != 0 {
+                let left = holder.until_ns.saturating_sub(wall).max(1).cast_unsigned();
+                holder.until_boot_ns = boot.saturating_add(left.min(holder.lasts_ns));
+            }
+        }
+    }
 }
 
 /// Cuts the host off.
@@ -90,9 +132,11 @@ pub struct Isolation {
     boot_id: String,
     /// Whether it works here, once it was tried: not before a rule asks for it.
     works: Option<Result<(), String>>,
-    /// Rules in force that isolate, by policy and id.
-    rules: HashSet<(String, String)>,
+    /// A rule asks for it, and it did not work: it is tried again then.
+    again: Option<Instant>,
     now: Option<InForce>,
+    /// What is in force could not be written down.
+    unsaved: bool,
     /// Addresses of the collector that the list in force was made with.
     applied: Vec<SocketAddr>,
 }
@@ -139,25 +183,23 @@ impl Isolation {
             path,
             boot_id: hex::encode(boot_id),
             works: None,
-            rules: HashSet::new(),
+            again: None,
             now,
+            unsaved: false,
             applied: Vec::new(),
         }
     }
 
-    /// From now on these rules isolate, in `enforce`; with `asked`, some rule does at least in `observe`. What is in force for
-    /// another rule ends.
-    pub fn set_rules(&mut self, rules: HashSet<(String, String)>, asked: bool) {
-        self.rules = rules;
-        if asked && self.works.is_none() {
-            let tried = self.kernel.try_out();
-            if let Err(reason) = &tried {
-                tracing::warn!(reason, "this host cannot be cut off");
-            }
-            self.works = Some(tried);
+    /// From now on these rules isolate, in `enforce`; with `asked`, some rule does at least in `observe`. Rules that are not in force
+    /// any more hold the host no longer, unless a file of policies was `refused` of which nothing is loaded: theirs may be in it.
+    pub fn set_rules(&mut self, rules: &HashSet<(String, String)>, asked: bool, refused: bool) {
+        if asked {
+            self.try_out();
+        } else {
+            self.again = None;
         }
-        let Some(now) = &self.now else {
-            if self.kernel.is_in_force() {
+        let Some(now) = &mut self.now else {
+            if self.kernel.keeps_back() {
                 tracing::error!(
                     "the host was cut off, and nothing says for which rule: it is not any more"
                 );
@@ -165,10 +207,36 @@ impl Isolation {
             }
             return;
         };
-        if !self.rules.contains(&(now.policy.clone(), now.rule.clone())) {
-            self.end("the rule is not in force any more");
+        if !refused {
+            let before = now.holders.len();
+            now.holders
+                .retain(|holder| rules.contains(&(holder.policy.clone(), holder.rule.clone())));
+            if now.holders.is_empty() {
+                self.end("no rule that holds it is in force any more");
+                return;
+            }
+            if now.holders.len() != before {
+                self.save();
+                self.force_again();
+            }
         }
         self.tick();
+    }
+
+    /// Finds out whether the host can be cut off, unless it is known that it can.
+    fn try_out(&mut self) {
+        if matches!(self.works, Some(Ok(()))) {
+            return;
+        }
+        let tried = self.kernel.try_out();
+        self.again = None;
+        if let Err(reason) = &tried {
+            if self.works.as_ref() != Some(&tried) {
+                tracing::warn!(reason, "this host cannot be cut off");
+            }
+            self.again = Some(Instant::now() + TRY_AGAIN);
+        }
+        self.works = Some(tried);
     }
 
     /// Why the host cannot be cut off; `None` if it can, or if no rule has asked.
@@ -227,24 +295,43 @@ impl Isolation {
             return Err(reason.to_owned());
         }
         let (wall, boot) = (wall_ns(), boot_ns().map_err(|error| error.to_string())?);
-        let lasts = asked
-            .lasts
-            .map(|lasts| i64::try_from(lasts.as_nanos()).unwrap_or(i64::MAX));
-        let until_ns = lasts.map_or(0, |lasts| wall.saturating_add(lasts));
-        let until_boot_ns = lasts.map_or(0, |lasts| boot.saturating_add(lasts.cast_unsigned()));
+        let lasts_ns = asked.lasts.map_or(0, |lasts| {
+            u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX).max(1)
+        });
+        let holder = Holder {
+            policy: asked.rule.policy.clone(),
+            rule: asked.rule.rule.clone(),
+            lasts_ns,
+            until_ns: match lasts_ns {
+                0 => 0,
+                lasts => wall.saturating_add(i64::try_from(lasts).unwrap_or(i64::MAX)),
+            },
+            until_boot_ns: match lasts_ns {
+                0 => 0,
+                lasts => boot.saturating_add(lasts),
+            },
+        };
         let wanted = match &self.now {
             Some(now) => {
-                // The later end counts, and none is the latest.
-                let later = now.until_ns != 0
-                    && (until_ns == 0 || until_ns > now.until_ns.saturating_add(MOVES_NS));
-                if !later {
-                    return Ok(told(now));
+                let mut wanted = now.clone();
+                let same = |known: &&mut Holder| {
+                    (&known.policy, &known.rule) == (&holder.policy, &holder.rule)
+                };
+                match wanted.holders.iter_mut().find(same) {
+                    // Its later end counts, and none is the latest.
+                    Some(known) => {
+                        let later = known.until_boot_ns != 0
+                            && (holder.until_boot_ns == 0
+                                || holder.until_boot_ns
+                                    > known.until_boot_ns.saturating_add(MOVES_NS));
+                        if !later {
+                            return Ok(told(now));
+                        }
+                        *known = holder;
+                    }
+                    None => wanted.holders.push(holder),
                 }
-                InForce {
-                    until_ns,
-                    until_boot_ns,
-                    ..now.clone()
-                }
+                wanted
             }
             None => {
                 let collector = self.collector();
@@ -252,11 +339,8 @@ impl Isolation {
                     return Err("the collector's address is not known yet, and the host would not be reachable by it".to_owned());
                 }
                 InForce {
-                    policy: asked.rule.policy.clone(),
-                    rule: asked.rule.rule.clone(),
+                    holders: vec![holder],
                     since_ns: wall,
-                    until_ns,
-                    until_boot_ns,
                     boot_id: self.boot_id.clone(),
                     collector,
                     dns: resolvers(),
@@ -284,6 +368,16 @@ impl Isolation {
         Ok(said)
     }
 
+    /// The end of what is in force has changed.
+    fn force_again(&mut self) {
+        let Some(now) = self.now.clone() else {
+            return;
+        };
+        if let Err(error) = self.force(&now) {
+            tracing::error!(error, "the end of the isolation cannot be moved");
+        }
+    }
+
     /// Makes the kernel do as is said.
     fn force(&mut self, wanted: &InForce) -> Result<(), String> {
         let collector = self.reached(wanted);
@@ -294,7 +388,7 @@ impl Isolation {
             &wanted.mounts,
         );
         let entries: Vec<_> = list.iter().map(Allow::entry).collect();
-        self.kernel.isolate(&entries, wanted.until_boot_ns)?;
+        self.kernel.isolate(&entries, wanted.until().1)?;
         self.applied = collector;
         Ok(())
     }
@@ -320,21 +414,24 @@ impl Isolation {
 
     /// Once a second: ends what is over, and lets the collector be reached where it is now.
     pub fn tick(&mut self) {
+        if self.again.is_some_and(|again| again <= Instant::now()) {
+            self.try_out();
+        }
+        if self.unsaved {
+            self.save();
+        }
         let Some(mut now) = self.now.clone() else {
             return;
         };
-        let wall = wall_ns();
+        let Ok(boot) = boot_ns() else {
+            return;
+        };
         if now.boot_id != self.boot_id {
-            // The kernel's clock began anew.
-            now.boot_id.clone_from(&self.boot_id);
-            let left = now.until_ns.saturating_sub(wall).max(1).cast_unsigned();
-            let boot = boot_ns().unwrap_or_default();
-            now.until_boot_ns = match now.until_ns {
-                0 => 0,
-                _ => boot.saturating_add(left),
-            };
+            now.after_reboot(&self.boot_id, wall_ns(), boot);
         }
-        if now.until_boot_ns != 0 && boot_ns().is_ok_and(|boot| boot >= now.until_boot_ns) {
+        now.holders
+            .retain(|holder| holder.until_boot_ns == 0 || holder.until_boot_ns > boot);
+        if now.holders.is_empty() {
             self.end("its time is over");
             return;
         }
@@ -364,7 +461,7 @@ impl Isolation {
 
     /// Ends what is in force by an administrator's word.
     pub fn lift(&mut self) {
-        if self.now.is_some() {
+        if self.now.is_some() || self.kernel.keeps_back() {
             self.end("lifted by command");
         }
     }
@@ -384,7 +481,7 @@ impl Isolation {
     }
 
     /// Writes down what is in force, whole or not at all.
-    fn save(&self) {
+    fn save(&mut self) {
         let written = match &self.now {
             None => forget(&self.path),
             Some(now) => {
@@ -396,8 +493,17 @@ impl Isolation {
                     .and_then(|()| fs::rename(&part, &self.path))
             }
         };
-        if let Err(error) = written {
-            tracing::error!(path = %self.path.display(), %error, "cannot write whether the host is cut off: another agent will not know");
+        self.unsaved = written.is_err();
+        let error = written.err().map(|error| {
+            format!(
+                "cannot write {}, so another agent will not know whether the host is cut off: {error}",
+                self.path.display()
+            )
+        });
+        if self.status.trouble(UNSAVED, error.clone())
+            && let Some(error) = error
+        {
+            tracing::error!("{error}");
         }
     }
 
@@ -405,11 +511,12 @@ impl Isolation {
         let told = self.now.as_ref().map(|now| {
             let dropped = self.kernel.dropped();
             let list = allow::list(&self.settings.allow, &self.applied, &now.dns, &now.mounts);
+            let holder = now.last();
             v1::Isolation {
-                policy: now.policy.clone(),
-                rule: now.rule.clone(),
+                policy: holder.map_or_else(String::new, |holder| holder.policy.clone()),
+                rule: holder.map_or_else(String::new, |holder| holder.rule.clone()),
                 since_ns: now.since_ns,
-                until_ns: now.until_ns,
+                until_ns: now.until().0,
                 cgroup: self.settings.cgroup.display().to_string(),
                 allowed: list.iter().map(ToString::to_string).collect(),
                 dropped_sent: dropped.sent,
@@ -439,15 +546,19 @@ pub fn forget(path: &Path) -> io::Result<()> {
 
 /// What is said of what is in force.
 fn told(now: &InForce) -> String {
-    let until = match now.until_ns {
+    let until = match now.until().0 {
         0 => "until it is lifted or the rule is not in force any more".to_owned(),
         until => format!("until {}", written(until)),
     };
+    let rules: Vec<_> = now
+        .holders
+        .iter()
+        .map(|holder| format!("{}/{}", holder.policy, holder.rule))
+        .collect();
     format!(
-        "cut off since {} for {}/{}, {until}; packets that are forwarded are not kept back",
+        "cut off since {} for {}, {until}; packets that are forwarded are not kept back",
         written(now.since_ns),
-        now.policy,
-        now.rule
+        rules.join(", ")
     )
 }
 
@@ -472,4 +583,54 @@ fn mounts() -> Vec<SocketAddr> {
     let mut found = mounted_from(&text.unwrap_or_default());
     found.truncate(allow::FOUND_MAX);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(rule: &str, lasts_ns: u64, until_ns: i64, until_boot_ns: u64) -> Holder {
+        Holder {
+            policy: "p".into(),
+            rule: rule.into(),
+            lasts_ns,
+            until_ns,
+            until_boot_ns,
+        }
+    }
+
+    fn in_force(holders: Vec<Holder>) -> InForce {
+        InForce {
+            holders,
+            since_ns: 0,
+            boot_id: "before".into(),
+            collector: Vec::new(),
+            dns: Vec::new(),
+            mounts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_longest_of_its_rules_holds_the_host() {
+        let (short, long) = (holder("short", 10, 10, 110), holder("long", 50, 50, 150));
+        assert_eq!(
+            in_force(vec![short.clone(), long.clone()]).until(),
+            (50, 150)
+        );
+        let endless = holder("endless", 0, 0, 0);
+        let now = in_force(vec![short, endless, long]);
+        assert_eq!(now.until(), (0, 0));
+        assert_eq!(now.last().map(|holder| &*holder.rule), Some("endless"));
+    }
+
+    #[test]
+    fn after_a_reboot_what_was_left_goes_on_whatever_the_clock_says() {
+        for (wall, left) in [(40, 10), (60, 1), (-1_000_000, 50)] {
+            let mut now = in_force(vec![holder("a", 50, 50, 7), holder("b", 0, 0, 0)]);
+            now.after_reboot("after", wall, 1_000);
+            assert_eq!(now.holders[0].until_boot_ns, 1_000 + left, "{wall}");
+            assert_eq!(now.holders[1].until_boot_ns, 0);
+            assert_eq!(now.boot_id, "after");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::state::now_ns;
 
-/// Rows of the log that are kept.
+/// Rows of the log that are kept of a tenant, of those refused and of the others.
 const LOG_MAX: i64 = 10_000;
 /// Longest text of others' that is kept in it, in bytes.
 const TEXT_MAX: usize = 512;
@@ -49,6 +49,27 @@ pub async fn bound(
         agent,
         key: row.try_get("key")?,
     }))
+}
+
+/// Another subject that this key is bound to.
+///
+/// # Errors
+/// The database failed.
+pub async fn other_of_key(
+    tx: &mut Transaction<'_, Sqlite>,
+    tenant: &str,
+    (method, subject): (&str, &str),
+    key: &[u8],
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT subject FROM join_binding WHERE tenant = ? AND key = ? AND NOT (method = ? AND subject = ?)",
+    )
+    .bind(tenant)
+    .bind(key)
+    .bind(method)
+    .bind(subject)
+    .fetch_optional(&mut **tx)
+    .await
 }
 
 /// Binds a proof to an agent and its key, or notes that it was shown again.
@@ -108,7 +129,8 @@ pub async fn list(database: &SqlitePool, tenant: &str) -> Result<Vec<Joined>, sq
     rows.iter().rev().map(read).collect()
 }
 
-/// Forgets what is bound, so that another agent can be bound to it; how many it were.
+/// Forgets what is bound, so that another agent can be bound to it, and revokes the agents that were: one of them may be
+/// somebody else's. The registry has to learn of them.
 ///
 /// # Errors
 /// The database failed.
@@ -117,7 +139,7 @@ pub async fn forget(
     tenant: &str,
     subject: &str,
     by: &str,
-) -> Result<u64, sqlx::Error> {
+) -> Result<Vec<Uuid>, sqlx::Error> {
     let mut tx = database.begin_with("BEGIN IMMEDIATE").await?;
     let gone = sqlx::query(
         "DELETE FROM join_binding WHERE tenant = ? AND subject = ? RETURNING method, agent",
@@ -126,19 +148,30 @@ pub async fn forget(
     .bind(subject)
     .fetch_all(&mut *tx)
     .await?;
+    let mut agents = Vec::with_capacity(gone.len());
     for row in &gone {
+        let agent: String = row.try_get("agent")?;
+        sqlx::query(
+            "UPDATE agent SET revoked_ns = ? WHERE id = ? AND tenant = ? AND revoked_ns = 0",
+        )
+        .bind(now_ns())
+        .bind(&agent)
+        .bind(tenant)
+        .execute(&mut *tx)
+        .await?;
+        agents.push(Uuid::try_parse(&agent).map_err(|error| sqlx::Error::Decode(error.into()))?);
         let attempt = JoinAttempt {
             method: row.try_get("method")?,
             outcome: "forgotten".into(),
             subject: subject.to_owned(),
-            agent: row.try_get("agent")?,
+            agent,
             by: by.to_owned(),
             ..JoinAttempt::default()
         };
         write(&mut tx, tenant, &attempt).await?;
     }
     tx.commit().await?;
-    Ok(gone.len() as u64)
+    Ok(agents)
 }
 
 /// Writes a row of the log.
@@ -150,6 +183,7 @@ pub async fn write(
     tenant: &str,
     attempt: &JoinAttempt,
 ) -> Result<(), sqlx::Error> {
+    let refused = attempt.outcome == "refused";
     sqlx::query(
         "INSERT INTO join_log (at_ns, tenant, method, outcome, subject, host, address, agent, reason, by) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -166,10 +200,18 @@ pub async fn write(
     .bind(cut(&attempt.by))
     .execute(&mut **tx)
     .await?;
-    sqlx::query("DELETE FROM join_log WHERE id <= (SELECT max(id) FROM join_log) - ?")
-        .bind(LOG_MAX)
-        .execute(&mut **tx)
-        .await?;
+    // Refusals apart, and each tenant's apart: nobody can push out what an admin did, or another's.
+    sqlx::query(
+        "DELETE FROM join_log WHERE tenant = ? AND (outcome = 'refused') = ? AND id <= (SELECT id FROM join_log \
+         WHERE tenant = ? AND (outcome = 'refused') = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+    )
+    .bind(tenant)
+    .bind(refused)
+    .bind(tenant)
+    .bind(refused)
+    .bind(LOG_MAX)
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 
@@ -212,4 +254,119 @@ fn cut(text: &str) -> &str {
         end -= 1;
     }
     &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tenant::identity::Identity;
+    use crate::tenant::registry::{Refusal, Registry};
+
+    async fn database(dir: &std::path::Path) -> SqlitePool {
+        let database = crate::state::open(&dir.join("state.db"))
+            .await
+            .expect("a database");
+        for statement in [
+            "INSERT INTO tenant (name, created_ns) VALUES ('a', 1), ('b', 1)".to_owned(),
+            format!(
+                "INSERT INTO agent (id, tenant, name, machine_id, enrolled_ns, \
+                 certificate_expires_ns) VALUES ('{}', 'a', 'h', '', 1, 9)",
+                Uuid::from_u128(1)
+            ),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(statement))
+                .execute(&database)
+                .await
+                .expect("a row");
+        }
+        database
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_revoked_and_a_key_is_of_one_host() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let database = database(dir.path()).await;
+        let to = Binding {
+            agent: Uuid::from_u128(1),
+            key: vec![7; 32],
+        };
+        let mut tx = database
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .expect("a transaction");
+        bind(&mut tx, "a", ("ec2", "i-1", "e"), &to)
+            .await
+            .expect("bound");
+        let other = other_of_key(&mut tx, "a", ("ec2", "i-2"), &to.key)
+            .await
+            .expect("an answer");
+        assert_eq!(other.as_deref(), Some("i-1"));
+        let own = other_of_key(&mut tx, "a", ("ec2", "i-1"), &to.key)
+            .await
+            .expect("an answer");
+        assert_eq!(own, None);
+        tx.commit().await.expect("written");
+
+        assert!(
+            forget(&database, "b", "i-1", "x")
+                .await
+                .expect("an answer")
+                .is_empty()
+        );
+        let registry = Registry::load(database.clone()).await.expect("a registry");
+        let identity = Identity {
+            tenant: "a".into(),
+            agent: to.agent,
+        };
+        assert_eq!(registry.check(&identity), Ok(()));
+        let agents = forget(&database, "a", "i-1", "x").await.expect("forgotten");
+        assert_eq!(agents, [to.agent]);
+        registry.revoke(to.agent);
+        assert_eq!(registry.check(&identity), Err(Refusal::Revoked));
+        // Another collector on this database finds it so, too.
+        let again = Registry::load(database).await.expect("a registry");
+        assert_eq!(again.check(&identity), Err(Refusal::Revoked));
+    }
+
+    #[tokio::test]
+    async fn nobody_pushes_out_what_another_did() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let database = database(dir.path()).await;
+        let mut tx = database
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .expect("a transaction");
+        let attempt = |outcome: &str| JoinAttempt {
+            outcome: outcome.into(),
+            ..JoinAttempt::default()
+        };
+        write(&mut tx, "a", &attempt("forgotten"))
+            .await
+            .expect("written");
+        write(&mut tx, "b", &attempt("refused"))
+            .await
+            .expect("written");
+        for _ in 0..LOG_MAX + 10 {
+            write(&mut tx, "a", &attempt("refused"))
+                .await
+                .expect("written");
+        }
+        tx.commit().await.expect("written");
+        let count = |tenant: &'static str, outcome: &'static str| {
+            let database = database.clone();
+            async move {
+                sqlx::query_scalar::<_, i64>(
+                    "SELECT count(*) FROM join_log WHERE tenant = ? AND outcome = ?",
+                )
+                .bind(tenant)
+                .bind(outcome)
+                .fetch_one(&database)
+                .await
+                .expect("a number")
+            }
+        };
+        assert_eq!(count("a", "refused").await, LOG_MAX);
+        assert_eq!(count("a", "forgotten").await, 1);
+        assert_eq!(count("b", "refused").await, 1);
+    }
 }

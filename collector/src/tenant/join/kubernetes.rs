@@ -119,6 +119,7 @@ pub(super) fn prove<'a>(
     })?;
     let mut last = None;
     let mut broken = None;
+    let mut refused = None;
     for (join, kubernetes) in joins.filter(|(_, known)| known.issuer == claims.iss) {
         last = Some(join);
         let keys = match kubernetes.read_keys() {
@@ -135,13 +136,21 @@ pub(super) fn prove<'a>(
             .any(|key| key.verifies(&header.alg, signed.as_bytes(), &signature));
         if genuine {
             let now = OffsetDateTime::now_utc().unix_timestamp();
-            let node = kubernetes
-                .allow(&claims, now)
-                .map_err(|failure| failure.at(join))?;
+            let node = match kubernetes.allow(&claims, now) {
+                Ok(node) => node,
+                // Another entry for the same cluster may be for this audience or account.
+                Err(failure) => {
+                    refused.get_or_insert(failure.at(join));
+                    continue;
+                }
+            };
             let subject = format!("{}/node/{node}", join.name);
             let method = "kubernetes";
             return Ok((join, Proven { method, subject }));
         }
+    }
+    if let Some(refused) = refused {
+        return Err(refused);
     }
     let failure = match (last, broken) {
         (_, Some(why)) => Failure::broken(why),

@@ -120,6 +120,11 @@ async fn a_full_disk_stops_acknowledgements_and_nothing_else() {
         stream
             .send(Ask::Delivery(delivery(EPOCH, number, &large(number))))
             .await;
+        // Else all of them may share one sync, which does not fit.
+        if number == 1 {
+            acknowledged += 1;
+            assert!(is_ack(&stream.reply().await, acknowledged));
+        }
     }
     // `ulimit -f` counts blocks of 512 or 1024 bytes: 1 or 2 MiB of log. What
     // shares a sync with the first that does not fit waits with it.

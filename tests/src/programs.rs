@@ -40,12 +40,12 @@ pub fn long() -> bool {
     std::env::var("SUMUN_FAULTS").is_ok_and(|form| form == "long")
 }
 
-/// True where `tests/run` has another process run what boots virtual machines, beside the programs on this host; says so.
+/// True where `tests/run` runs what boots virtual machines after the programs on this host; says so.
 #[must_use]
 pub fn guests_run_elsewhere() -> bool {
     let elsewhere = std::env::var("SUMUN_GUESTS").is_ok_and(|which| which == "elsewhere");
     if elsewhere {
-        println!("virtual machines run beside the other tests: see the end");
+        println!("virtual machines come after the other tests: see the end");
     }
     elsewhere
 }

@@ -78,6 +78,7 @@ chroot / true
 perl -e '$> = 65534; $> = 0; die $! if $>'
 sleep 60 >/dev/null 2>&1 &
 victim=$!
+until read -r name </proc/$victim/comm && [ "$name" = sleep ]; do :; done
 perl -e 'my $pid = 0 + shift; syscall({ptrace}, 16, $pid, 0, 0) == 0 or die $!; waitpid $pid, 0x40000000; syscall({ptrace}, 17, $pid, 0, 0)' $victim
 kill $victim
 unshare -u true

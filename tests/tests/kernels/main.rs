@@ -24,6 +24,9 @@ const INSTRUCTIONS_MAX: u64 = 1_500_000;
 /// What all guests may take of the processors: ten minutes of two. How long that is depends on what else runs.
 const PROCESSOR_MAX: Duration = Duration::from_secs(1200);
 
+/// Guests at once: most of a guest's time is the verifier's, which is one thread.
+const AT_ONCE: usize = 2;
+
 /// What the children of this process that have ended took of the processors.
 fn taken() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").expect("/proc is there");
@@ -72,13 +75,13 @@ fn test_program() -> PathBuf {
     })
 }
 
-/// Boots all kernels, `at_once` at a time, the longest first; those that are not there are left out.
-fn boot_all(program: &Path, at_once: usize) -> BTreeMap<&'static str, Said> {
+/// Boots all kernels, [`AT_ONCE`] at a time, the longest first; those that are not there are left out.
+fn boot_all(program: &Path) -> BTreeMap<&'static str, Said> {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let said = Mutex::new(BTreeMap::new());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..at_once {
+        for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(one) = BOOTS.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Some(came) = boot::boot(one, program, scratch.path()) {
@@ -101,13 +104,13 @@ fn every_kernel_does_what_the_page_says() {
         return;
     }
     let asked = std::env::var("SUMUN_GUESTS").unwrap_or_default();
-    let beside = asked == "beside";
-    if !beside && asked != "alone" {
+    let of_all = asked == "last";
+    if !of_all && asked != "alone" {
         eprintln!("SKIPPED kernels: it takes some minutes: make test and make test-kernels run it");
         return;
     }
     let path = root().join("docs/kernel-support.md");
-    if beside && !page::is_written(&path) {
+    if of_all && !page::is_written(&path) {
         eprintln!(
             "SKIPPED kernels: docs/kernel-support.md has no tables yet: SUMUN_WRITE_DOCS=1 make test-kernels"
         );
@@ -115,8 +118,7 @@ fn every_kernel_does_what_the_page_says() {
     }
     let program = test_program();
     let begun = Instant::now();
-    // Most of a guest's time is the verifier's, which is one thread.
-    let mut said = boot_all(&program, if beside { 1 } else { 2 });
+    let mut said = boot_all(&program);
     let (took, taken) = (begun.elapsed(), taken());
     println!(
         "{} kernels in {took:.0?}, {taken:.0?} of processors",

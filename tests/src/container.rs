@@ -141,6 +141,23 @@ impl Rootfs {
         runc(&self.path, bundle, id, cgroup, &args)
     }
 
+    /// Packs it as a tar beside it.
+    ///
+    /// # Errors
+    /// `tar` fails.
+    pub fn tar(&self) -> Result<PathBuf> {
+        let tar = self.path.with_file_name("image.tar");
+        let made = Command::new("tar")
+            .arg("-C")
+            .arg(&self.path)
+            .arg("-cf")
+            .arg(&tar)
+            .arg(".")
+            .status()?;
+        ensure!(made.success(), "tar ended with {made}");
+        Ok(tar)
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -199,15 +199,7 @@ fn the_task_s_agent_joins_and_stops_what_is_done_in_another_container() {
     rootfs.program("prog-first").expect("a program");
     rootfs.program("prog-second").expect("a program");
     rootfs.shell().expect("a shell");
-    let tar = dir.path().join("box.tar");
-    let made = Command::new("tar")
-        .arg("-C")
-        .arg(dir.path().join("rootfs"))
-        .arg("-cf")
-        .arg(&tar)
-        .arg(".")
-        .output();
-    good(made.expect("tar"));
+    let tar = rootfs.tar().expect("a tar");
     good(
         podman(&store)
             .arg("import")

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -48,15 +47,7 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
             .program(&format!("prog-{number}"))
             .expect("a program");
     }
-    let tar = dir.path().join("image.tar");
-    let made = Command::new("tar")
-        .arg("-C")
-        .arg(rootfs.path())
-        .arg("-cf")
-        .arg(&tar)
-        .arg(".")
-        .status();
-    assert!(made.expect("tar").success());
+    let tar = rootfs.tar().expect("a tar");
     let image = "sumun.test/many:1.0";
     let archive = pod::archive(dir.path(), &tar, image).expect("an image");
     let containerd = match Containerd::start(dir.path(), &archive, image) {

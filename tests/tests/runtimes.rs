@@ -79,16 +79,7 @@ fn image(folder: &Path) -> std::path::PathBuf {
     rootfs.program("prog-first").expect("a program");
     rootfs.program("prog-second").expect("a program");
     rootfs.shell().expect("a shell");
-    let tar = folder.join("image.tar");
-    let made = Command::new("tar")
-        .arg("-C")
-        .arg(folder.join("rootfs"))
-        .arg("-cf")
-        .arg(&tar)
-        .arg(".")
-        .status();
-    assert!(made.expect("tar").success());
-    tar
+    rootfs.tar().expect("a tar")
 }
 
 /// Runs it and returns what it printed.

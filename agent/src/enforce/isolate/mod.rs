@@ -217,7 +217,8 @@ impl Isolation {
             }
             if now.holders.len() != before {
                 self.save();
-                self.force_again();
+                // The end may be another: so it is put in force again.
+                self.applied.clear();
             }
         }
         self.tick();
@@ -366,16 +367,6 @@ impl Isolation {
         }
         self.publish();
         Ok(said)
-    }
-
-    /// The end of what is in force has changed.
-    fn force_again(&mut self) {
-        let Some(now) = self.now.clone() else {
-            return;
-        };
-        if let Err(error) = self.force(&now) {
-            tracing::error!(error, "the end of the isolation cannot be moved");
-        }
     }
 
     /// Makes the kernel do as is said.

@@ -3,7 +3,9 @@
 pub mod auditd;
 pub mod bpftrace;
 pub mod cost;
+pub mod identity;
 pub mod matcher;
+pub mod nginx;
 pub mod peers;
 pub mod rate;
 pub mod report;

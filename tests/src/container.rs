@@ -24,8 +24,16 @@ pub fn hierarchy() -> PathBuf {
 /// Whether a program is installed.
 #[must_use]
 pub fn has(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where a program is installed.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }
 
 /// Those of the capabilities (without `CAP_`) that this host lets anybody have; the others are told, and left out: no runtime can give them.
@@ -121,11 +129,7 @@ impl Rootfs {
     /// # Errors
     /// There is no busybox on this host.
     pub fn shell(&self) -> Result<()> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let busybox = std::env::split_paths(&path)
-            .map(|folder| folder.join("busybox"))
-            .find(|file| file.is_file())
-            .context("find busybox")?;
+        let busybox = find("busybox").context("find busybox")?;
         fs::create_dir_all(self.path.join("bin"))?;
         fs::copy(busybox, self.path.join("bin/busybox"))?;
         Ok(())
@@ -215,6 +219,12 @@ impl Cgroup {
         let path = hierarchy().join(path.trim_start_matches('/'));
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         Ok(Self { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Its id: the number of its inode.

@@ -16,6 +16,15 @@ use crate::programs;
 
 /// How long a program may take until it serves: the agent attaches some dozen programs.
 const READY: Duration = Duration::from_secs(60);
+/// The same where the processor is emulated: the verifier alone needs a minute there.
+const READY_EMULATED: Duration = Duration::from_secs(300);
+
+fn ready() -> Duration {
+    match programs::emulated() {
+        true => READY_EMULATED,
+        false => READY,
+    }
+}
 
 /// The right to run an agent on this kernel; the next test waits until it is dropped.
 #[derive(Debug)]
@@ -121,7 +130,7 @@ impl Collector {
         let begun = Instant::now();
         while !addr.exists() {
             ensure!(
-                process.ended().is_none() && begun.elapsed() < READY,
+                process.ended().is_none() && begun.elapsed() < ready(),
                 "the collector is not ready; it said:\n{}",
                 process.said()
             );
@@ -327,7 +336,7 @@ impl Agent {
             }
             let process = self.process();
             ensure!(
-                process.ended().is_none() && begun.elapsed() < READY,
+                process.ended().is_none() && begun.elapsed() < ready(),
                 "the agent is not online ({state}); it said:\n{}",
                 process.said()
             );

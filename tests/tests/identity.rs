@@ -11,7 +11,7 @@ use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Cgroup, Rootfs, has, id, pod_uid};
 use sumun_tests::elf;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
-use sumun_tests::programs::long;
+use sumun_tests::programs::{emulated, long};
 
 /// How long the store may take until an answer is complete.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,6 +39,15 @@ const PROGRAMS: &str = r#"kind in ["exec", "exit"] && proc.exe.name.startsWith("
 struct Wanted {
     container: String,
     pod: String,
+}
+
+/// How many there are: in the long form, else, and where a processor is emulated.
+fn count(of_long: u64, else_: u64) -> u64 {
+    match (long(), emulated()) {
+        (_, true) => else_ / 10,
+        (true, false) => of_long,
+        (false, false) => else_,
+    }
 }
 
 fn run_all(count: u64, workers: u64, each: impl Fn(u64) + Sync) {
@@ -103,7 +112,7 @@ fn short_lived_cgroups_are_told_apart_from_their_first_event_on() {
         return;
     };
     let scratch = scratch();
-    let count = if long() { 10_000 } else { 400 };
+    let count = count(10_000, 400);
     let collector = Collector::start().expect("a collector");
     let mut agent = Agent::start(turn, &collector, &[]).expect("an agent");
     elf::write(&scratch.path().join("program")).expect("a program");
@@ -154,7 +163,7 @@ fn containers_of_runc_are_known_before_their_first_program() {
         return;
     }
     let scratch = scratch();
-    let count = if long() { 1000 } else { 200 };
+    let count = count(1000, 200);
     let collector = Collector::start().expect("a collector");
     let mut agent = Agent::start(turn, &collector, &[]).expect("an agent");
     let rootfs = Rootfs::make(scratch.path()).expect("a root file system");

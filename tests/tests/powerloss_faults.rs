@@ -67,12 +67,7 @@ fn what_was_reported_before_the_power_was_lost_is_stored() {
     if programs::guests_run_elsewhere() {
         return;
     }
-    let cache = std::env::var("SUMUN_CACHE").map_or_else(
-        |_| Path::new(&std::env::var("HOME").unwrap_or_default()).join(".cache/sumun"),
-        PathBuf::from,
-    );
-    if !cache.join("kernels").join(KERNEL).join("vmlinuz").exists() {
-        println!("SKIPPED power loss: no kernel {KERNEL} for a guest, run 'make setup-test'");
+    if !programs::guest_kernel("power loss", KERNEL) {
         return;
     }
     let cuts = if programs::long() { 10 } else { 3 };

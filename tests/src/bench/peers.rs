@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::auditd::{self, Auditd, Quiet};
 use super::bpftrace::{self, Bpftrace};
+use super::nginx::{self, Nginx};
 use super::rate;
 use super::report::{Report, Sample};
 use super::rules::with;
@@ -26,7 +27,7 @@ const SETTLE: Duration = Duration::from_millis(600);
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Work: key, words, pieces of a batch, goal of the workload and of the agent in ns.
-const KINDS: [(&str, &str, u32, &str, &str); 4] = [
+const KINDS: [(&str, &str, u32, &str, &str); 5] = [
     (
         "open",
         "an unmatched open+close",
@@ -55,11 +56,28 @@ const KINDS: [(&str, &str, u32, &str, &str); 4] = [
         "goal: 3000 or less",
         "goal: 7000 or less",
     ),
+    (
+        "nginx",
+        "a request to nginx, each with a connection",
+        200,
+        "goal: 3000 or less",
+        "goal: 6000 or less",
+    ),
 ];
+/// The place of nginx among them, the last: left out where it is not there.
+const NGINX: usize = 4;
 const NAMES: [&str; 3] = ["sumun", "auditd", "bpftrace"];
 
 /// Nanoseconds a piece of each kind of work: of the workload, and of the watcher itself.
-type Phase = [(f64, f64); 4];
+type Phase = [(f64, f64); KINDS.len()];
+
+/// The kinds of work that can be done here.
+fn kinds() -> &'static [(&'static str, &'static str, u32, &'static str, &'static str)] {
+    match nginx::hindered() {
+        Some(_) => &KINDS[..NGINX],
+        None => &KINDS,
+    }
+}
 
 /// Two phases with nothing, and one of each watcher that can run here.
 struct Round {
@@ -134,7 +152,11 @@ pub fn run(
     }
     tell(&rows, report);
     recorded(&seen, report);
-    let count = skipped.iter().flatten().count();
+    let nginx = nginx::hindered();
+    if let Some(why) = &nginx {
+        println!("SKIPPED nginx: {why}");
+    }
+    let count = skipped.iter().chain([&nginx]).flatten().count();
     report.figure(
         "peers_skipped",
         "skipped",
@@ -165,7 +187,12 @@ effect = "record"
 
 /// All kinds of work once, under a watcher with this clock or under none.
 fn phase(work: &Work, watcher: Option<&dyn Fn() -> Result<u64>>) -> Result<Phase> {
-    let mut done = [(0.0, 0.0); 4];
+    let mut done = [(0.0, 0.0); KINDS.len()];
+    // What audit has of a process was decided when it began.
+    let nginx = match nginx::hindered() {
+        Some(_) => None,
+        None => Some(Nginx::start()?),
+    };
     let idle = match watcher {
         Some(cpu_ns) => {
             std::thread::sleep(SETTLE); // after its start
@@ -175,17 +202,22 @@ fn phase(work: &Work, watcher: Option<&dyn Fn() -> Result<u64>>) -> Result<Phase
         }
         None => 0.0,
     };
-    for (place, (_, _, count, _, _)) in KINDS.iter().enumerate() {
+    for (place, (_, _, count, _, _)) in kinds().iter().enumerate() {
+        let served = nginx.as_ref().filter(|_| place == NGINX);
+        let server = || served.map_or(Ok(0), Nginx::cpu_ns);
         let begun = Instant::now();
         let from = watcher.map_or(Ok(0), |cpu_ns| cpu_ns())?;
+        let server_from = server()?;
         let each = measured(|| {
-            per_piece(*count, || match place {
-                0 => work.open(),
-                1 => work.open_matched(),
-                2 => work.exec(),
-                _ => work.connect(),
+            per_piece(*count, || match (place, served) {
+                (0, _) => work.open(),
+                (1, _) => work.open_matched(),
+                (2, _) => work.exec(),
+                (_, Some(nginx)) => nginx.request(),
+                (_, None) => work.connect(),
             })
         })?;
+        let each = each + per(server()? - server_from, u64::from(*count * BATCHES));
         let own = match watcher {
             Some(cpu_ns) => {
                 std::thread::sleep(SETTLE);
@@ -209,7 +241,7 @@ fn note(seen: &mut (u64, u64, u64), (recorded, lost): (u64, u64)) {
 }
 
 fn say(round: usize, before: &Phase, on: &[Option<Phase>; 3], after: &Phase) {
-    for (place, (_, words, ..)) in KINDS.iter().enumerate() {
+    for (place, (_, words, ..)) in kinds().iter().enumerate() {
         let each = on.iter().map(|phase| {
             phase.map_or("-".to_owned(), |phase| {
                 let (work, own) = phase[place];
@@ -228,7 +260,7 @@ fn say(round: usize, before: &Phase, on: &[Option<Phase>; 3], after: &Phase) {
 }
 
 fn tell(rows: &[Round], report: &mut Report) {
-    for (place, (key, words, _, goal_work, goal_own)) in KINDS.iter().enumerate() {
+    for (place, (key, words, _, goal_work, goal_own)) in kinds().iter().enumerate() {
         report.section(&format!(
             "Processor time added to {words}, ns: median (quartiles) of {} rounds",
             rows.len()
@@ -285,7 +317,7 @@ fn tell(rows: &[Round], report: &mut Report) {
 /// How much of the watched work is in the records of the others.
 fn recorded(seen: &[(u64, u64, u64); 3], report: &mut Report) {
     report.section("Of the watched opens, execs and connects, in their records");
-    let asked: u32 = KINDS[1..].iter().map(|kind| kind.2 * BATCHES).sum();
+    let asked: u32 = kinds()[1..].iter().map(|kind| kind.2 * BATCHES).sum();
     for (name, (rounds, recorded, lost)) in NAMES.iter().zip(seen).filter(|(_, seen)| seen.0 > 0) {
         let asked = rounds * u64::from(asked);
         report.figure(

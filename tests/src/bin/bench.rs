@@ -2,7 +2,7 @@
 //!
 //! `bench --out DIR --python PYTHON [--rounds 15] [--seconds 30] [--rate 50000] [--only PART,PART]`
 //!
-//! Parts, in their order: matcher, cost, programs, rules, latency, memory, rate, peers.
+//! Parts, in their order: matcher, cost, programs, rules, latency, memory, rate, identity, peers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use sumun_tests::bench::auditd::Quiet;
 use sumun_tests::bench::rate::{self, Plan};
 use sumun_tests::bench::report::Report;
 use sumun_tests::bench::work::Work;
-use sumun_tests::bench::{cost, matcher, peers, rules};
+use sumun_tests::bench::{cost, identity, matcher, peers, rules};
 use sumun_tests::host::{Agent, Collector, Turn};
 
-const PARTS: &str = "matcher,cost,programs,rules,latency,memory,rate,peers";
+const PARTS: &str = "matcher,cost,programs,rules,latency,memory,rate,identity,peers";
 
 fn main() -> Result<()> {
     let args = Args::parse()?;
@@ -129,6 +129,10 @@ effect = "record"
             agent.stop()?;
         }
         agent.release()?;
+    }
+    if wanted("identity") {
+        println!("identity: {rounds} rounds");
+        identity::run(rounds, &work, &mut agent, &collector, report)?;
     }
     // Last: the kernel is not the same after it had audit on.
     if wanted("peers") {

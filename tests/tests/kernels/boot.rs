@@ -1,11 +1,12 @@
 //! Starting the kernel tests: in a virtual machine, and what they tell of this host.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use super::facts::{self, Said};
 use super::root;
+use sumun_tests::programs;
 
 /// One start of a virtual machine, a column of the tables.
 pub struct Boot {
@@ -66,17 +67,17 @@ const fn whole(kernel: &'static str, asked: &'static [&'static str]) -> Boot {
 }
 
 /// Boots a kernel and runs the tests in it. `None` if it is not there.
-pub fn boot(boot: &Boot, program: &Path, scratch: &Path) -> Option<Said> {
+///
+/// # Errors
+/// What was said by tests that failed.
+pub fn boot(boot: &Boot, program: &Path, scratch: &Path) -> Result<Option<Said>, String> {
     let Boot { column, kernel, .. } = *boot;
-    let cache = PathBuf::from(std::env::var_os("SUMUN_CACHE").expect("tests/run sets SUMUN_CACHE"));
-    if !cache.join("kernels").join(kernel).join("vmlinuz").exists() {
-        let reason = format!("no kernel {kernel}: tests/vm/fetch-kernels {kernel}");
+    if !programs::guest_kernel("kernels", kernel) {
         assert!(
             std::env::var_os("CI").is_none() || !REQUIRED.contains(&kernel),
-            "{reason}"
+            "no kernel {kernel}: tests/vm/fetch-kernels {kernel}"
         );
-        eprintln!("SKIPPED kernels: {reason}");
-        return None;
+        return Ok(None);
     }
     let begun = std::time::Instant::now();
     let script = scratch.join(format!(
@@ -105,19 +106,17 @@ pub fn boot(boot: &Boot, program: &Path, scratch: &Path) -> Option<Said> {
     command.args([kernel, "--", "sh", "/sumun/guest.sh"]);
     let output = command.output().expect("the harness can be started");
     let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    assert!(
-        output.status.success(),
-        "{column}: {}\n{text}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{column}: {}\n{text}\n{errors}", output.status));
+    }
     let said = facts::read(&text);
     println!(
         "{column}: {} tests in {:.0?}",
         said.tests.len(),
         begun.elapsed()
     );
-    Some(said)
+    Ok(Some(said))
 }
 
 /// The facts of this host, where the tests themselves run with all others. `None` if it can run no agent.

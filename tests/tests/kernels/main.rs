@@ -9,7 +9,6 @@ mod page;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -48,49 +47,32 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The program of the kernel tests, as cargo names it; built before this one.
-fn test_program() -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args([
-        "test",
-        "--release",
-        "--workspace",
-        "--no-run",
-        "--message-format=json",
-        "--test",
-        "kernel",
-    ]);
-    let output = cargo.output().expect("cargo can be run");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let named = said.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let found = message["target"]["name"] == "kernel";
-        found.then(|| message["executable"].as_str().map(PathBuf::from))?
-    });
-    named.unwrap_or_else(|| {
-        panic!(
-            "cargo names no test program: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })
-}
-
 /// Boots all kernels, [`AT_ONCE`] at a time, the longest first; those that are not there are left out.
+///
+/// # Panics
+/// With what all that failed have said, once all have been tried.
 fn boot_all(program: &Path) -> BTreeMap<&'static str, Said> {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let said = Mutex::new(BTreeMap::new());
+    let failed = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(one) = BOOTS.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Some(came) = boot::boot(one, program, scratch.path()) {
-                        said.lock().expect("no panic").insert(one.column, came);
+                    match boot::boot(one, program, scratch.path()) {
+                        Ok(came) => said
+                            .lock()
+                            .expect("no panic")
+                            .extend(came.map(|came| (one.column, came))),
+                        Err(reason) => failed.lock().expect("no panic").push(reason),
                     }
                 }
             });
         }
     });
+    let failed = failed.into_inner().expect("no panic");
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
     said.into_inner().expect("no panic")
 }
 
@@ -116,7 +98,7 @@ fn every_kernel_does_what_the_page_says() {
         );
         return;
     }
-    let program = test_program();
+    let program = programs::test("kernel");
     let begun = Instant::now();
     let mut said = boot_all(&program);
     let (took, taken) = (begun.elapsed(), taken());

@@ -255,6 +255,8 @@ struct Profile {
     instance_profile_arn: String,
 }
 
+/// Longest single value of EC2's service that is taken, in bytes.
+const VALUE_MAX: usize = 256;
 /// The header `Host` of requests to EC2's service.
 const EC2_HOST: &str = "169.254.169.254";
 
@@ -293,16 +295,21 @@ async fn ec2(service: &Service) -> Result<Cloud, Failure> {
     let headers = [("X-aws-ec2-metadata-token", token.as_str())];
     let get = async |path: &str| service.ask("GET", path, EC2_HOST, &headers).await;
     let path = "/latest/dynamic/instance-identity/document";
-    let document: Document = json(path, &get(path).await?)?;
-    let mut cloud = Cloud {
-        provider: "aws".into(),
-        account: document.account_id,
-        region: document.region,
-        zone: document.availability_zone,
-        instance_id: document.instance_id,
-        instance_type: document.instance_type,
-        image: document.image_id,
-        ..Cloud::default()
+    let mut cloud = match json::<Document>(path, &get(path).await?) {
+        Ok(document) => Cloud {
+            provider: "aws".into(),
+            account: document.account_id,
+            region: document.region,
+            zone: document.availability_zone,
+            instance_id: document.instance_id,
+            instance_type: document.instance_type,
+            image: document.image_id,
+            ..Cloud::default()
+        },
+        Err(failure) => match values(&get).await? {
+            Some(cloud) => cloud,
+            None => return Err(failure),
+        },
     };
     // The profile, which is named as its role; where the role's credentials lie is not gone to. 404: it has none.
     let path = "/latest/meta-data/iam/info";
@@ -337,6 +344,33 @@ async fn ec2(service: &Service) -> Result<Cloud, Failure> {
         cloud.tags_cut |= cut;
     }
     Ok(cloud)
+}
+
+/// What stands in no document: proxies before the service and doubles of it have single values only. Of them, the account is not
+/// known. `None`: not even the instance's id is there.
+async fn values<F: Future<Output = Result<Answer, Failure>>>(
+    get: &impl Fn(&'static str) -> F,
+) -> Result<Option<Cloud>, Failure> {
+    let value = async |path: &'static str| -> Result<String, Failure> {
+        let told = good(path, &get(path).await?).unwrap_or_default();
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        Ok(Some(told)
+            .filter(|told| told.len() <= VALUE_MAX && told.bytes().all(fits))
+            .unwrap_or_default())
+    };
+    let instance_id = value("/latest/meta-data/instance-id").await?;
+    if instance_id.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Cloud {
+        provider: "aws".into(),
+        instance_id,
+        region: value("/latest/meta-data/placement/region").await?,
+        zone: value("/latest/meta-data/placement/availability-zone").await?,
+        instance_type: value("/latest/meta-data/instance-type").await?,
+        image: value("/latest/meta-data/ami-id").await?,
+        ..Cloud::default()
+    }))
 }
 
 /// <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>

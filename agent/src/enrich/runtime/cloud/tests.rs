@@ -1,5 +1,6 @@
 //! Against a strict double of EC2's service: no answer without a session's token, as where version 1 is off.
 
+use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -191,6 +192,67 @@ fn what_is_not_allowed_is_left_out_and_what_is_wrong_is_an_error() {
         assert!(failure.to_string().contains("hop limit"), "{failure}");
         assert!(begun.elapsed() < Duration::from_secs(3));
     });
+}
+
+/// moto's service, as its own server would call it: it has single values and no document.
+const MOTO: &str = r#"
+import http.server
+from moto.instance_metadata.responses import InstanceMetadataResponse as Service
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        try:
+            status, _, text = Service.metadata_response(None, "http://169.254.169.254" + self.path, self.headers)
+        except NotImplementedError:
+            status, text = 500, ""
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_PUT = do_GET
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"#;
+
+#[test]
+fn an_instance_of_moto_is_told_without_an_account() {
+    use std::io::BufRead as _;
+    let python = std::env::var_os("SUMUN_VENV").map(|venv| Path::new(&venv).join("bin/python3"));
+    let Some(python) = python.filter(|python| python.exists()) else {
+        println!("SKIPPED an instance of moto: no Python for tests, run 'make setup-test'");
+        return;
+    };
+    let mut server = std::process::Command::new(python)
+        .args(["-c", MOTO])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("Python starts");
+    let mut line = String::new();
+    let said = server.stdout.take().expect("a pipe");
+    std::io::BufReader::new(said)
+        .read_line(&mut line)
+        .expect("a line");
+    let told = on_this_thread(async {
+        let port: u16 = line.trim().parse().expect("a port");
+        let dmi = firmware("Amazon EC2");
+        let settings = settings(([127, 0, 0, 1], port).into(), dmi.path());
+        look(&settings, Provider::Ec2).await
+    });
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+    let cloud = told.expect("an instance");
+    assert_eq!(
+        (cloud.instance_id.as_str(), cloud.instance_type.as_str()),
+        ("i-fake", "moto.virtual")
+    );
+    assert_eq!(
+        (cloud.region.as_str(), cloud.zone.as_str()),
+        ("us-east-1", "us-east-1a")
+    );
+    assert_eq!((cloud.account.as_str(), cloud.role.as_str()), ("", ""));
+    assert!(cloud.tags.is_empty() && !cloud.tags_cut);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Sizes given here are defaults; the loader may raise the rings before load.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
 };
@@ -21,7 +22,10 @@ use sumun_abi::{
         MATCH_ENTRIES, Match, MatchKey, SWAP_SLOTS,
     },
     record::{LEVELS, RECORD_MAX},
-    verdict::{Guard, LINEAGE_ENTRIES, Lineage, LineageKey, SHARERS_ENTRIES, Verdicts, id},
+    verdict::{
+        Guard, LINEAGE_ENTRIES, Lineage, LineageKey, SCOPES_ENTRIES, SHARERS_ENTRIES, Scope,
+        ScopeKey, Verdicts, id,
+    },
 };
 
 use crate::kernel::BLOCK;
@@ -76,6 +80,10 @@ pub(crate) struct Scratch {
     pub(crate) answers: Answers,
     /// What is known of the process under way; at a fork, also of the parent of its child.
     pub(crate) words: [Lineage; 2],
+    /// The cgroup that is looked up.
+    pub(crate) scope: ScopeKey,
+    /// What the process satisfies by its cgroup: yes, and unknown.
+    pub(crate) scoped: [u64; 2],
     /// Numbers that rules that kill ask for, by `verdict::id`.
     pub(crate) values: [u32; id::COUNT],
     /// The system call under way.
@@ -172,6 +180,12 @@ pub(crate) static LINEAGE: HashMap<LineageKey, Lineage> = HashMap::pinned(LINEAG
 /// The same of processes that `LINEAGE` knows nothing of, filled by user space only. Full: as `LINEAGE`.
 #[map]
 pub(crate) static SEEDS: HashMap<LineageKey, Lineage> = HashMap::pinned(LINEAGE_ENTRIES, 0);
+
+/// Whose cgroups are, as rules ask for it. Filled by user space only, so it takes memory for what is in it. Full: such cgroups
+/// have what is known of all below the nearest one above that is in it, mostly nothing; counted there.
+#[map]
+pub(crate) static SCOPES: HashMap<ScopeKey, Scope> =
+    HashMap::pinned(SCOPES_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// Processes that were made to share their open files with another, by (pid, start), and the table's address
 /// then. Full: the oldest makes room, and is not found when one that shares its files is killed.

@@ -1,17 +1,20 @@
 //! Many short pods of a real containerd, several at once, against what the test knows of each: every event says whose it is,
-//! the first included, and how long that took to be known is told.
+//! the first included, and how long that took to be known is told. And a policy for the pods of one label: it stops what their
+//! containers do first, and leaves the others alone.
 
 use std::collections::HashMap;
 use std::fs;
-use std::sync::Mutex;
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sumun_tests::check::{int, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Rootfs, has, pod_uid};
+use sumun_tests::ctl::Ctl;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
-use sumun_tests::pod::{self, Containerd, Pod};
+use sumun_tests::pod::{self, Containerd, Pod, cri};
 use sumun_tests::programs::long;
 
 /// How long the store may take until an answer is complete, and the runtime until it has told.
@@ -23,6 +26,112 @@ const AT_ONCE: u64 = 4;
 struct Known {
     pod: Pod,
     container: String,
+}
+
+/// What the pods of the cart may not do, however early.
+fn policy(port: u16) -> String {
+    format!(
+        r#"
+[policy]
+name = "cart"
+version = 1
+mode = "enforce"
+
+[selector]
+k8s = {{ labels = {{ app = "cart" }} }}
+
+[[rule]]
+id = "evil"
+on = ["exec"]
+when = 'proc.exe.path == "/evil"'
+effect = "kill"
+
+[[rule]]
+id = "out"
+on = ["connect"]
+when = 'net.dst.port == {port}'
+effect = "deny"
+"#
+    )
+}
+
+/// The first process of containers of pods, some of the cart: what became of them is what the policy says.
+fn first_processes(containerd: &Containerd, image: &str, ctl: &Ctl, listener: TcpListener) {
+    let since = unix_ns();
+    let port = listener
+        .local_addr()
+        .expect("an address")
+        .port()
+        .to_string();
+    let came = Arc::new(AtomicU64::new(0));
+    let comes = Arc::clone(&came);
+    std::thread::spawn(move || {
+        // Each is closed at once, which ends the other side.
+        for stream in listener.incoming() {
+            comes.fetch_add(u64::from(stream.is_ok()), Ordering::Relaxed);
+        }
+    });
+    let rounds = if long() { 25 } else { 2 };
+    let mut denied = 0;
+    for round in 0..rounds {
+        for label in ["cart", "basket"] {
+            let pod = Pod {
+                name: format!("{label}-first-{round}"),
+                uid: pod_uid(20_000 + 2 * round + u64::from(label == "cart")),
+                namespace: "shop".into(),
+                labels: vec![("app".into(), label.into())],
+                logs: String::new(),
+            };
+            let sandbox = containerd.sandbox(&pod, false).expect("a pod");
+            let run = |name: &str, command: &[&str]| {
+                let config = cri::ContainerConfig {
+                    metadata: Some(cri::ContainerMetadata {
+                        name: name.into(),
+                        attempt: 0,
+                    }),
+                    image: Some(cri::ImageSpec {
+                        image: image.into(),
+                    }),
+                    command: command.iter().map(|part| (*part).to_owned()).collect(),
+                    ..cri::ContainerConfig::default()
+                };
+                let id = containerd.container(&pod, &sandbox, &config);
+                let id = id.expect("a container");
+                containerd.wait(&id, LIMIT).expect("it ends")
+            };
+            let evil = run("evil", &["/evil"]);
+            let out = run("out", &["/bin/busybox", "nc", "127.0.0.1", &port]);
+            let came = came.swap(0, Ordering::Relaxed) > 0;
+            containerd.remove(&sandbox.id).expect("a pod that ends");
+            let cart = label == "cart";
+            assert_eq!(evil == 137, cart, "{}: {evil}", pod.name);
+            assert_eq!((out == 0, came), (!cart, !cart), "{}: {out}", pod.name);
+            denied += usize::from(cart);
+        }
+    }
+    let begun = Instant::now();
+    loop {
+        let alerts = ctl.alerts(since, r#"policy.name == "cart""#);
+        let rows = alerts.expect("an answer").rows;
+        if rows.len() < 2 * denied && begun.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        }
+        assert_eq!(rows.len(), 2 * denied, "{rows:?}");
+        for row in &rows {
+            let verdict = (text(row, "verdict.effective"), text(row, "verdict.outcome"));
+            let wanted = match text(row, "rule.id") {
+                "evil" => ("kill-before-start", "killed"),
+                _ => ("deny", "denied"),
+            };
+            assert_eq!(verdict, wanted, "{row}");
+        }
+        break;
+    }
+    println!(
+        "of {} pods, the first process of {denied} was killed before it began, and their first connection denied",
+        2 * rounds
+    );
 }
 
 fn quantile(sorted: &[i64], of_100: usize) -> i64 {
@@ -42,6 +151,7 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
     let dir = scratch();
     let rootfs = Rootfs::make(dir.path()).expect("a root");
     rootfs.shell().expect("a shell");
+    rootfs.program("evil").expect("a program");
     for number in 0..count {
         rootfs
             .program(&format!("prog-{number}"))
@@ -58,7 +168,10 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
         }
     };
     let collector = Collector::start().expect("a collector");
-    let mut agent = Agent::enroll(turn, &collector, &[]).expect("an agent");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let policies = [("cart", &*policy(port))];
+    let mut agent = Agent::enroll(turn, &collector, &policies).expect("an agent");
     let mut config = fs::read_to_string(agent.config()).expect("a configuration");
     config.push_str(&format!(
         "\n[identity]\ncloud = \"off\"\ndocker = []\npodman = []\nstorage = []\ncri = [{:?}]\n",
@@ -156,5 +269,6 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
         quantile(&pending, 99),
         quantile(&pending, 100)
     );
+    first_processes(&containerd, image, &ctl, listener);
     agent.stop().expect("the agent stops when told to");
 }

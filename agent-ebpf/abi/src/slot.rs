@@ -155,6 +155,7 @@ slots! {
     CGROUP_ROOT = Field("cgroup", "root");
     CGROUP_ROOT_HIERARCHY = Field("cgroup_root", "hierarchy_id");
     CGROUP_KN = Field("cgroup", "kn");
+    CGROUP_PARENT = Field("cgroup", "self.parent");
     KERNFS_ID = Field("kernfs_node", "id");
     CGROUP_PIDS = Value("cgroup_subsys_id", "pids_cgrp_id");
     CGROUP_MEMORY = Value("cgroup_subsys_id", "memory_cgrp_id");

@@ -9,6 +9,10 @@
 //! (`LINEAGE`), and of what it will satisfy itself as an ancestor. Where they are missing, because the process is older
 //! than the plan or the map was full, user space tells them (`SEEDS`); until then they are unknown. What other events
 //! than its exec ask about a process's own executable is kept there, too.
+//!
+//! What is asked about whose a process is, its workload and host, user space answers by cgroup (`SCOPES`), and for
+//! whole branches of the hierarchy at once: a cgroup of which nothing is said has the answers of the nearest one above
+//! it of which something is, as far as these hold for all below. So a new cgroup has them from its making on.
 
 use crate::assert_size;
 use crate::policy::{ACCESS_BITS, filtered};
@@ -153,6 +157,10 @@ pub struct Verdicts {
     pub value: u64,
     /// Of those about paths, those that ask for a name.
     pub named: u64,
+    /// Atoms about the workload and the host.
+    pub scope: u64,
+    /// Of these, those that are yes where user space does not know yet.
+    pub presumed: u64,
     /// Atoms about flags, by `ACCESS_BITS`.
     pub access: [u64; ACCESS_BITS.len()],
     /// Atoms about the source address.
@@ -168,7 +176,7 @@ pub struct Verdicts {
 }
 assert_size!(
     Verdicts,
-    16 + 80 + 8 * ACCESS_BITS.len() + 8 * id::COUNT + 24 * NUMBERS + 24 * CLAUSES
+    16 + 96 + 8 * ACCESS_BITS.len() + 8 * id::COUNT + 24 * NUMBERS + 24 * CLAUSES
 );
 
 impl Default for Verdicts {
@@ -186,6 +194,8 @@ impl Default for Verdicts {
             setting: 0,
             value: 0,
             named: 0,
+            scope: 0,
+            presumed: 0,
             access: [0; ACCESS_BITS.len()],
             src_net: 0,
             dst_net: 0,
@@ -236,6 +246,43 @@ pub struct Lineage {
     pub exe_unknown: u64,
 }
 assert_size!(Lineage, 64);
+
+/// Cgroups in `SCOPES`: twice as many as one plan may take.
+pub const SCOPES_ENTRIES: u32 = 32 * 1024;
+/// Most cgroups above a process's own that are asked: what lies deeper below one that has an entry needs one of its own.
+pub const SCOPE_STEPS: u32 = 16;
+
+/// Key of `SCOPES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScopeKey {
+    /// Id of the cgroup (`kernfs_node.id`) in the hierarchy that records name.
+    pub cgroup: u64,
+    /// The plan it belongs to, 0 or 1.
+    pub plan: u32,
+    /// Zero.
+    pub pad: u32,
+}
+assert_size!(ScopeKey, 16);
+
+/// What is known of a cgroup for the atoms about the workload and the host. What is neither yes nor unknown is no.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// The plan's generation: under another one it says nothing.
+    pub generation: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Atoms that processes in the cgroup satisfy.
+    pub yes: u64,
+    /// Atoms of which that is not known.
+    pub unknown: u64,
+    /// Atoms that processes in every cgroup below satisfy, those to come included.
+    pub below_yes: u64,
+    /// Atoms of which that is not known, or not the same for all.
+    pub below_unknown: u64,
+}
+assert_size!(Scope, 40);
 
 /// What became of an event other than an exec that the kernel judged: in the record.
 #[repr(C)]

@@ -157,6 +157,19 @@ impl Task {
         cgroup.follow(slot::CGROUP_KN).get(slot::KERNFS_ID)
     }
 
+    /// Address of the `struct cgroup` itself.
+    #[inline(always)]
+    pub(crate) fn cgroup_address(self) -> u64 {
+        let set = self.0.follow(slot::TASK_CGROUPS);
+        let index = cgroup_index();
+        if index == slot::NONE {
+            set.get(slot::CSS_SET_DEFAULT)
+        } else {
+            set.follow_item(slot::CSS_SET_SUBSYS, index)
+                .get(slot::CSS_CGROUP)
+        }
+    }
+
     /// Fills in who this is.
     #[inline(always)]
     pub(crate) fn actor(self, out: *mut Actor) {

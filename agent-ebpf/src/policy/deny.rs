@@ -10,7 +10,12 @@ use core::{
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use sumun_abi::{
-    event::{deny::Asked, kernel::Setting, network::FAMILY_INET, process::outcome},
+    event::{
+        deny::Asked,
+        kernel::Setting,
+        network::FAMILY_INET,
+        process::{Exec, outcome},
+    },
     policy::{ACCESS_BITS, tag},
     record::{FLAW_TRUNCATED, LEVELS, Span},
     slot,
@@ -20,6 +25,7 @@ use sumun_abi::{
 use super::{
     copy, find, first,
     lineage::{self, Image},
+    scope::sumun_scope,
     verdict::{
         Judged, is_of_root, is_of_the_host, is_the_agent, matched, net, numbers,
         path as walked_path, set_ids, set_in_image, sumun_answers,
@@ -37,8 +43,11 @@ use crate::{
     run::{Run, scratch},
 };
 
-// Both begin with a header and who did it.
-const _: () = assert!(offset_of!(Asked, actor) == offset_of!(Setting, actor));
+// All begin with a header and who did it.
+const _: () = assert!(
+    offset_of!(Asked, actor) == offset_of!(Setting, actor)
+        && offset_of!(Asked, actor) == offset_of!(Exec, actor)
+);
 
 /// Asks the rules about the connect or bind of the record, and writes into it what they made of it. The outcome is returned.
 #[unsafe(no_mangle)]
@@ -283,6 +292,14 @@ extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
                 unknown |= (*words).exe_unknown;
             }
             lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
+        }
+    }
+    if plan.scope != 0 {
+        sumun_scope(level, index);
+        // SAFETY: as above; the function has written them.
+        unsafe {
+            yes |= (*scratch).scoped[0];
+            unknown |= (*scratch).scoped[1];
         }
     }
     // SAFETY: as above.

@@ -10,6 +10,7 @@ pub(crate) mod exe;
 pub(crate) mod file;
 pub(crate) mod lineage;
 pub(crate) mod network;
+pub(crate) mod scope;
 pub(crate) mod sharers;
 pub(crate) mod swap;
 pub(crate) mod verdict;

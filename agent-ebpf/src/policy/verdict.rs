@@ -30,6 +30,7 @@ use super::{
     copy, find, first,
     lineage::{self, Image},
     lookup_walked,
+    scope::sumun_scope,
 };
 use crate::{
     kernel::{Object, file::File, get, layer, path::Walked, task::Task},
@@ -409,6 +410,14 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
             yes |= (*words).above_yes | (*words).exe_yes;
             unknown |= (*words).above_unknown | (*words).exe_unknown;
             lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
+        }
+    }
+    if plan.scope != 0 {
+        sumun_scope(level, index);
+        // SAFETY: as above; the function has written them.
+        unsafe {
+            yes |= (*scratch).scoped[0];
+            unknown |= (*scratch).scoped[1];
         }
     }
     // SAFETY: as above.

@@ -27,6 +27,8 @@ pub struct Engine {
 #[derive(Debug)]
 struct Compiled {
     matcher: Matcher,
+    /// Of a policy whose pending workloads count as inside: its selector, and the rule's own condition.
+    presumed: Option<[Matcher; 2]>,
     /// It asks how a call ended.
     reads_result: bool,
     effect: Effect,
@@ -38,6 +40,17 @@ struct Compiled {
 }
 
 impl Compiled {
+    fn matches(&self, view: &View<'_>) -> Verdict {
+        match (self.matcher.matches(view), &self.presumed) {
+            (Verdict::Undecided, Some([selector, when]))
+                if selector.matches(view) == Verdict::Undecided =>
+            {
+                when.matches(view)
+            }
+            (verdict, _) => verdict,
+        }
+    }
+
     /// The first exception that lets the event pass, and the first that may.
     fn excepted(&self, view: &View<'_>) -> (Option<usize>, Option<usize>) {
         let mut doubt = None;
@@ -129,6 +142,10 @@ impl Engine {
         let rules = all()
             .map(|(policy, rule)| Compiled {
                 matcher: Matcher::compile(&rule.predicate),
+                presumed: rule
+                    .presumed
+                    .as_ref()
+                    .map(|presumed| [&presumed.selector, &presumed.when].map(Matcher::compile)),
                 reads_result: rule.predicate.fields().contains(&FieldId::Result),
                 effect: rule.effect,
                 mode: policy.mode,
@@ -205,7 +222,7 @@ impl Engine {
     /// Judges the rule of a hit in full, and fills in the hit. False if it does not match.
     fn judge(&self, hit: &mut Hit, view: &View<'_>) -> bool {
         let rule = &self.rules[hit.rule];
-        hit.undecided = match rule.matcher.matches(view) {
+        hit.undecided = match rule.matches(view) {
             Verdict::NoMatch => return false,
             Verdict::Match => false,
             Verdict::Undecided => true,

@@ -100,6 +100,7 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
             title: String::new(),
             kinds,
             predicate: predicate(&mut dice, focused),
+            presumed: None,
             effect,
             force: true,
             lasts: None,

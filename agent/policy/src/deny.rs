@@ -17,6 +17,7 @@ use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Set, TextTest};
 use crate::list::List;
 use crate::narrow::narrow;
 use crate::plan::Clause;
+use crate::verdict::scope::remark;
 use crate::verdict::{Late, late_alone};
 
 /// Most files and folders that all rules together may name.
@@ -184,7 +185,10 @@ pub(crate) fn effective(
             Effective::Alert,
             "observe: reports what would be denied".to_owned(),
         ),
-        (Mode::Enforce, Ok(Door::Here), _) => (Effective::Deny, String::new()),
+        (Mode::Enforce, Ok(Door::Here), _) => (
+            Effective::Deny,
+            remark(rule).unwrap_or_default().to_owned(),
+        ),
         (Mode::Enforce, Ok(Door::WithLsm), Ok(_)) => (
             Effective::DenyViaAgent,
             "held by a permission event until the agent has judged it, and let through if it does not within 100 ms; where BPF LSM is active the kernel denies it alone"

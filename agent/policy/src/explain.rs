@@ -16,6 +16,7 @@ use crate::ir::{Expr, Operand, Predicate, Set, Type};
 use crate::list::List;
 use crate::narrow::{asks_for_failures, never};
 use crate::plan::{Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life, reads_names};
+use crate::verdict::scope::{is_scope, remark};
 use crate::verdict::{AFTER, Late, VerdictPlan};
 
 /// A rule on one of its kinds.
@@ -214,7 +215,7 @@ pub fn effective(
             .find(|late| late.rule == number && late.kind == kind);
         match late {
             Some(late) => (Effective::KillLate, late.reason.clone()),
-            None => (by_kernel, String::new()),
+            None => (by_kernel, remark(rule).unwrap_or_default().to_owned()),
         }
     };
     if never(&rule.predicate, kind) {
@@ -336,6 +337,8 @@ fn lists(rule: &Rule, kind: Kind, filter: &KindPlan, effective: Effective) -> Ve
     let filtered = matches!(filter, KindPlan::Clauses(_));
     each_list(rule.predicate.expr(), true, &mut |list, atom, positive| {
         let kernel = match effective {
+            // The agent answers for each cgroup.
+            _ if is_scope(atom) => Taken::Nothing,
             Effective::Deny | Effective::KillBeforeStart => Taken::Items(list.len()),
             _ if filtered => taken(atom, list, positive, kind),
             _ => Taken::Nothing,

@@ -79,6 +79,8 @@ pub struct Rule {
     pub kinds: Vec<Kind>,
     /// What has to hold; everything if the rule has no `when`.
     pub predicate: Predicate,
+    /// With a selector whose pending workloads count as inside: what the predicate is made of.
+    pub presumed: Option<Presumed>,
     /// What it does.
     pub effect: Effect,
     /// With the effects `kill`, `deny` and `isolate`: it may do without a condition, or close a folder of the system.
@@ -93,6 +95,15 @@ pub struct Rule {
     pub exceptions: Vec<Exception>,
     /// How many alerts it raises one by one.
     pub rate: Option<Rate>,
+}
+
+/// A predicate taken apart: a selector, which counts as true while nobody knows, and the rule's own condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presumed {
+    /// The selector.
+    pub selector: Predicate,
+    /// What else has to hold.
+    pub when: Predicate,
 }
 
 /// So many alerts in a window go out one by one; the rest are counted and told together when it ends.

@@ -335,7 +335,7 @@ impl Predicate {
 
 impl Expr {
     /// Calls `seen` with each field that is read.
-    fn visit(&self, seen: &mut impl FnMut(FieldId)) {
+    pub(crate) fn visit(&self, seen: &mut impl FnMut(FieldId)) {
         match self {
             Expr::Const(_) => {}
             Expr::And(parts) | Expr::Or(parts) => {

@@ -43,7 +43,8 @@ pub use check::{Lists, UNFOLD_MAX};
 pub use covers::covers;
 pub use explain::explain;
 pub use file::{
-    CheckedPolicy, Effect, Exception, FileCheck, Mode, Rate, Rule, check_file, check_files, loaded,
+    CheckedPolicy, Effect, Exception, FileCheck, Mode, Presumed, Rate, Rule, check_file,
+    check_files, loaded,
 };
 pub use ir::Predicate;
 pub use matcher::Matcher;

@@ -92,7 +92,12 @@ impl Matcher {
     /// Judges an event.
     #[must_use]
     pub fn matches(&self, view: &View<'_>) -> Verdict {
-        self.root.judge(view, &Item::None).verdict()
+        self.outcomes(view).verdict()
+    }
+
+    /// What it can be on an event.
+    pub(crate) fn outcomes(&self, view: &View<'_>) -> Outcomes {
+        self.root.judge(view, &Item::None)
     }
 }
 

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::check::Lists;
 use crate::file::{CheckedPolicy, Mode};
-use crate::ir::{Operand, Predicate, Set};
+use crate::ir::{Operand, Set};
 use crate::list::{BYTES_MAX, ITEMS_MAX};
 use crate::literal;
 use crate::problem::{Problem, did_you_mean};
@@ -148,7 +148,7 @@ impl Reader<'_> {
             Some(value) => self.selector(value),
             None => None,
         };
-        let selector = selector.unwrap_or_else(Predicate::everything);
+        let selector = selector.unwrap_or_default();
         if let Some(value) = table.get("rule") {
             self.rules(value, &mut policy, &selector);
         }

@@ -12,12 +12,13 @@ use crate::coarse::EXACT_MAX;
 use crate::condition::beyond_the_kernel;
 use crate::deny::{closes, doubted};
 use crate::explain::{ISOLATED, loosened};
-use crate::file::{CheckedPolicy, Effect, RULES_MAX, Rate, Rule};
+use crate::file::{CheckedPolicy, Effect, Presumed, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, never, on_kind};
 use crate::plan::{Clause, is_life, is_unfiltered, is_whole};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
+use crate::selector::Selector;
 use crate::time;
 use crate::verdict::{AFTER, holds_always, late_alone};
 
@@ -53,7 +54,7 @@ impl Reader<'_> {
         &mut self,
         value: &Value<'_>,
         policy: &mut CheckedPolicy,
-        selector: &Predicate,
+        selector: &Selector,
     ) {
         let Some(rules) = value.get_ref().as_array() else {
             self.error(value.span().start, "rule is no list: write [[rule]]");
@@ -95,7 +96,7 @@ impl Reader<'_> {
         &mut self,
         start: usize,
         table: &DeTable<'_>,
-        (lists, selector): (&Lists, &Predicate),
+        (lists, selector): (&Lists, &Selector),
     ) -> Option<Rule> {
         let faults = self.errors.len();
         self.keys("in [[rule]]", table, RULE_KEYS, &[]);
@@ -136,7 +137,15 @@ impl Reader<'_> {
             None => Some(Predicate::everything()),
         };
         let place = table.get("when").map_or(start, |value| value.span().start);
-        let predicate = predicate.and_then(|predicate| self.within(selector, predicate, place));
+        let presumed = predicate
+            .as_ref()
+            .filter(|_| selector.pending_is_inside)
+            .map(|when| Presumed {
+                selector: selector.asked.clone(),
+                when: when.clone(),
+            });
+        let predicate =
+            predicate.and_then(|predicate| self.within(&selector.asked, predicate, place));
         if let Some(predicate) = &predicate {
             self.cost(place, predicate, &kinds);
         }
@@ -160,6 +169,7 @@ impl Reader<'_> {
             title,
             kinds,
             predicate: predicate?,
+            presumed,
             effect,
             force,
             lasts,

@@ -1,8 +1,9 @@
 //! `[selector]`: which workloads a policy is about.
 //!
-//! It becomes a part of each rule's predicate, so that the engine, the scope of what is collected and a search all read
-//! it with one meaning. What is not known yet of a workload is unknown to it, not absent: a rule
-//! that may match is an alert marked undecided, and nothing is stopped for it.
+//! It becomes a part of each rule's predicate, so that the engine, the kernel, the scope of what is collected and a search all
+//! read it with one meaning. What is not known yet of a workload is unknown to it, not absent: a rule
+//! that may match is an alert marked undecided, and nothing is stopped for it. `pending = "inside"` has such a workload count
+//! as one of the policy's until it is known.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,17 @@ use crate::limits::CANONICAL_MAX;
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
 
-const KEYS: &[&str] = &["unit", "slice", "container", "k8s", "ecs", "cloud", "host"];
+const KEYS: &[&str] = &[
+    "unit",
+    "slice",
+    "container",
+    "k8s",
+    "ecs",
+    "cloud",
+    "host",
+    "pending",
+];
+const PENDING: &[&str] = &["alert", "inside"];
 
 /// Names below a table, with the fields they ask for.
 const TABLES: &[(&str, &[(&str, &str)])] = &[
@@ -58,9 +69,26 @@ const VALUES_MAX: usize = 256;
 /// Longest value, in bytes.
 const VALUE_MAX: usize = 1024;
 
+/// Which workloads a policy is about.
+pub(crate) struct Selector {
+    /// What has to hold.
+    pub(crate) asked: Predicate,
+    /// A workload counts as one of them while that is not known.
+    pub(crate) pending_is_inside: bool,
+}
+
+impl Default for Selector {
+    fn default() -> Self {
+        Self {
+            asked: Predicate::everything(),
+            pending_is_inside: false,
+        }
+    }
+}
+
 impl Reader<'_> {
-    /// The selector as a predicate; everything if there is none, and nothing but errors if it is faulty.
-    pub(crate) fn selector(&mut self, value: &Value<'_>) -> Option<Predicate> {
+    /// The selector; everything if there is none, and nothing but errors if it is faulty.
+    pub(crate) fn selector(&mut self, value: &Value<'_>) -> Option<Selector> {
         let table = self.table(value, "selector")?;
         let faults = self.errors.len();
         self.keys("in [selector]", table, KEYS, &[]);
@@ -77,6 +105,9 @@ impl Reader<'_> {
                 self.below(name, inner, fields, &mut parts);
             }
         }
+        let pending = table
+            .get("pending")
+            .and_then(|value| self.choice(value, "pending", PENDING, &[]));
         let start = value.span().start;
         if parts.is_empty() && self.errors.len() == faults {
             self.warning(
@@ -89,11 +120,14 @@ impl Reader<'_> {
         }
         let text = parts.join(" && ");
         if text.is_empty() {
-            return Some(Predicate::everything());
+            return Some(Selector::default());
         }
         // It is made of checked parts; only its size can be at fault.
         match Predicate::parse(&text, &Lists::new()) {
-            Ok(predicate) => Some(predicate),
+            Ok(asked) => Some(Selector {
+                asked,
+                pending_is_inside: pending == Some("inside"),
+            }),
             Err(problems) => {
                 for problem in problems {
                     self.error(start, format!("the selector: {}", problem.message));
@@ -293,6 +327,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pending_is_outside_unless_the_policy_says_otherwise() {
+        let presumed = |pending: &str| {
+            let text = format!(
+                "[policy]\nname = \"p\"\n[selector]\nunit = [\"a\"]\n{pending}\n[[rule]]\nid = \"r\"\non = [\"exec\"]\nwhen = 'proc.uid == 0'\n"
+            );
+            let check = check_file("p.toml", &text);
+            let policy = check.policy.unwrap_or_else(|| panic!("{:?}", check.errors));
+            policy.rules[0].presumed.clone()
+        };
+        assert_eq!(presumed(""), None);
+        assert_eq!(presumed("pending = \"alert\""), None);
+        let parts = presumed("pending = \"inside\"").expect("both parts");
+        let texts = [&parts.selector, &parts.when].map(ToString::to_string);
+        assert!(
+            texts[0].starts_with("unit") && texts[1] == "proc.uid == 0",
+            "{texts:?}"
+        );
+    }
+
+    #[test]
     fn faults_have_their_place() {
         for (selector, wanted) in [
             (
@@ -308,6 +362,10 @@ mod tests {
             (
                 "k8s = { labels = [\"a\"] }",
                 "labels is array, but it has to be a table",
+            ),
+            (
+                "unit = [\"a\"]\npending = \"inisde\"",
+                "p.toml:5:11: error: unknown pending \"inisde\" (did you mean inside?): there are alert, inside",
             ),
             (
                 "cloud = { tags = { a = 1 } }",

@@ -15,11 +15,12 @@ use sumun_abi::event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN};
 use sumun_abi::event::network::CONN_LOST;
 use sumun_abi::record::{FLAW_LOST, FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_policy::doors::Doors;
+use sumun_policy::verdict::scope::{Question, is_of_scope};
 use sumun_policy::verdict::{
     AFTER, Atom, End, Id, NO_IMAGE, Outcome, RESULT_ZERO, Texts, VerdictPlan,
 };
-use sumun_policy::{CheckedPolicy, Matcher, Verdict, check_file};
-use sumun_proto::v1::{Image, Kind};
+use sumun_policy::{CheckedPolicy, Matcher, Rule, Verdict, check_file};
+use sumun_proto::v1::{Cloud, Facts, Image, Kind, Workload};
 use sumun_proto::view::{UNKNOWN_TEXT, ip_from};
 use sumun_proto::{View, text};
 
@@ -215,8 +216,34 @@ fn number(dice: &mut Dice<'_>) -> String {
     format!("{field} {op} {}", dice.pick(&ids))
 }
 
+/// A condition on whose the process is.
+fn workload(dice: &mut Dice<'_>) -> String {
+    dice.pick(&[
+        "'app=cart' in k8s.labels",
+        "!('app=cart' in k8s.labels)",
+        "'tier=back' in k8s.labels",
+        "k8s.namespace == 'shop'",
+        "k8s.namespace != 'shop'",
+        "k8s.namespace in ['bank', 'shop']",
+        "k8s.pod.name.startsWith('cart-')",
+        "container.image.matches('^nginx')",
+        "container.name == 'web'",
+        "has(container.id)",
+        "!has(k8s.pod.uid)",
+        "unit == 'a.service'",
+        "unit in ['a.service', 'b.service'] || slice == 'system.slice'",
+        "container.labels.exists(l, l.startsWith('app='))",
+        "host.name == 'sh'",
+        "cloud.region == 'here' && k8s.namespace == 'shop'",
+        "'role=web' in cloud.tags",
+        "login.uid == 1000",
+    ])
+    .to_owned()
+}
+
 fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
-    match dice.roll(if depth == 0 { 17 } else { 28 }) {
+    match dice.roll(if depth == 0 { 20 } else { 31 }) {
+        17..=19 => workload(dice),
         9..=12 => file(dice),
         13..=16 => net(dice),
         0..=2 => exe(dice, "proc"),
@@ -234,8 +261,8 @@ fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
         // Anything, mostly beyond the kernel.
         8 if dice.chance(4) => common::predicate(dice, 0),
         8 => exe(dice, "proc"),
-        17..=19 => format!("!({})", predicate(dice, depth - 1)),
-        20..=23 => format!(
+        20..=22 => format!("!({})", predicate(dice, depth - 1)),
+        23..=26 => format!(
             "({} && {})",
             predicate(dice, depth - 1),
             predicate(dice, depth - 1)
@@ -251,6 +278,13 @@ fn predicate(dice: &mut Dice<'_>, depth: usize) -> String {
 /// Rules that kill on every kind, so that any field may be read, some with an exception.
 fn policy(dice: &mut Dice<'_>) -> CheckedPolicy {
     let mut file = "[policy]\nname = \"p\"\nmode = \"enforce\"\n".to_owned();
+    file.push_str(dice.pick(&[
+        "",
+        "",
+        "[selector]\nk8s = { labels = { app = \"cart\" } }\n",
+        "[selector]\nk8s = { namespace = [\"shop\"], labels = { app = \"cart\" } }\npending = \"inside\"\n",
+        "[selector]\nunit = [\"a.*\"]\npending = \"inside\"\n",
+    ]));
     for number in 0..RULES {
         file.push_str(&format!(
             "[[rule]]\nid = \"r{number}\"\non = [\"exec\", \"fork\", \"open\", \"close_write\", \"rename\", \"connect\", \"accept\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{}'''\n",
@@ -272,6 +306,62 @@ fn policy(dice: &mut Dice<'_>) -> CheckedPolicy {
     assert_eq!(errors.count(), 0, "{file}\n{check}");
     check.policy.unwrap_or_else(|| policy(dice))
 }
+
+/// Those that a process may be in: named, not named yet, and such of which only the pod is.
+fn workloads() -> Vec<Workload> {
+    let facts = |namespace: &str, label: &str| Facts {
+        source: "cri".into(),
+        pod_name: "cart-0".into(),
+        pod_uid: "22".into(),
+        namespace: namespace.into(),
+        pod_labels: vec![label.into()],
+        ..Facts::default()
+    };
+    let container = |facts: Option<Facts>| Workload {
+        id: 2,
+        kind: "container".into(),
+        container_id: "c".into(),
+        facts,
+        ..Workload::default()
+    };
+    let named = |facts: Facts| Facts {
+        container_name: "web".into(),
+        image: "nginx:1".into(),
+        container_labels: vec!["app=web".into()],
+        ..facts
+    };
+    let mut all = vec![
+        container(Some(named(facts("shop", "app=cart")))),
+        container(Some(named(facts("bank", "tier=back")))),
+        container(None),
+        Workload {
+            id: 3,
+            kind: "unit".into(),
+            unit: "a.service".into(),
+            slice: "system.slice".into(),
+            login_uid: Some(1000),
+            ..Workload::default()
+        },
+    ];
+    for workload in [
+        container(None),
+        container(Some(facts("shop", "app=cart"))),
+        container(Some(facts("bank", "tier=back"))),
+    ] {
+        all.push(Workload {
+            pending: true,
+            ..workload
+        });
+    }
+    all.push(container(Some(Facts {
+        cut: true,
+        ..named(facts("shop", "app=cart"))
+    })));
+    all
+}
+
+/// The first of [`workloads`] that are wholly known.
+const KNOWN: usize = 4;
 
 /// An event whose images and file have paths of this file's.
 fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
@@ -309,7 +399,26 @@ fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
         });
         case.event.image = 1;
     }
+    case.batch.workloads = workloads();
+    case.batch.host = dice.chance(8).then(|| Facts {
+        cloud: Some(Cloud {
+            region: dice.pick(&["here", "there"]).into(),
+            tags: vec!["role=web".into()],
+            ..Cloud::default()
+        }),
+        ..Facts::default()
+    });
     for image in &mut case.batch.images {
+        let all = if unknowns {
+            case.batch.workloads.len()
+        } else {
+            KNOWN
+        };
+        // Which one it is is not known if its cgroup's record was lost.
+        image.workload = match unknowns && dice.chance(2) {
+            true => 0,
+            false => u32::try_from(1 + dice.roll(all)).expect("few"),
+        };
         dice.pick(PATHS).clone_into(&mut image.exe_path);
         image.seen |= !unknowns || dice.chance(12);
         let id = |dice: &mut Dice<'_>| dice.pick(&[0, 1, 7, 999, 1000, u32::MAX]);
@@ -358,6 +467,29 @@ fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
             })?;
             let mut nets = nets.iter().map(|(net, bits)| IpNet::new(*net, *bits));
             Some(nets.any(|net| net.expect("a network").contains(&address)))
+        }
+        // The kernel is told what the question answers of the cgroup, with nothing else known of the event.
+        Atom::Scope(scope) => {
+            let only = sumun_proto::v1::Batch {
+                images: vec![Image {
+                    workload: own.workload,
+                    ..Image::default()
+                }],
+                workloads: view.batch.workloads.clone(),
+                host: view.batch.host.clone(),
+                ..Default::default()
+            };
+            let event = sumun_proto::v1::Event {
+                image: 1,
+                ..Default::default()
+            };
+            let cgroup = View {
+                batch: &only,
+                event: &event,
+                ..*view
+            };
+            let answer = Question::new(scope).answer(&cgroup, |_| true);
+            answer.or_else(|| scope.presumed.then_some(true))
         }
         Atom::Exe(texts) => one_of(texts, own),
         Atom::Ancestor(texts) => {
@@ -429,7 +561,9 @@ fn is_known(view: &View<'_>) -> bool {
         let addressed = !network.src_ip.is_empty() && !network.dst_ip.is_empty();
         addressed && network.result.is_some()
     });
-    if !whole {
+    let image = view.image();
+    let named = image.is_some_and(|image| (1..=KNOWN).contains(&(image.workload as usize)));
+    if !whole || !named {
         return false;
     }
     let known = |image: &Image| {
@@ -437,6 +571,34 @@ fn is_known(view: &View<'_>) -> bool {
         image.seen && image.exe_flaws & u32::from(flaws) == 0
     };
     view.image().is_some_and(known) && view.ancestors().all(known) && view.ancestors_complete()
+}
+
+/// A rule as the engine judges it.
+struct Alone {
+    whole: Matcher,
+    presumed: Option<[Matcher; 2]>,
+}
+
+impl Alone {
+    fn new(rule: &Rule) -> Self {
+        let presumed = rule.presumed.as_ref();
+        Self {
+            whole: Matcher::compile(&rule.predicate),
+            presumed: presumed.map(|parts| [&parts.selector, &parts.when].map(Matcher::compile)),
+        }
+    }
+
+    fn is_presumed(&self, view: &View<'_>) -> bool {
+        let selector = self.presumed.as_ref().map(|[selector, _]| selector);
+        selector.is_some_and(|selector| selector.matches(view) == Verdict::Undecided)
+    }
+
+    fn matches(&self, view: &View<'_>) -> Verdict {
+        match &self.presumed {
+            Some([_, when]) if self.is_presumed(view) => when.matches(view),
+            _ => self.whole.matches(view),
+        }
+    }
 }
 
 /// 160,000 events with up to three rules each that the kernel judges.
@@ -454,7 +616,9 @@ fn the_kernel_kills_what_the_matcher_matches() {
         shadowed,
         files,
         connections,
-    ]: [Cell<u64>; 11] = Default::default();
+        scoped,
+        presumed,
+    ]: [Cell<u64>; 13] = Default::default();
     let one = |count: &Cell<u64>| count.set(count.get() + 1);
     let shapes = proptest::collection::vec(any::<u8>(), 40..160);
     let bytes = proptest::collection::vec(any::<u8>(), 100);
@@ -473,13 +637,13 @@ fn the_kernel_kills_what_the_matcher_matches() {
         rules.set(rules.get() + pairs as u64);
         taken.set(taken.get() + (pairs - late.len()) as u64);
         prop_assert!(plan.clauses.is_sorted_by_key(|clause| clause.rule));
-        let matchers: Vec<(Matcher, Vec<Matcher>)> = policy
+        let matchers: Vec<(Alone, Vec<Matcher>)> = policy
             .rules
             .iter()
             .map(|rule| {
                 let exceptions = rule.exceptions.iter();
                 let exceptions = exceptions.map(|exception| Matcher::compile(&exception.predicate));
-                (Matcher::compile(&rule.predicate), exceptions.collect())
+                (Alone::new(rule), exceptions.collect())
             })
             .collect();
         for (number, bytes) in events.iter().enumerate() {
@@ -506,6 +670,14 @@ fn the_kernel_kills_what_the_matcher_matches() {
                 .find(|rule| verdicts[*rule] == (Verdict::Match, Verdict::NoMatch));
             if let Outcome::Kills(rule) = outcome {
                 one(&kills);
+                let fields = policy.rules[rule].predicate.fields();
+                if fields.into_iter().any(is_of_scope) {
+                    one(&scoped);
+                    if policy.rules[rule].presumed.is_some() && matchers[rule].0.is_presumed(&view)
+                    {
+                        one(&presumed);
+                    }
+                }
                 prop_assert!(!late.contains(&(rule, kind)), "{}", said);
                 match kind {
                     Kind::Open | Kind::CloseWrite => one(&files),
@@ -559,6 +731,8 @@ fn the_kernel_kills_what_the_matcher_matches() {
         shadowed,
         files,
         connections,
+        scoped,
+        presumed,
     ];
     let [
         rules,
@@ -572,11 +746,13 @@ fn the_kernel_kills_what_the_matcher_matches() {
         shadowed,
         files,
         connections,
+        scoped,
+        presumed,
     ] = counts.map(Cell::into_inner);
     let _ = writeln!(
         std::io::stderr(),
         "kernel against matcher: {taken} of {rules} rules on a kind taken; {execs} events ({known} wholly known): {kills} killed \
-         ({files} at files, {connections} at connections, {killed_unknown} with something unknown, {shadowed} not by the first rule), \
+         ({files} at files, {connections} at connections, {scoped} by rules that ask for workloads, {presumed} of them while pending, {killed_unknown} with something unknown, {shadowed} not by the first rule), \
          {undecided} undecided, {excepted} excepted"
     );
     assert!(execs >= 120_000 && taken > rules / 3, "{taken} of {rules}");
@@ -589,6 +765,8 @@ fn the_kernel_kills_what_the_matcher_matches() {
         shadowed,
         files,
         connections,
+        scoped,
+        presumed,
     ] {
         assert!(count > 1000, "{count}");
     }

@@ -9,6 +9,7 @@ pub mod guard;
 pub mod isolate;
 pub mod kill;
 pub mod lineage;
+pub mod scope;
 mod sharers;
 pub mod verdict;
 

@@ -23,7 +23,7 @@ use super::{
     Error, Kernel, Of, chain,
     hooks::{HOOKS, SYS_ENTER},
     trie::{Key, Space, Trie},
-    verdicts::{self, Seed},
+    verdicts::{self, Known},
 };
 
 /// Longest time that a program can be under way, many times over.
@@ -106,6 +106,8 @@ pub struct Swapped {
     pub late: bool,
     /// Processes of whose ancestors the kernel knows nothing: there was no room.
     pub unseeded: usize,
+    /// Cgroups of which the kernel knows only what is said of all below one above: there was no room.
+    pub unscoped: usize,
 }
 
 /// A filter ready to be written.
@@ -146,7 +148,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::set_rules`].
     pub fn set_filter(&mut self, plan: &Plan, generation: u32) -> Result<Vec<Kind>, Error> {
-        let swapped = self.set_rules(plan, &VerdictPlan::default(), generation, Vec::new)?;
+        let swapped = self.set_rules(plan, &VerdictPlan::default(), generation, Known::default)?;
         Ok(swapped.widened)
     }
 
@@ -154,8 +156,8 @@ impl Kernel {
     /// this returns no record is judged by the previous one any more. Before
     /// [`Kernel::attach`] it only prepares: a previous agent's programs go on with theirs.
     ///
-    /// The rules that kill are swapped with it. `seeds` is asked for the processes that the new plan needs to
-    /// be told of, if it asks about ancestors, or at other events than execs about executables.
+    /// The rules that kill are swapped with it. `known` is asked for what the new plan needs to be told of processes and
+    /// cgroups, if it asks about ancestors, at other events than execs about executables, or about workloads.
     ///
     /// # Errors
     /// A map cannot be written, or closes are asked for and their hook is refused. The
@@ -165,7 +167,7 @@ impl Kernel {
         plan: &Plan,
         verdicts: &VerdictPlan,
         generation: u32,
-        seeds: impl FnOnce() -> Vec<Seed>,
+        known: impl FnOnce() -> Known,
     ) -> Result<Swapped, Error> {
         let mut compiled = compile(plan, verdicts, generation);
         compiled.filter.known = self.points.wanted(&compiled.filter);
@@ -188,19 +190,26 @@ impl Kernel {
             .set(index, Of(compiled.verdicts), 0)
             .map_err(Error::map("write", "VERDICTS"))?;
         self.clear_seeds(index)?;
-        let lineage = compiled.verdicts.lineage | compiled.verdicts.kept != 0;
+        self.clear_scopes(index)?;
+        let asks = compiled.verdicts.lineage | compiled.verdicts.kept | compiled.verdicts.scope;
         let mut swapped = Swapped {
             widened: compiled.widened,
             late: compiled.verdicts.clauses == 0 && !verdicts.clauses.is_empty(),
             unseeded: 0,
+            unscoped: 0,
         };
-        if lineage {
-            let seeds = seeds();
-            let told = seeds
+        if asks != 0 {
+            let Known { processes, cgroups } = known();
+            let told = processes
                 .iter()
                 .take_while(|seed| self.seed_for(index, generation, seed).is_ok())
                 .count();
-            swapped.unseeded = seeds.len() - told;
+            swapped.unseeded = processes.len() - told;
+            let told = cgroups
+                .iter()
+                .take_while(|(id, scope)| self.scope_for(index, generation, *id, *scope).is_ok())
+                .count();
+            swapped.unscoped = cgroups.len() - told;
         }
         let entries = compiled.filter.entry_actions != 0;
         let denied = super::doors::wanted(&compiled.filter, &compiled.verdicts);
@@ -249,6 +258,7 @@ impl Kernel {
             self.pins.remove_link(SYS_ENTER)?;
         }
         self.clear_seeds(1 - index)?;
+        self.clear_scopes(1 - index)?;
         self.forget_lineage()
     }
 

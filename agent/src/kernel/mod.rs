@@ -61,7 +61,7 @@ pub use self::{
     ring::{Drain, Ring},
     sharers::SharersSource,
     streams::StreamId,
-    verdicts::Seed,
+    verdicts::{Known, Seed},
 };
 use self::{hooks::HOOKS, pins::Pins, slots::Slots};
 
@@ -223,6 +223,7 @@ impl Kernel {
             plans: take(&mut ebpf, "VERDICTS")?,
             lineage: take(&mut ebpf, "LINEAGE")?,
             seeds: take(&mut ebpf, "SEEDS")?,
+            scopes: take(&mut ebpf, "SCOPES")?,
             guard: take(&mut ebpf, "GUARD")?,
             lease: take(&mut ebpf, "LEASE")?,
         };

@@ -5,7 +5,8 @@ use aya::maps::{Array, HashMap, MapData, MapError};
 use sumun_abi::{
     policy::{ACCESS_BITS, tag},
     verdict::{
-        CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Verdicts, denied, id, on,
+        CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Scope, ScopeKey, Verdicts,
+        denied, id, on,
     },
 };
 use sumun_policy::verdict::{Atom, End, Id, RESULT_ZERO, TEXT_MAX, Texts, VerdictPlan, kind_bit};
@@ -30,13 +31,30 @@ unsafe impl aya::Pod for Of<LineageKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Of<Guard> {}
 
+#[expect(unsafe_code, reason = "as above")]
+// SAFETY: as above.
+unsafe impl aya::Pod for Of<Scope> {}
+#[expect(unsafe_code, reason = "as above")]
+// SAFETY: as above.
+unsafe impl aya::Pod for Of<ScopeKey> {}
+
 /// The maps of verdicts.
 pub(super) struct Maps {
     pub(super) plans: Array<MapData, Of<Verdicts>>,
     pub(super) lineage: HashMap<MapData, Of<LineageKey>, Of<Lineage>>,
     pub(super) seeds: HashMap<MapData, Of<LineageKey>, Of<Lineage>>,
+    pub(super) scopes: HashMap<MapData, Of<ScopeKey>, Of<Scope>>,
     pub(super) guard: Array<MapData, Of<Guard>>,
     pub(super) lease: Array<MapData, u64>,
+}
+
+/// What a plan has to be told with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Processes that run, if it asks about ancestors, or at other events than execs about executables.
+    pub processes: Vec<Seed>,
+    /// Cgroups by their ids, if it asks about workloads or the host; the generation is filled in.
+    pub cgroups: Vec<(u64, Scope)>,
 }
 
 /// A process and what is known of it and its ancestors.
@@ -87,6 +105,10 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
             Atom::Value(asked) => {
                 verdicts.value |= bit;
                 whole(tag::VERDICT_VALUE, trie, asked, bit)?;
+            }
+            Atom::Scope(asked) => {
+                verdicts.scope |= bit;
+                verdicts.presumed |= if asked.presumed { bit } else { 0 };
             }
             Atom::Flag(flag) => {
                 let place = ACCESS_BITS.iter().position(|known| known == flag)?;
@@ -265,6 +287,61 @@ impl Kernel {
             .seeds
             .insert(Of(key), Of(lineage), 0)
             .map_err(Error::map("write", "SEEDS"))
+    }
+
+    /// Tells the kernel whose a cgroup is, for the active plan.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written: the cgroup has what is known of all below one above it.
+    pub fn scope(&mut self, cgroup: u64, scope: Scope) -> Result<(), Error> {
+        let generation = self.filter_generation();
+        self.scope_for(self.active, generation, cgroup, scope)
+    }
+
+    /// The cgroup is gone.
+    pub fn unscope(&mut self, cgroup: u64) {
+        for plan in [0, 1] {
+            let key = ScopeKey {
+                cgroup,
+                plan,
+                pad: 0,
+            };
+            // Of one of them there mostly is none.
+            let _ = self.verdicts.scopes.remove(&Of(key));
+        }
+    }
+
+    pub(super) fn scope_for(
+        &mut self,
+        plan: u32,
+        generation: u32,
+        cgroup: u64,
+        scope: Scope,
+    ) -> Result<(), Error> {
+        let key = ScopeKey {
+            cgroup,
+            plan,
+            pad: 0,
+        };
+        let scope = Scope {
+            generation,
+            ..scope
+        };
+        self.verdicts
+            .scopes
+            .insert(Of(key), Of(scope), 0)
+            .map_err(Error::map("write", "SCOPES"))
+    }
+
+    /// Removes what cgroups answer to a plan that is not active any more.
+    pub(super) fn clear_scopes(&mut self, plan: u32) -> Result<(), Error> {
+        let keys: Result<Vec<_>, MapError> = self.verdicts.scopes.keys().collect();
+        for key in keys.map_err(Error::map("list", "SCOPES"))? {
+            if key.0.plan == plan {
+                let _ = self.verdicts.scopes.remove(&key);
+            }
+        }
+        Ok(())
     }
 
     /// Removes the seeds of a plan that is not active any more.

@@ -21,6 +21,7 @@ use crate::detect::Detector;
 use crate::enforce::deny::{Denier, Of, Passed};
 use crate::enforce::isolate::{ByRule, Isolation};
 use crate::enforce::lineage::Untold;
+use crate::enforce::scope::Scopes;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
 use crate::enrich::names::Names;
@@ -95,6 +96,8 @@ pub struct Core {
     pub repair: bool,
     /// Processes whose ancestry the kernel has to be told.
     pub untold: Untold,
+    /// Whose cgroups are, as the kernel is told.
+    pub scopes: Scopes,
 }
 
 impl Core {

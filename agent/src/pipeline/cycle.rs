@@ -31,11 +31,12 @@ use crate::enforce::deny::Denier;
 use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::isolate::{self, Isolation};
 use crate::enforce::lineage::{self, Untold};
+use crate::enforce::scope::{self, Scopes};
 use crate::enrich::names::Names;
 use crate::enrich::process::{Limits, Tree};
 use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
-use crate::kernel::{DoorStatus, HookStatus, Kernel, PointStatus, StreamId, cgroup, heap};
+use crate::kernel::{DoorStatus, HookStatus, Kernel, Known, PointStatus, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
@@ -64,6 +65,8 @@ const EXPIRE_EVERY_NS: u64 = 1_000_000_000;
 const FORGET_EVERY_NS: u64 = 10_000_000_000;
 /// How long the start waits until opens and executions are held that rules deny.
 const HELD_WITHIN: Duration = Duration::from_secs(2);
+/// How long the start waits until workloads have been named that rules ask for.
+const NAMED_WITHIN: Duration = Duration::from_secs(2);
 /// At most one line of log in this time about the same trouble.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -72,6 +75,7 @@ const SPOOL: &str = "spool";
 const POLICIES: &str = "policies";
 const EXPIRED: &str = "exceptions";
 const DENY: &str = "deny";
+const SELECTORS: &str = "selectors";
 
 /// The policies as they are read again beside the cycle.
 type Reload = std::thread::JoinHandle<Result<Loaded, policies::Error>>;
@@ -262,6 +266,7 @@ impl Pipeline {
             counts: super::Counts::default(),
             repair: false,
             untold: Untold::default(),
+            scopes: Scopes::new(host.clone()),
         };
         restore(&mut core, &spool, boot_id);
         let spool_epoch = spool.statistics(Lane::Life)?.epoch;
@@ -303,6 +308,11 @@ impl Pipeline {
             // Who runs now is told to the kernel with the rules.
             pipeline.bootstrap()?;
         }
+        pipeline.told.begin(&mut pipeline.core);
+        if scope::asked(loaded.verdicts()) {
+            pipeline.bootstrap_cgroups();
+            pipeline.name_workloads(&loaded);
+        }
         let unsaid = pipeline.unsaid.is_left();
         // The filter first: what is attached is judged by it from the first record on.
         pipeline.apply(loaded, true)?;
@@ -333,8 +343,8 @@ impl Pipeline {
             );
             pipeline.unwatched(before.as_ref(), attached_ns, why);
         }
-        pipeline.told.begin(&mut pipeline.core);
         pipeline.bootstrap_cgroups();
+        pipeline.tell_scopes();
         pipeline.bootstrap()?;
         pipeline.guard()?;
         pipeline.keeper.settle(HELD_WITHIN);
@@ -404,11 +414,14 @@ impl Pipeline {
         let quiet = self.quiet();
         let bulk_ahead = self.kernel.bulk.backlog();
         self.told.cycle(&mut self.core);
+        self.tell_scopes();
         // Before the rings are read, so that what let a call through is known when its record comes; and so
         // that whoever made a call is known when the call is looked at.
         self.pending
             .add(self.keeper.take(), self.through_boot_ns, &mut self.core);
         let mut read = drain(&mut self.kernel.life, CYCLE_BYTES, &mut self.core);
+        // At once: what is in a new cgroup may be about to begin.
+        self.tell_scopes();
         let life_emptied = !self.kernel.life.has_more() || read < CYCLE_BYTES;
         let mut bulk_emptied = false;
         if life_emptied {
@@ -470,6 +483,8 @@ impl Pipeline {
         self.relax(read);
         self.expire();
         match read {
+            // The kernel's rules wait for what a runtime says.
+            0 if self.core.scopes.are_asked() && self.core.workloads.stats().pending > 0 => PAUSE,
             0 => IDLE_PAUSE,
             1..BUSY_BYTES => PAUSE,
             _ => Duration::ZERO,
@@ -678,18 +693,34 @@ impl Pipeline {
         self.core.detector.load(generation, loaded.engine());
         let before_ns = boot_ns()?;
         let verdicts = loaded.verdicts();
-        let Core { tree, untold, .. } = &mut self.core;
+        let Core {
+            tree,
+            untold,
+            workloads,
+            scopes,
+            ..
+        } = &mut self.core;
         let mut left_out = 0;
-        let seeds = || {
-            let (seeds, more) = untold.everyone(tree, verdicts);
+        let mut scoped = scope::Plan::default();
+        let known = || {
+            let (processes, more) = untold.everyone(tree, verdicts);
             left_out = more;
-            seeds
+            let (plan, cgroups) = scopes.everyone(workloads, verdicts);
+            scoped = plan;
+            Known { processes, cgroups }
         };
         match self
             .kernel
-            .set_rules(loaded.plan(), verdicts, generation, seeds)
+            .set_rules(loaded.plan(), verdicts, generation, known)
         {
             Ok(swapped) => {
+                let unscoped = self.core.scopes.swap(scoped, swapped.unscoped);
+                if unscoped > 0 {
+                    tracing::warn!(
+                        cgroups = unscoped,
+                        "the kernel has no room for whose all cgroups are: rules that ask for workloads are judged late there"
+                    );
+                }
                 if swapped.late {
                     let reason =
                         "the texts of the rules that kill need more room than the kernel's map has";
@@ -911,6 +942,36 @@ impl Pipeline {
         self.publish();
     }
 
+    /// Waits a little until the workloads that are there have been named: rules of a previous agent hold as long, and the new
+    /// ones are not to begin with less.
+    fn name_workloads(&mut self, loaded: &Loaded) {
+        let begun = Instant::now();
+        let cloud = scope::asks_for_cloud(loaded.verdicts());
+        loop {
+            self.told.learn(&mut self.core);
+            let named = self.core.workloads.stats().pending == 0;
+            if named && (!cloud || self.told.knows_cloud()) {
+                return;
+            }
+            if begun.elapsed() > NAMED_WITHIN {
+                tracing::warn!(
+                    pending = self.core.workloads.stats().pending,
+                    "not all workloads are named yet: of those that are not, rules that ask for them stop nothing until they are"
+                );
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Tells the kernel whose cgroups are.
+    fn tell_scopes(&mut self) {
+        let Core {
+            workloads, scopes, ..
+        } = &mut self.core;
+        scopes.tell(&mut self.kernel, workloads);
+    }
+
     /// Tells the kernel of the ancestors that it has asked for.
     fn tell(&mut self, emptied: bool) {
         let Core { tree, untold, .. } = &mut self.core;
@@ -944,6 +1005,17 @@ impl Pipeline {
         let workloads = self.core.workloads.stats();
         set(&counters.cgroups_left_out, workloads.left_out);
         set(&counters.cgroups_unknown, workloads.unknown);
+        set(&counters.workloads_pending, workloads.pending as u64);
+        set(&counters.scopes, self.core.scopes.told() as u64);
+        set(&counters.scopes_left_out, self.core.scopes.left_out());
+        let full = self.core.scopes.is_full().then(|| {
+            "the kernel has no room for whose further cgroups are: rules that ask for workloads are judged late there".to_owned()
+        });
+        if self.status.trouble(SELECTORS, full.clone())
+            && let Some(full) = full
+        {
+            tracing::error!("{full}");
+        }
         set(&counters.names_evicted, self.core.names.evicted());
         let denials = self.core.denier.denials().iter().flatten();
         for (counter, count) in counters.denials.iter().flatten().zip(denials) {

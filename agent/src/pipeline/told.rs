@@ -16,6 +16,15 @@ pub struct Told {
     host: Facts,
     /// Until the cycle that adds them to the lane has been written. Bounded by what the thread keeps ready.
     unwritten: Vec<Facts>,
+    windows: Windows,
+}
+
+/// For how long workloads were not named: from the making of a cgroup until its runtime had told of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Windows {
+    count: u64,
+    sum_ms: u64,
+    longest_ms: u64,
 }
 
 impl Told {
@@ -33,6 +42,7 @@ impl Told {
             runtimes: Runtimes::start(settings)?,
             host,
             unwritten: Vec::new(),
+            windows: Windows::default(),
         })
     }
 
@@ -42,8 +52,16 @@ impl Told {
         self.of_host(core);
     }
 
-    /// Takes what has been learned, and asks about what is new. Never waits.
+    /// Takes what has been learned, asks about what is new, and tells both. Never waits.
     pub fn cycle(&mut self, core: &mut Core) {
+        self.learn(core);
+        for facts in &self.unwritten {
+            core.life.open().facts(facts.clone());
+        }
+    }
+
+    /// Takes what has been learned, and asks about what is new. Never waits.
+    pub fn learn(&mut self, core: &mut Core) {
         core.workloads.asking = self.runtimes.told().present.load(Ordering::Relaxed);
         while let Some(learned) = self.runtimes.learned() {
             let Learned {
@@ -62,6 +80,12 @@ impl Told {
                         0 => 0,
                         made => now.saturating_sub(made),
                     };
+                    if pending_ns != 0 {
+                        let ms = pending_ns / 1_000_000;
+                        self.windows.count += 1;
+                        self.windows.sum_ms += ms;
+                        self.windows.longest_ms = self.windows.longest_ms.max(ms);
+                    }
                     let facts = Facts {
                         workload,
                         version: now,
@@ -80,9 +104,6 @@ impl Told {
                 core.workloads.learned(workload, None);
             }
         }
-        for facts in &self.unwritten {
-            core.life.open().facts(facts.clone());
-        }
     }
 
     /// What the cycle added is in the spool.
@@ -100,6 +121,13 @@ impl Told {
         copy(&counters.runtime_unknown, &told.unknown);
         copy(&counters.runtime_failed, &told.failed);
         copy(&counters.runtime_dropped, &told.dropped);
+        let set = |to: &AtomicU64, value| to.store(value, Ordering::Relaxed);
+        set(&counters.workloads_named, self.windows.count);
+        set(&counters.workloads_named_ms, self.windows.sum_ms);
+        set(
+            &counters.workloads_named_longest_ms,
+            self.windows.longest_ms,
+        );
     }
 
     fn of_host(&mut self, core: &mut Core) {
@@ -107,6 +135,13 @@ impl Told {
         for (_, lane) in core.lanes() {
             lane.set_host(&self.host);
         }
+        core.scopes.set_host(&self.host);
         self.unwritten.push(self.host.clone());
+    }
+
+    /// The cloud has told of the host.
+    #[must_use]
+    pub fn knows_cloud(&self) -> bool {
+        self.host.cloud.is_some()
     }
 }

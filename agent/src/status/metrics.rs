@@ -242,6 +242,21 @@ impl Collector for Scrape {
                 "Containers that were not asked about, because too many waited",
                 &counters.runtime_dropped,
             ),
+            (
+                "workloads_named",
+                "Workloads that their runtime has named, of those whose making was seen",
+                &counters.workloads_named,
+            ),
+            (
+                "workloads_named_milliseconds",
+                "Time from the making of their cgroups until then, together",
+                &counters.workloads_named_ms,
+            ),
+            (
+                "scopes_left_out",
+                "Cgroups whose workload the kernel was not told, for want of room: rules that ask for it are judged late there",
+                &counters.scopes_left_out,
+            ),
             ("gaps", "Gap records written to the spool", &counters.gaps),
             (
                 "evicted_names",
@@ -310,6 +325,25 @@ impl Collector for Scrape {
             &deny::OUTCOMES,
             &counters.denials,
         )?;
+        for (name, help, counter) in [
+            (
+                "workloads_pending",
+                "Containers that no runtime has named yet, but may",
+                &counters.workloads_pending,
+            ),
+            (
+                "workloads_named_longest_milliseconds",
+                "Longest time from the making of a cgroup until its workload was named",
+                &counters.workloads_named_longest_ms,
+            ),
+            (
+                "scopes",
+                "Cgroups whose workload the kernel was told, for rules that ask for it",
+                &counters.scopes,
+            ),
+        ] {
+            metrics.gauge(name, help, None, signed(counter.load(Ordering::Relaxed)))?;
+        }
         metrics.counter(
             "pipeline_turns",
             "Rounds of the pipeline",

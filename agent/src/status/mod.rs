@@ -292,6 +292,18 @@ pub struct Counters {
     pub runtime_failed: AtomicU64,
     /// Containers that were not asked about, because too many waited.
     pub runtime_dropped: AtomicU64,
+    /// Containers that are asked about and not named yet.
+    pub workloads_pending: AtomicU64,
+    /// Workloads that were named, of those whose making was seen.
+    pub workloads_named: AtomicU64,
+    /// How long they were not, milliseconds together …
+    pub workloads_named_ms: AtomicU64,
+    /// … and the longest.
+    pub workloads_named_longest_ms: AtomicU64,
+    /// Cgroups that the kernel was told of, for rules that ask for workloads.
+    pub scopes: AtomicU64,
+    /// Such cgroups for which it had no room.
+    pub scopes_left_out: AtomicU64,
     /// Gap records written to the spool.
     pub gaps: AtomicU64,
     /// Names of addresses that were forgotten, while they held, for want of room.

@@ -132,6 +132,14 @@ pub(super) fn json(status: &Status) -> Value {
             "events_without_workload": count(&counters.cgroups_unknown),
             "gaps": count(&counters.gaps),
         },
+        "workloads": {
+            "pending": count(&counters.workloads_pending),
+            "named": count(&counters.workloads_named),
+            "named_ms": count(&counters.workloads_named_ms),
+            "longest_ms": count(&counters.workloads_named_longest_ms),
+            "cgroups_told": count(&counters.scopes),
+            "cgroups_without_room": count(&counters.scopes_left_out),
+        },
         "deny": {
             "held": count(&counters.held_calls),
             "denied": counters.denials.iter().map(|of_mode| count(&of_mode[0])).sum::<u64>(),
@@ -201,6 +209,16 @@ pub fn text(status: &Value) -> String {
             );
         }
     }
+    let workloads = &status["workloads"];
+    let _ = writeln!(
+        page,
+        "\nworkloads\n  {} pending; {} named, within {} ms at most; {} cgroups told to the kernel, {} without room",
+        word(&workloads["pending"]),
+        word(&workloads["named"]),
+        word(&workloads["longest_ms"]),
+        word(&workloads["cgroups_told"]),
+        word(&workloads["cgroups_without_room"]),
+    );
     page.push_str("\nlanes\n");
     for lane in rows("lanes") {
         let _ = writeln!(

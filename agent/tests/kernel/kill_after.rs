@@ -16,7 +16,7 @@ use sumun_abi::{
     verdict::{Lineage, Verdict},
 };
 use sumun_agent::{
-    kernel::{Seed, Swapped},
+    kernel::{Known, Seed, Swapped},
     receive::record::{Body, Record},
 };
 use sumun_policy::{
@@ -90,7 +90,10 @@ impl Case {
         let swapped = self
             .bench
             .kernel()
-            .set_rules(&filter, &plan, self.generation, || seeds)
+            .set_rules(&filter, &plan, self.generation, || Known {
+                processes: seeds,
+                ..Known::default()
+            })
             .unwrap();
         assert_eq!(swapped, Swapped::default());
     }

@@ -41,6 +41,7 @@ mod privilege;
 mod probe;
 mod process;
 mod recovery;
+mod scope;
 mod sockets;
 mod udp;
 mod unix;

@@ -20,7 +20,7 @@ use sumun_abi::{
 use sumun_agent::{
     detect::Detector,
     enrich::process::{Limits, Tree},
-    kernel::{Seed, StreamId, Swapped},
+    kernel::{Known, Seed, StreamId, Swapped},
     pipeline::batch::{BatchBuilder, Origin},
     receive::{
         file, network, process,
@@ -339,6 +339,13 @@ impl Agent {
     }
 }
 
+fn known(seeds: &[Seed]) -> Known {
+    Known {
+        processes: seeds.to_vec(),
+        ..Known::default()
+    }
+}
+
 #[test]
 fn kernel_and_matcher_agree_on_random_rules() {
     let Some(mut bench) = bench::take("meaning") else {
@@ -366,7 +373,7 @@ fn kernel_and_matcher_agree_on_random_rules() {
         let swapped = bench
             .kernel()
             .set_rules(&sumun_policy::Plan::default(), &plan, generation, || {
-                seeds.clone()
+                known(&seeds)
             })
             .unwrap();
         assert_eq!(swapped, Swapped::default());
@@ -440,7 +447,7 @@ fn kernel_and_matcher_agree_on_random_rules_about_opens_and_connects() {
         let (filter, _) = Plan::build(&policies);
         let swapped = bench
             .kernel()
-            .set_rules(&filter, &plan, generation, || seeds.clone())
+            .set_rules(&filter, &plan, generation, || known(&seeds))
             .unwrap();
         assert_eq!(swapped, Swapped::default());
         agent

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use sumun_agent::kernel::{Kernel, KernelConfig, LockPlace, Swapped};
+use sumun_agent::kernel::{Kernel, KernelConfig, Known, LockPlace, Swapped};
 use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
 use sumun_proto::{catalogue::kind_name, v1::Kind};
 
@@ -51,11 +51,24 @@ impl Ruled {
     pub(crate) fn load(&mut self, on: &str, when: &str) {
         self.generation += 1;
         let generation = self.generation;
-        load(self.bench.kernel(), on, when, generation);
+        load(self.bench.kernel(), on, when, generation, |_| {
+            Known::default()
+        });
+    }
+
+    /// The same with what the kernel is told for it.
+    pub(crate) fn load_knowing(
+        &mut self,
+        on: &str,
+        when: &str,
+        known: impl FnOnce(&VerdictPlan) -> Known,
+    ) {
+        self.generation += 1;
+        load(self.bench.kernel(), on, when, self.generation, known);
     }
 
     pub(crate) fn load_into(&self, kernel: &mut Kernel, on: &str, when: &str) {
-        load(kernel, on, when, 1);
+        load(kernel, on, when, 1, |_| Known::default());
     }
 
     /// The next agent takes over; its rules are those that are there.
@@ -81,7 +94,13 @@ impl Ruled {
     }
 }
 
-fn load(kernel: &mut Kernel, on: &str, when: &str, generation: u32) {
+fn load(
+    kernel: &mut Kernel,
+    on: &str,
+    when: &str,
+    generation: u32,
+    known: impl FnOnce(&VerdictPlan) -> Known,
+) {
     let (effect, when) = match on {
         "exit" => ("alert", String::new()),
         _ => ("deny", format!("when = '''{when}'''")),
@@ -94,7 +113,7 @@ fn load(kernel: &mut Kernel, on: &str, when: &str, generation: u32) {
     assert_eq!(late, [], "{when}");
     let (plan, _) = Plan::build(&policies);
     let swapped = kernel
-        .set_rules(&plan, &verdicts, generation, Vec::new)
+        .set_rules(&plan, &verdicts, generation, || known(&verdicts))
         .unwrap();
     assert_eq!(swapped, Swapped::default());
 }

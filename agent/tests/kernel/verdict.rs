@@ -22,7 +22,7 @@ use sumun_abi::{
     verdict::{Guard, Lineage},
 };
 use sumun_agent::{
-    kernel::Seed,
+    kernel::{Known, Seed},
     receive::record::{Body, Record},
 };
 use sumun_policy::{
@@ -43,7 +43,10 @@ fn load(bench: &mut Bench, plan: &VerdictPlan, generation: u32, seeds: Vec<Seed>
     let generation = bench.generation(generation);
     let swapped = bench
         .kernel()
-        .set_rules(&Plan::default(), plan, generation, || seeds)
+        .set_rules(&Plan::default(), plan, generation, || Known {
+            processes: seeds,
+            ..Known::default()
+        })
         .unwrap();
     assert_eq!(swapped, sumun_agent::kernel::Swapped::default());
 }

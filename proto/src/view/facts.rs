@@ -108,7 +108,10 @@ impl<'a> View<'a> {
             // Which one it is is not known, and so what would be told of it.
             None => self.image().map(|_| Value::Unknown),
             Some(workload) => match &workload.facts {
-                Some(facts) => value(facts, id),
+                // Of a container that is not named yet its pod may be.
+                Some(facts) => {
+                    value(facts, id).or_else(|| workload.pending.then_some(Value::Unknown))
+                }
                 None => workload.pending.then_some(Value::Unknown),
             },
         }

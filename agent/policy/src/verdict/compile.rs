@@ -8,6 +8,7 @@ use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
 use super::formula::{Formula, Whose};
+use super::scope::{Scope, is_scope, negated};
 use super::{Id, RESULT_ZERO, TEXT_MAX, TEXTS_MAX, Texts, net};
 use crate::condition::{is_plain, kind_condition};
 use crate::glob::{Glob, Shape};
@@ -48,6 +49,19 @@ pub(super) fn compile(predicate: &Predicate, kind: Kind) -> Result<Formula, Beyo
 
 /// The same for an expression being true, or false if not `positive`. An error is neither.
 fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
+    if is_scope(expr) {
+        let asked = match positive {
+            true => expr.clone(),
+            false => negated(expr),
+        };
+        return Ok(Formula::Scope {
+            scope: Scope {
+                asked: Predicate::new(asked),
+                presumed: false,
+            },
+            yes: true,
+        });
+    }
     match expr {
         Expr::Const(value) => Ok(Formula::Const(*value == positive)),
         Expr::Not(inner) => formula(inner, !positive, kind),
@@ -109,7 +123,16 @@ fn is_of_denied(field: FieldId, kind: Kind) -> bool {
 /// All parts, or with `or` one of them.
 fn join(parts: &[Expr], positive: bool, or: bool, kind: Kind) -> Result<Formula, Beyond> {
     let (mut formulas, mut beyond) = (Vec::with_capacity(parts.len()), None);
-    for part in parts {
+    // What asks only whose the process is is one question.
+    let (scope, rest): (Vec<&Expr>, Vec<&Expr>) = parts.iter().partition(|part| is_scope(part));
+    let scope: Vec<Expr> = scope.into_iter().cloned().collect();
+    let scope = match (scope.len(), or == positive) {
+        (0, _) => None,
+        (1, _) => scope.into_iter().next(),
+        (_, true) => Some(Expr::Or(scope)),
+        (_, false) => Some(Expr::And(scope)),
+    };
+    for part in scope.iter().chain(rest) {
         match formula(part, positive, kind) {
             // What the others say does not matter then.
             Ok(Formula::Const(value)) if value == or => return Ok(Formula::Const(or)),

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use super::scope::Scope;
 use super::{Atom, CLAUSES_MAX, End, Id, NETS_MAX, Texts};
 use crate::clause::{filled, without_longer};
 
@@ -36,6 +37,11 @@ pub(super) enum Formula {
     Net {
         end: End,
         nets: Vec<(IpAddr, u8)>,
+        yes: bool,
+    },
+    /// The answer about whose the process is is yes, or with `yes` false no.
+    Scope {
+        scope: Scope,
         yes: bool,
     },
     And(Vec<Formula>),
@@ -117,6 +123,7 @@ impl Formula {
                 nets,
                 yes: !yes,
             },
+            Self::Scope { scope, yes } => Self::Scope { scope, yes: !yes },
             Self::And(parts) => Self::or(parts.into_iter().map(Self::not).collect()),
             Self::Or(parts) => Self::and(parts.into_iter().map(Self::not).collect()),
         }
@@ -340,6 +347,10 @@ fn clauses(formula: &Formula, atoms: &mut Atoms) -> Result<Vec<Conjunction>, Too
                 end: *end,
                 nets: nets.clone(),
             };
+            vec![Conjunction::one(atoms.number(atom), *yes)]
+        }
+        Formula::Scope { scope, yes } => {
+            let atom = Atom::Scope(scope.clone());
             vec![Conjunction::one(atoms.number(atom), *yes)]
         }
         // No number is one of none; but if there is no number, nobody knows here that it is not.

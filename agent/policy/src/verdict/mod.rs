@@ -12,6 +12,7 @@
 mod compile;
 mod formula;
 mod net;
+pub mod scope;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use sumun_proto::v1::Kind;
 pub(crate) use compile::holds_always;
 
 use self::formula::{Atoms, Conjunction, Formula, disjunction};
+use self::scope::Scope;
 use crate::doors::{DENIABLE, Doors};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::narrow::on_kind;
@@ -55,7 +57,7 @@ pub struct VerdictPlan {
 }
 
 /// A question about an event.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Atom {
     /// About the executable of the process's image; on exec, of the new one.
     Exe(Texts),
@@ -88,6 +90,8 @@ pub enum Atom {
         /// One to [`NETS_MAX`] networks.
         nets: Vec<(IpAddr, u8)>,
     },
+    /// About whose the process is; answered by its cgroup.
+    Scope(Scope),
 }
 
 /// An end of a connection.
@@ -122,7 +126,7 @@ impl Atom {
             | Atom::Setting(texts)
             | Atom::Value(texts) => texts.names.len() + texts.paths.len() + texts.prefixes.len(),
             Atom::Net { nets, .. } => nets.len(),
-            Atom::Number { .. } | Atom::Flag(_) => 0,
+            Atom::Number { .. } | Atom::Flag(_) | Atom::Scope(_) => 0,
         }
     }
 }
@@ -365,9 +369,22 @@ fn clauses(rule: &Rule, kind: Kind, now_ns: i64) -> Result<(Atoms, Vec<Conjuncti
         true => "before the call is made, the kernel cannot judge",
         false => "only the agent can judge",
     };
-    let kills =
-        compile::compile(&rule.predicate, kind).map_err(|beyond| format!("{only} {beyond}"))?;
-    let mut parts = vec![kills];
+    let compiled =
+        |predicate| compile::compile(predicate, kind).map_err(|beyond| format!("{only} {beyond}"));
+    let mut parts = match &rule.presumed {
+        None => vec![compiled(&rule.predicate)?],
+        // Of no other part an unknown answer counts as yes.
+        Some(presumed) => vec![
+            Formula::Scope {
+                scope: Scope {
+                    asked: presumed.selector.clone(),
+                    presumed: true,
+                },
+                yes: true,
+            },
+            compiled(&presumed.when)?,
+        ],
+    };
     for exception in &rule.exceptions {
         if exception
             .expires_ns

@@ -81,12 +81,93 @@ fn atom(atom: &Atom) -> String {
         Atom::Setting(of) => format!("setting({})", texts(of)),
         Atom::Value(of) => format!("value({})", texts(of)),
         Atom::Flag(bit) => format!("flag({bit})"),
+        Atom::Scope(scope) if scope.presumed => format!("scope?({})", scope.asked),
+        Atom::Scope(scope) => format!("scope({})", scope.asked),
         Atom::Net { end, nets } => {
             let nets = nets.iter().map(|(net, bits)| format!("{net}/{bits}"));
             format!("{end:?}({})", nets.collect::<Vec<_>>().join(","))
         }
         Atom::Number { id, range } if range.1 == u32::MAX => format!("{id:?}({}..)", range.0),
         Atom::Number { id, range } => format!("{id:?}({}..{})", range.0, range.1),
+    }
+}
+
+/// Wherever it stands: in the selector, the condition or an exception.
+#[test]
+fn what_is_asked_of_workloads_is_one_question() {
+    for (when, exceptions, expected) in [
+        (
+            "'app=cart' in k8s.labels && proc.exe.name == 'nc' && k8s.namespace == 'shop'",
+            &[][..],
+            "exe(nc) scope(\"app=cart\" in k8s.labels && k8s.namespace == \"shop\")",
+        ),
+        (
+            "proc.exe.name == 'nc' && (unit == 'a' || container.image.matches('x') || proc.uid == 0)",
+            &[],
+            "Uid(0..0) exe(nc) | exe(nc) scope(unit == \"a\" || container.image.matches(\"x\"))",
+        ),
+        // What is absent is neither, so this is another question than the one without the negation.
+        (
+            "proc.exe.name == 'nc' && !(k8s.namespace.startsWith('shop'))",
+            &[],
+            "exe(nc) scope(!k8s.namespace.startsWith(\"shop\"))",
+        ),
+        (
+            "proc.exe.name == 'nc'",
+            &[("k8s.namespace == 'kube-system' && cloud.region == 'r'", "")],
+            "!scope(k8s.namespace == \"kube-system\" && cloud.region == \"r\") exe(nc)",
+        ),
+        // Of two things at once only the agent knows both.
+        (
+            "unit == proc.exe.name",
+            &[],
+            "only the agent can judge unit == proc.exe.name",
+        ),
+    ] {
+        assert_eq!(told(when, exceptions), expected, "{when}");
+    }
+}
+
+#[test]
+fn a_selector_is_a_question_that_all_rules_share() {
+    for (pending, expected) in [("alert", "scope("), ("inside", "scope?(")] {
+        let rule = |id: &str, when: &str| {
+            format!(
+                "[[rule]]\nid = {id:?}\non = [\"exec\", \"connect\"]\neffect = \"kill\"\nwhen = '''{when}'''\n"
+            )
+        };
+        let file = format!(
+            "[policy]\nname = \"p\"\nmode = \"enforce\"\n[selector]\npending = {pending:?}\nk8s = {{ labels = {{ app = \"cart\" }} }}\n{}{}",
+            rule("a", "proc.exe.name == 'nc'"),
+            rule("b", "proc.exe.name == 'ncat' || proc.uid == 7"),
+        );
+        let check = check_file("p.toml", &file);
+        assert!(check.errors.is_empty(), "{check}");
+        let policies = [check.policy.expect("no errors")];
+        let (plan, late) = VerdictPlan::build(&policies, &Doors::default(), 0);
+        assert_eq!(late, []);
+        let scopes: Vec<usize> = (0..plan.atoms.len())
+            .filter(|number| matches!(plan.atoms[*number], Atom::Scope(_)))
+            .collect();
+        let [scope] = scopes[..] else {
+            panic!("{plan:?}");
+        };
+        assert!(atom(&plan.atoms[scope]).starts_with(expected), "{plan:?}");
+        assert!(
+            plan.clauses
+                .iter()
+                .all(|clause| clause.need >> scope & 1 == 1)
+        );
+        // It is said what holds while nobody knows.
+        let reasons: Vec<String> = crate::explain::explain(&policies, 0)
+            .into_iter()
+            .map(|row| row.reason)
+            .collect();
+        let says = format!("(selector.pending = {pending:?})");
+        assert!(
+            reasons.iter().all(|reason| reason.contains(&says)),
+            "{reasons:?}"
+        );
     }
 }
 

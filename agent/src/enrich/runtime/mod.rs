@@ -31,13 +31,24 @@ const AT_ONCE: usize = 16;
 /// How long a source may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// When a container is asked about again that nobody knew: runtimes know some only a moment after their cgroup.
-const AGAIN: [Duration; 6] = [
+/// In the first half second often: of a pod's own container it is a moment when RunPodSandbox returns, and the pod's first
+/// container begins soon after.
+const AGAIN: [Duration; 15] = [
     Duration::ZERO,
     Duration::from_millis(20),
-    Duration::from_millis(80),
+    Duration::from_millis(30),
+    Duration::from_millis(50),
+    Duration::from_millis(50),
+    Duration::from_millis(50),
+    Duration::from_millis(50),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
     Duration::from_millis(300),
+    Duration::from_millis(500),
     Duration::from_secs(1),
-    Duration::from_secs(3),
+    Duration::from_secs(2),
 ];
 /// How long a source that failed is left alone at first …
 const REST: Duration = Duration::from_secs(1);

@@ -5,9 +5,13 @@
 //! batches still in the spool. A cgroup that was removed stays until the bulk ring has been read beyond
 //! its end.
 //!
+//! A pod is named when its first container is, which is the one that holds its namespaces: all containers that are made in it
+//! later have its name and labels from their making on.
+//!
 //! Memory is bounded by numbers: [`CGROUPS_MAX`] in all and [`NESTED_MAX`] below one workload, so that who may make
 //! cgroups crowds out only its own. What is left out is counted; its events name no workload.
 
+pub mod below;
 pub mod path;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -40,12 +44,16 @@ pub struct WorkloadStats {
     pub left_out: u64,
     /// Records that named a cgroup of which nothing was known.
     pub unknown: u64,
+    /// Containers that no runtime has named yet, but may.
+    pub pending: usize,
 }
 
 #[derive(Debug)]
 struct Known {
     path: Rc<str>,
     workload: Rc<Workload>,
+    /// From a batch of before a restart: nobody has been asked of it.
+    restored: bool,
 }
 
 /// All cgroups that a record may still name, by id.
@@ -64,6 +72,10 @@ pub struct Workloads {
     pub asking: bool,
     /// Containers to ask about. Not more than were made in a cycle.
     questions: Vec<Question>,
+    /// Containers that are asked about and not named yet.
+    pending: HashSet<u64>,
+    /// Cgroups of which something else is known than before, and such as are gone.
+    changed: HashSet<u64>,
 }
 
 impl Workloads {
@@ -75,7 +87,7 @@ impl Workloads {
         if let Some(known) = self.cgroups.get(&id) {
             // Of before a restart, perhaps: it is still there.
             self.gone.retain(|(_, gone)| *gone != id);
-            if &*known.path == path {
+            if &*known.path == path && !known.restored {
                 self.paths.insert(Rc::clone(&known.path), id);
                 return;
             }
@@ -89,6 +101,7 @@ impl Workloads {
         }
         self.below.entry(workload.told.id).or_default().push(id);
         if workload.told.id == id && workload.told.pending {
+            self.pending.insert(id);
             self.questions.push(Question {
                 workload: id,
                 container: workload.told.container_id.clone(),
@@ -98,7 +111,13 @@ impl Workloads {
         }
         let path: Rc<str> = path.into();
         self.paths.insert(Rc::clone(&path), id);
-        self.cgroups.insert(id, Known { path, workload });
+        self.changed.insert(id);
+        let known = Known {
+            path,
+            workload,
+            restored: false,
+        };
+        self.cgroups.insert(id, known);
     }
 
     /// A cgroup has another path, and so has all below it.
@@ -129,6 +148,7 @@ impl Workloads {
                 self.paths.remove(&known.path);
             }
             self.gone.push_back((self.cycle, id));
+            self.changed.insert(id);
         }
     }
 
@@ -180,7 +200,12 @@ impl Workloads {
             });
             self.below.entry(told.id).or_default().push(id);
             let path = path.into();
-            self.cgroups.insert(id, Known { path, workload });
+            let known = Known {
+                path,
+                workload,
+                restored: true,
+            };
+            self.cgroups.insert(id, known);
             self.gone.push_back((self.cycle, id));
         }
     }
@@ -206,6 +231,69 @@ impl Workloads {
 
     /// Takes what a runtime said of a workload; `None`: nobody will say anything.
     pub fn learned(&mut self, id: u64, facts: Option<&v1::Facts>) {
+        self.pending.remove(&id);
+        self.teach(id, |told| {
+            // Who does not know the container may have named its pod.
+            if facts.is_some() {
+                told.facts = facts.cloned();
+            }
+            told.pending = false;
+        });
+        if let Some(facts) = facts {
+            self.named(id, facts);
+        }
+    }
+
+    /// A container's facts name its pod: that is known of all others in it, too.
+    pub(super) fn named(&mut self, container: u64, facts: &v1::Facts) {
+        let Some(known) = self.cgroups.get(&container) else {
+            return;
+        };
+        let at = known.workload.told.cgroup.clone();
+        let pod = match known.workload.told.kind.as_str() {
+            "pod" => Some(container),
+            _ => at
+                .rsplit_once('/')
+                .and_then(|(above, _)| self.paths.get(above))
+                .copied(),
+        };
+        let Some((pod, known)) = pod.and_then(|pod| Some((pod, self.cgroups.get(&pod)?))) else {
+            return;
+        };
+        let told = &known.workload.told;
+        if told.kind != "pod" || told.id != pod || told.pod_uid != facts.pod_uid {
+            return;
+        }
+        let named = v1::Facts {
+            source: facts.source.clone(),
+            pod_name: facts.pod_name.clone(),
+            pod_uid: facts.pod_uid.clone(),
+            namespace: facts.namespace.clone(),
+            pod_labels: facts.pod_labels.clone(),
+            cut: facts.cut,
+            ..v1::Facts::default()
+        };
+        // What a pod is called does not change.
+        if facts.pod_name.is_empty() || told.facts.is_some() {
+            return;
+        }
+        let below = format!("{}/", known.path);
+        let inside = self
+            .paths
+            .iter()
+            .filter(|(path, _)| path.starts_with(&below));
+        let others: Vec<u64> = inside.map(|(_, id)| *id).collect();
+        for id in others.into_iter().chain([pod]) {
+            self.teach(id, |told| {
+                if told.facts.is_none() && (told.pending || told.kind == "pod") {
+                    told.facts = Some(named.clone());
+                }
+            });
+        }
+    }
+
+    /// What changes of a workload changes for all cgroups that belong to it.
+    fn teach(&mut self, id: u64, change: impl Fn(&mut v1::Workload)) {
         // Of a container in a container there is another one of the same number.
         let mut taught: Vec<(Rc<Workload>, Rc<Workload>)> = Vec::new();
         for cgroup in self.below.get(&id).into_iter().flatten() {
@@ -217,12 +305,10 @@ impl Workloads {
             let after = match done {
                 Some((_, after)) => Rc::clone(after),
                 None => {
+                    let mut told = before.told.clone();
+                    change(&mut told);
                     let after = Rc::new(Workload {
-                        told: v1::Workload {
-                            facts: facts.cloned(),
-                            pending: false,
-                            ..before.told.clone()
-                        },
+                        told,
                         by_host: before.by_host,
                     });
                     taught.push((before, Rc::clone(&after)));
@@ -230,7 +316,33 @@ impl Workloads {
                 }
             };
             known.workload = after;
+            self.changed.insert(*cgroup);
         }
+    }
+
+    /// The cgroups of which something has changed since this was called last, gone ones included.
+    pub fn take_changed(&mut self) -> HashSet<u64> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// All cgroups that are there, by path.
+    pub fn there(&self) -> impl Iterator<Item = (u64, &str, &Rc<Workload>)> {
+        let all = self.paths.values();
+        all.filter_map(|id| Some((*id, self.cgroups.get(id)?)))
+            .map(|(id, known)| (id, &*known.path, &known.workload))
+    }
+
+    /// A cgroup that is there.
+    #[must_use]
+    pub fn there_is(&self, id: u64) -> Option<(&str, &Rc<Workload>)> {
+        let known = self.cgroups.get(&id)?;
+        (self.paths.get(&known.path) == Some(&id)).then_some((&*known.path, &known.workload))
+    }
+
+    /// The cgroup of a path.
+    #[must_use]
+    pub fn at(&self, path: &str) -> Option<u64> {
+        self.paths.get(path).copied()
     }
 
     /// Counters.
@@ -238,6 +350,7 @@ impl Workloads {
     pub fn stats(&self) -> WorkloadStats {
         WorkloadStats {
             cgroups: self.cgroups.len(),
+            pending: self.pending.len(),
             ..self.stats
         }
     }
@@ -249,6 +362,7 @@ impl Workloads {
         if self.paths.get(&known.path) == Some(&id) {
             self.paths.remove(&known.path);
         }
+        self.pending.remove(&id);
         let workload = known.workload.told.id;
         if let Some(below) = self.below.get_mut(&workload) {
             if let Some(at) = below.iter().position(|known| *known == id) {
@@ -272,6 +386,10 @@ impl Workloads {
         {
             return Rc::clone(&known.workload);
         }
+        let pod = root.rsplit_once('/').map(|(above, _)| above);
+        let pod = pod.filter(|_| place.kind == path::Kind::Container && place.by_host);
+        let pod = pod.and_then(|pod| self.cgroups.get(self.paths.get(pod)?));
+        let pod = pod.filter(|pod| pod.workload.told.kind == "pod");
         // A container in a container is told apart, and is part of the outer one.
         let id = rooted.map_or(id, |known| known.workload.told.id);
         Rc::new(Workload {
@@ -289,7 +407,9 @@ impl Workloads {
                 slice: place.slice.to_owned(),
                 login_uid: place.login_uid,
                 login_session: place.login_session.to_owned(),
-                facts: rooted.and_then(|known| known.workload.told.facts.clone()),
+                facts: rooted
+                    .or(pod)
+                    .and_then(|known| known.workload.told.facts.clone()),
                 pending: match rooted {
                     Some(known) => known.workload.told.pending,
                     None => self.asking && place.by_host && place.kind == path::Kind::Container,
@@ -368,6 +488,53 @@ mod tests {
         all.end_cycle(true);
         assert_eq!(all.stats().cgroups, 3);
         assert_eq!(all.below.values().map(Vec::len).sum::<usize>(), 3);
+    }
+
+    #[test]
+    fn a_pod_is_named_by_its_first_container_for_all_to_come() {
+        const OTHER: &str = "aaaaaaaabbbbbbbbccccccccddddddddeeeeeeeeffffffff0000000011111111";
+        const UID: &str = "8a5f1e0c-6b1d-4d57-9f5d-0c5b7c3e2a11";
+        let mut all = Workloads {
+            asking: true,
+            ..Workloads::default()
+        };
+        let pod = format!("/kubepods/pod{UID}");
+        all.made(1, "/", 0);
+        all.made(2, "/kubepods", 0);
+        all.made(3, &pod, 0);
+        all.made(4, &format!("{pod}/{ID}"), 5);
+        // A sibling that is there already.
+        all.made(5, &format!("{pod}/{OTHER}"), 6);
+        assert_eq!(all.take_changed().len(), 5);
+        let mut facts = v1::Facts {
+            source: "cri".into(),
+            pod_name: "cart-0".into(),
+            pod_uid: "another".into(),
+            pod_labels: vec!["app=cart".into()],
+            ..v1::Facts::default()
+        };
+        let named = |all: &mut Workloads, id| {
+            let told = &all.of(id).expect("a workload").told;
+            let name = told.facts.as_ref().map(|facts| facts.pod_name.clone());
+            (name.unwrap_or_default(), told.pending)
+        };
+        // A runtime that says of it that it is another pod's.
+        all.learned(4, Some(&facts));
+        assert_eq!(named(&mut all, 3), (String::new(), false));
+        facts.pod_uid = UID.into();
+        all.learned(4, Some(&facts));
+        assert_eq!(all.take_changed(), HashSet::from([3, 4, 5]));
+        assert_eq!(named(&mut all, 3), ("cart-0".into(), false));
+        assert_eq!(named(&mut all, 5), ("cart-0".into(), true));
+        all.removed(5);
+        all.made(6, &format!("{pod}/{OTHER}"), 7);
+        all.made(7, &format!("{pod}/{OTHER}/below"), 7);
+        assert_eq!(named(&mut all, 6), ("cart-0".into(), true));
+        assert_eq!(named(&mut all, 7), ("cart-0".into(), true));
+        // Nobody knows the container: its pod is known all the same.
+        all.learned(6, None);
+        assert_eq!(named(&mut all, 7), ("cart-0".into(), false));
+        assert_eq!(all.stats().pending, 1);
     }
 
     #[test]

@@ -144,7 +144,9 @@ impl Walk {
             place.by_host = !self.of_user && (place.unit.is_empty() || is_runtime(place.unit));
             place.kind = Kind::Container;
             (place.container, place.runtime, place.root) = (id, runtime, end);
-            if let Some(slice) = component.split_once(".slice:").map(|(slice, _)| slice) {
+            if place.pod_uid.is_empty()
+                && let Some(slice) = component.split_once(".slice:").map(|(slice, _)| slice)
+            {
                 self.pod(place, slice);
             }
             if !place.by_host {
@@ -154,7 +156,10 @@ impl Walk {
             }
             return;
         }
-        if let Some((name, runtime)) = machine(component, place.slice) {
+        if place.unit.is_empty()
+            && place.kind != Kind::Pod
+            && let Some((name, runtime)) = machine(component, place.slice)
+        {
             place.by_host = false;
             place.kind = Kind::Machine;
             (place.container, place.runtime, place.root) = (name, runtime, end);
@@ -164,6 +169,10 @@ impl Walk {
         if !place.unit.is_empty() && !is_runtime(place.unit) {
             // Below a unit only containers are looked for.
             self.above = folder(component);
+            return;
+        }
+        // What stands below a pod is somebody's word, but for its containers.
+        if place.kind == Kind::Pod {
             return;
         }
         if component == "kubepods" || component == "kubepods.slice" {
@@ -176,9 +185,6 @@ impl Walk {
             if component.ends_with(".slice") {
                 place.slice = component;
             }
-            return;
-        }
-        if place.kind == Kind::Pod {
             return;
         }
         if above == Above::Ecs {
@@ -371,7 +377,7 @@ fn is_unit(component: &str) -> bool {
 }
 
 /// Units of runtimes: containers below them are theirs.
-fn is_runtime(unit: &str) -> bool {
+pub(super) fn is_runtime(unit: &str) -> bool {
     let name = unit.strip_suffix(".service").unwrap_or(unit);
     matches!(
         name,

@@ -357,10 +357,7 @@ mod tests {
 
     #[test]
     fn a_named_pod_answers_for_its_containers_before_they_are_there() {
-        let mut all = Workloads {
-            asking: true,
-            ..Workloads::default()
-        };
+        let mut all = Workloads::default();
         let pod = format!("/kubepods/pod{UID}");
         for (id, path) in [
             (1, "/".to_owned()),
@@ -373,6 +370,7 @@ mod tests {
             (8, "/system.slice/a.service".to_owned()),
             (9, "/system.slice/a.service/below".to_owned()),
         ] {
+            all.asking = true;
             all.made(id, &path, 0);
         }
         let plan = plan(&[

@@ -298,14 +298,18 @@ fn there_is_room_for_ten_thousand_cgroups() {
         return;
     };
     let evil = evil(dir.path());
-    let most = u64::from(sumun_abi::verdict::SCOPES_ENTRIES) / 2;
-    assert!(most > 10_000);
+    const MOST: usize = sumun_abi::verdict::SCOPES_ENTRIES as usize / 2;
+    const { assert!(MOST > 10_000) };
+    let most = bench::times(MOST) as u64;
     let cgroups: Vec<_> = (0..most).map(|id| (u64::MAX - id, outside())).collect();
     let begun = Instant::now();
     // Two plans at once, as in each swap.
     load(&mut bench, &plan(&evil, false), 1, &cgroups);
     load(&mut bench, &plan(&evil, false), 2, &cgroups);
     println!("{} entries twice in {:?}", cgroups.len(), begun.elapsed());
+    if most < MOST as u64 {
+        return;
+    }
     // Others go on being told of until it is full, which is said.
     let full = (0..=most).any(|id| bench.kernel().scope(1 << 40 | id, outside()).is_err());
     assert!(full);

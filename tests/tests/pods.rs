@@ -14,7 +14,7 @@ use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Rootfs, has, pod_uid};
 use sumun_tests::ctl::Ctl;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
-use sumun_tests::pod::{self, Containerd, Pod, cri};
+use sumun_tests::pod::{self, Containerd, Pod, Sandbox, cri};
 use sumun_tests::programs::long;
 
 /// How long the store may take until an answer is complete, and the runtime until it has told.
@@ -55,6 +55,64 @@ effect = "deny"
     )
 }
 
+/// A container of one command in a pod; its exit status.
+fn run_in(
+    containerd: &Containerd,
+    (pod, sandbox): (&Pod, &Sandbox),
+    (name, image): (&str, &str),
+    command: &[&str],
+) -> i32 {
+    let config = cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        }),
+        image: Some(cri::ImageSpec {
+            image: image.into(),
+        }),
+        command: command.iter().map(|part| (*part).to_owned()).collect(),
+        ..cri::ContainerConfig::default()
+    };
+    let id = containerd.container(pod, sandbox, &config);
+    let id = id.expect("a container");
+    containerd.wait(&id, LIMIT).expect("it ends")
+}
+
+/// What is known of a pod holds while no agent is there, and is the same for the next one from its start on.
+fn without_an_agent(
+    containerd: &Containerd,
+    image: &str,
+    collector: &Collector,
+    agent: &mut Agent,
+) {
+    let pod = |label: &str, number| Pod {
+        name: format!("{label}-alone"),
+        uid: pod_uid(number),
+        namespace: "shop".into(),
+        labels: vec![("app".into(), label.into())],
+        logs: String::new(),
+    };
+    let pods = [(pod("cart", 30_000), true), (pod("basket", 30_001), false)];
+    let sandboxes = pods
+        .each_ref()
+        .map(|(pod, _)| containerd.sandbox(pod, false).expect("a pod"));
+    let all = |name: &str| {
+        for ((pod, stopped), sandbox) in pods.iter().zip(&sandboxes) {
+            let status = run_in(containerd, (pod, sandbox), (name, image), &["/evil"]);
+            assert_eq!(status == 137, *stopped, "{name} in {}: {status}", pod.name);
+        }
+    };
+    all("before");
+    agent.kill();
+    all("meanwhile");
+    agent.run().expect("an agent that runs");
+    agent.online(collector).expect("an agent that is online");
+    all("after");
+    for sandbox in sandboxes {
+        containerd.remove(&sandbox.id).expect("a pod that ends");
+    }
+}
+
 /// The first process of containers of pods, some of the cart: what became of them is what the policy says.
 fn first_processes(containerd: &Containerd, image: &str, ctl: &Ctl, listener: TcpListener) {
     let since = unix_ns();
@@ -83,21 +141,8 @@ fn first_processes(containerd: &Containerd, image: &str, ctl: &Ctl, listener: Tc
                 logs: String::new(),
             };
             let sandbox = containerd.sandbox(&pod, false).expect("a pod");
-            let run = |name: &str, command: &[&str]| {
-                let config = cri::ContainerConfig {
-                    metadata: Some(cri::ContainerMetadata {
-                        name: name.into(),
-                        attempt: 0,
-                    }),
-                    image: Some(cri::ImageSpec {
-                        image: image.into(),
-                    }),
-                    command: command.iter().map(|part| (*part).to_owned()).collect(),
-                    ..cri::ContainerConfig::default()
-                };
-                let id = containerd.container(&pod, &sandbox, &config);
-                let id = id.expect("a container");
-                containerd.wait(&id, LIMIT).expect("it ends")
+            let run = |name, command: &[&str]| {
+                run_in(containerd, (&pod, &sandbox), (name, image), command)
             };
             let evil = run("evil", &["/evil"]);
             let out = run("out", &["/bin/busybox", "nc", "127.0.0.1", &port]);
@@ -270,5 +315,6 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
         quantile(&pending, 100)
     );
     first_processes(&containerd, image, &ctl, listener);
+    without_an_agent(&containerd, image, &collector, &mut agent);
     agent.stop().expect("the agent stops when told to");
 }

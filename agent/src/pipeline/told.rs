@@ -48,7 +48,7 @@ impl Told {
 
     /// Before the first cgroup is known.
     pub fn begin(&mut self, core: &mut Core) {
-        core.workloads.asking = self.runtimes.told().present.load(Ordering::Relaxed);
+        core.workloads.ask(self.runtimes.present());
         self.of_host(core);
     }
 
@@ -62,7 +62,7 @@ impl Told {
 
     /// Takes what has been learned, and asks about what is new. Never waits.
     pub fn learn(&mut self, core: &mut Core) {
-        core.workloads.asking = self.runtimes.told().present.load(Ordering::Relaxed);
+        core.workloads.ask(self.runtimes.present());
         while let Some(learned) = self.runtimes.learned() {
             let Learned {
                 workload,
@@ -98,7 +98,8 @@ impl Told {
                 None => core.workloads.learned(workload, None),
             }
         }
-        for question in core.workloads.take_questions() {
+        // Of a host with many containers, some wait here for their turn.
+        for question in core.workloads.take_questions(self.runtimes.room()) {
             let workload = question.workload;
             if !self.runtimes.ask(question) {
                 core.workloads.learned(workload, None);

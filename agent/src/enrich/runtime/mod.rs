@@ -56,6 +56,8 @@ const REST: Duration = Duration::from_secs(1);
 const REST_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked which sources there are.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The same while there is none: the containers of one that has just begun are not to be taken for nobody's.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Bytes of all labels of a container or pod; what is more is left out, which is said.
 pub const LABELS_MAX: usize = 64 * 1024;
 /// Bytes of a name that is not a label.
@@ -148,6 +150,8 @@ pub struct Told {
 /// The asking thread, seen from the pipeline.
 #[derive(Debug)]
 pub struct Runtimes {
+    settings: Settings,
+    looked: Instant,
     questions: mpsc::Sender<Question>,
     learned: mpsc::Receiver<Learned>,
     told: Arc<Told>,
@@ -169,10 +173,12 @@ impl Runtimes {
             .max_blocking_threads(1)
             .build()?;
         thread::Builder::new().name("runtimes".into()).spawn({
-            let told = Arc::clone(&told);
+            let (settings, told) = (settings.clone(), Arc::clone(&told));
             move || runtime.block_on(serve(settings, told, asked, answers))
         })?;
         Ok(Self {
+            settings,
+            looked: Instant::now(),
             questions,
             learned,
             told,
@@ -189,6 +195,22 @@ impl Runtimes {
             self.told.dropped.fetch_add(1, Ordering::Relaxed);
         }
         asked
+    }
+
+    /// Whether there is a runtime that may be asked.
+    pub fn present(&mut self) -> bool {
+        if !self.told.present.load(Ordering::Relaxed) && self.looked.elapsed() >= LOOK_AGAIN {
+            self.looked = Instant::now();
+            let present = self.settings.present();
+            self.told.present.store(present, Ordering::Relaxed);
+        }
+        self.told.present.load(Ordering::Relaxed)
+    }
+
+    /// How many questions there is room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.questions.capacity()
     }
 
     /// The next answer, if there is one.

@@ -70,8 +70,8 @@ pub struct Workloads {
     stats: WorkloadStats,
     /// There is a runtime that can be asked.
     pub asking: bool,
-    /// Containers to ask about. Not more than were made in a cycle.
-    questions: Vec<Question>,
+    /// Containers to ask about, at most one question for each; the oldest first.
+    questions: VecDeque<Question>,
     /// Containers that are asked about and not named yet.
     pending: HashSet<u64>,
     /// Cgroups of which something else is known than before, and such as are gone.
@@ -102,12 +102,7 @@ impl Workloads {
         self.below.entry(workload.told.id).or_default().push(id);
         if workload.told.id == id && workload.told.pending {
             self.pending.insert(id);
-            self.questions.push(Question {
-                workload: id,
-                container: workload.told.container_id.clone(),
-                runtime: workload.told.runtime.clone(),
-                made_ns,
-            });
+            self.questions.push_back(question(&workload.told, made_ns));
         }
         let path: Rc<str> = path.into();
         self.paths.insert(Rc::clone(&path), id);
@@ -224,9 +219,32 @@ impl Workloads {
         self.cycle += 1;
     }
 
-    /// The containers to ask about since this was called last.
-    pub fn take_questions(&mut self) -> Vec<Question> {
-        std::mem::take(&mut self.questions)
+    /// There is a runtime that can be asked, or there is none any more. Once there is one, it is asked of what is there already.
+    pub fn ask(&mut self, asking: bool) {
+        if !std::mem::replace(&mut self.asking, asking) && asking {
+            let unasked = self.there().filter(|(id, _, workload)| {
+                let told = &workload.told;
+                workload.by_host
+                    && told.id == *id
+                    && told.kind == path::Kind::Container.to_string()
+                    && told.facts.is_none()
+                    && !told.pending
+            });
+            let unasked: Vec<u64> = unasked.map(|(id, ..)| id).collect();
+            for id in unasked {
+                self.teach(id, |told| told.pending = true);
+                if let Some(known) = self.cgroups.get(&id) {
+                    self.questions.push_back(question(&known.workload.told, 0));
+                    self.pending.insert(id);
+                }
+            }
+        }
+    }
+
+    /// So many of the containers to ask about.
+    pub fn take_questions(&mut self, room: usize) -> Vec<Question> {
+        let room = room.min(self.questions.len());
+        self.questions.drain(..room).collect()
     }
 
     /// Takes what a runtime said of a workload; `None`: nobody will say anything.
@@ -420,6 +438,15 @@ impl Workloads {
     }
 }
 
+fn question(told: &v1::Workload, made_ns: u64) -> Question {
+    Question {
+        workload: told.id,
+        container: told.container_id.clone(),
+        runtime: told.runtime.clone(),
+        made_ns,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,6 +518,27 @@ mod tests {
     }
 
     #[test]
+    fn a_runtime_that_begins_later_is_asked_of_what_is_there() {
+        let mut all = Workloads::default();
+        all.made(1, "/", 0);
+        all.made(2, &format!("/docker/{ID}"), 7);
+        all.made(3, &format!("/docker/{ID}/below"), 7);
+        all.made(4, "/system.slice/a.service", 7);
+        assert!(all.take_questions(9).is_empty());
+        all.ask(false);
+        all.ask(true);
+        all.ask(true);
+        assert!(all.of(3).expect("a workload").told.pending);
+        assert!(all.take_questions(0).is_empty());
+        let asked = all.take_questions(9);
+        assert_eq!(
+            (asked.len(), asked[0].workload, asked[0].made_ns),
+            (1, 2, 0)
+        );
+        assert_eq!(all.stats().pending, 1);
+    }
+
+    #[test]
     fn a_pod_is_named_by_its_first_container_for_all_to_come() {
         const OTHER: &str = "aaaaaaaabbbbbbbbccccccccddddddddeeeeeeeeffffffff0000000011111111";
         const UID: &str = "8a5f1e0c-6b1d-4d57-9f5d-0c5b7c3e2a11";
@@ -553,7 +601,8 @@ mod tests {
             &format!("/user.slice/user-7.slice/user@7.service/libpod-{ID}.scope"),
             0,
         );
-        let asked: Vec<_> = all.take_questions().iter().map(|q| q.workload).collect();
+        let asked = all.take_questions(9);
+        let asked: Vec<_> = asked.iter().map(|q| q.workload).collect();
         assert_eq!(asked, [2]);
         let pending = |all: &mut Workloads, id| all.of(id).expect("a workload").told.pending;
         assert!(pending(&mut all, 3) && !pending(&mut all, 4) && !pending(&mut all, 5));
@@ -571,7 +620,7 @@ mod tests {
                 .map(|facts| facts.container_name.as_str());
             assert_eq!((name, told.pending), (Some("web"), false));
         }
-        assert!(all.take_questions().is_empty());
+        assert!(all.take_questions(9).is_empty());
     }
 
     #[test]

@@ -25,10 +25,7 @@ use crate::{
         value,
     },
     maps::{BEGUN, EXITED},
-    policy::{
-        lineage, sharers as table,
-        verdict::{self, Judged},
-    },
+    policy::{lineage, sharers as table, verdict},
     run::{self, Run, scratch},
 };
 
@@ -153,7 +150,7 @@ fn executed(ctx: &BtfTracePointContext, again: bool) -> i32 {
 /// Lets the rules that kill judge, and writes what became of it into the record.
 #[inline(always)]
 fn judge(run: Run, index: u32) {
-    let judged = Judged(verdict::sumun_judge(run.level, index, on::EXEC));
+    let judged = verdict::judge(run.level, index, on::EXEC);
     if let Some(record) = run.record::<Exec>() {
         // SAFETY: the record is this run's.
         unsafe {

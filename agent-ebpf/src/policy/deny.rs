@@ -25,7 +25,7 @@ use sumun_abi::{
 use super::{
     copy, find, first,
     lineage::{self, Image},
-    scope::sumun_scope,
+    scope,
     verdict::{
         Judged, is_of_root, is_of_the_host, is_the_agent, matched, net, numbers,
         path as walked_path, set_ids, set_in_image, sumun_answers,
@@ -91,7 +91,7 @@ pub(crate) extern "C" fn sumun_ask_network(level: u32, index: u32, kind: u32) ->
             0
         };
         answer(scratch, yes, unknown);
-        let judged = Judged(sumun_ask(level, index, kind));
+        let judged = ask(level, index, kind);
         judged.store(addr_of_mut!((*record).verdict));
         u64::from(judged.outcome())
     }
@@ -173,7 +173,7 @@ pub(crate) extern "C" fn sumun_ask_file(
             tail.walked(walked)
                 .store(addr_of_mut!((*record).to_path), 0);
         }
-        let judged = Judged(sumun_ask(level, index, kind));
+        let judged = ask(level, index, kind);
         judged.store(addr_of_mut!((*record).verdict));
         u64::from(told(run, index, place, judged.outcome(), tail.end()))
     }
@@ -221,7 +221,7 @@ pub(crate) extern "C" fn sumun_ask_setting(level: u32, index: u32) -> u64 {
             }
         }
         answer(scratch, yes, unknown);
-        let judged = Judged(sumun_ask(level, index, on::denied(denied::SYSCTL)));
+        let judged = ask(level, index, on::denied(denied::SYSCTL));
         judged.store(addr_of_mut!((*record).verdict));
         u64::from(judged.outcome())
     }
@@ -257,6 +257,12 @@ pub(super) unsafe fn answer(scratch: *mut Scratch, yes: u64, unknown: u64) {
 }
 
 /// Asks the rules about the call of the record, of which the scratch has the answers so far.
+#[inline(always)]
+fn ask(level: u32, index: u32, kind: u32) -> Judged {
+    scope::answer(level, index);
+    Judged(sumun_ask(level, index, kind))
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
@@ -295,8 +301,7 @@ extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
         }
     }
     if plan.scope != 0 {
-        sumun_scope(level, index);
-        // SAFETY: as above; the function has written them.
+        // SAFETY: as above.
         unsafe {
             yes |= (*scratch).scoped[0];
             unknown |= (*scratch).scoped[1];

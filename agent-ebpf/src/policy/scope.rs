@@ -15,13 +15,21 @@ use crate::{
     run::{Run, scratch},
 };
 
+/// Answers what the plan asks about whose the process is, if it asks; the answers are left in the scratch.
+#[inline(always)]
+pub(super) fn answer(level: u32, index: u32) {
+    if VERDICTS.get(index & 1).is_some_and(|plan| plan.scope != 0) {
+        sumun_scope(level, index);
+    }
+}
+
 /// Answers what the plan asks about the workload of who did what is in the record; the answers are left in the scratch.
 ///
 /// Of an event of another process than the one that runs, as of a connect that ends with a packet, only the cgroup's own entry
 /// is known: the cgroups above it cannot be found by a number.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
+extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
     if level >= LEVELS {
         return 1;
     }

@@ -29,8 +29,7 @@ use sumun_abi::{
 use super::{
     copy, find, first,
     lineage::{self, Image},
-    lookup_walked,
-    scope::sumun_scope,
+    lookup_walked, scope,
 };
 use crate::{
     kernel::{Object, file::File, get, layer, path::Walked, task::Task},
@@ -271,7 +270,7 @@ pub(crate) extern "C" fn sumun_judge_file(
             own_yes: 0,
             own_unknown: 0,
         });
-        let judged = Judged(sumun_judge(level, index, kind));
+        let judged = judge(level, index, kind);
         judged.store(addr_of_mut!((*record).verdict));
         u64::from(judged.outcome())
     }
@@ -355,7 +354,7 @@ pub(crate) extern "C" fn sumun_judge_connection(
             own_yes: 0,
             own_unknown: 0,
         });
-        let judged = Judged(sumun_judge(level, index, kind));
+        let judged = judge(level, index, kind);
         judged.store(addr_of_mut!((*record).verdict));
         u64::from(judged.outcome())
     }
@@ -375,9 +374,16 @@ const _: () = assert!(
 
 /// Judges the event of the record, of which the scratch has the answers so far, and kills its process if a rule says so
 /// and it is the one that runs.
+#[inline(always)]
+pub(crate) fn judge(level: u32, index: u32, kind: u32) -> Judged {
+    // Beside what follows and not in it: the calls that lead there leave no stack for one more (512 bytes for all).
+    scope::answer(level, index);
+    Judged(sumun_judge(level, index, kind))
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
+extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
     let none = Judged::new(outcome::NONE, 0, 0, false).0;
     if level >= LEVELS {
         return none;
@@ -413,8 +419,7 @@ pub(crate) extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
         }
     }
     if plan.scope != 0 {
-        sumun_scope(level, index);
-        // SAFETY: as above; the function has written them.
+        // SAFETY: as above.
         unsafe {
             yes |= (*scratch).scoped[0];
             unknown |= (*scratch).scoped[1];

@@ -173,6 +173,11 @@ pub(crate) fn effective(
             .door(kind)
             .and_then(|door| late_alone(rule, kind).map_or(Ok(door), Err)),
     };
+    let remark = remark(rule);
+    let remarked = |reason: String| match remark {
+        Some(remark) => format!("{reason}; {remark}"),
+        None => reason,
+    };
     match (mode, kernel, held(rule, kind)) {
         (Mode::Observe, Err(kernel), Err(held)) => (
             Effective::Alert,
@@ -185,10 +190,9 @@ pub(crate) fn effective(
             Effective::Alert,
             "observe: reports what would be denied".to_owned(),
         ),
-        (Mode::Enforce, Ok(Door::Here), _) => (
-            Effective::Deny,
-            remark(rule).unwrap_or_default().to_owned(),
-        ),
+        (Mode::Enforce, Ok(Door::Here), _) => {
+            (Effective::Deny, remark.unwrap_or_default().to_owned())
+        }
         (Mode::Enforce, Ok(Door::WithLsm), Ok(_)) => (
             Effective::DenyViaAgent,
             "held by a permission event until the agent has judged it, and let through if it does not within 100 ms; where BPF LSM is active the kernel denies it alone"
@@ -196,10 +200,10 @@ pub(crate) fn effective(
         ),
         (Mode::Enforce, Ok(Door::WithLsm), Err(held)) => (
             Effective::Deny,
-            match kind {
+            remarked(match kind {
                 Kind::Open | Kind::Exec => format!("only where BPF LSM is active; elsewhere an alert is raised: {held}"),
                 _ => "only where BPF LSM is active; elsewhere an alert is raised".to_owned(),
-            },
+            }),
         ),
         (Mode::Enforce, Err(kernel), Ok(_)) => (
             Effective::DenyViaAgent,

@@ -276,6 +276,11 @@ names = [{names}]
 # Memory for batches that are not durable yet; then agents wait.
 # buffer_bytes = 67108864
 
+[facts]
+# Names, images and labels of workloads, of each tenant: so long after they were told last, and so much.
+# days = 400
+# bytes = 67108864
+
 [metrics]
 # Prometheus, loopback only; the address is written to metrics.addr.
 listen = "127.0.0.1:0"

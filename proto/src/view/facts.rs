@@ -1,11 +1,16 @@
 //! The fields that others than the kernel tell: runtimes of workloads, the cloud and the system of the host.
 
+use std::time::Duration;
+
 use super::{Items, Value, View, list, text};
 use crate::catalogue::FieldId;
 use crate::v1::Facts;
 
+/// An agent tells what it knows of living workloads again after so long, so that what nobody tells any more can be given up.
+pub const TOLD_AGAIN: Duration = Duration::from_secs(6 * 3600);
+
 /// Those of workloads, then those of hosts.
-pub const OF_FACTS: [FieldId; 24] = [
+pub const OF_FACTS: [FieldId; 28] = [
     FieldId::WorkloadSource,
     FieldId::WorkloadPendingMs,
     FieldId::ContainerName,

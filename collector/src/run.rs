@@ -211,7 +211,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         registry: registry.clone(),
         metrics: Arc::clone(&metrics),
         valid: config.certificate_valid,
-        joins: config.joins.clone(),
+        joins: config.joins.clone().into(),
         limit: Limit::default(),
     })
     .max_decoding_message_size(SMALL_MESSAGE);

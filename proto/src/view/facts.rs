@@ -21,6 +21,10 @@ pub const OF_FACTS: [FieldId; 28] = [
     FieldId::K8sPodName,
     FieldId::K8sNamespace,
     FieldId::K8sLabels,
+    FieldId::K8sOwnerKind,
+    FieldId::K8sOwnerName,
+    FieldId::K8sServiceAccount,
+    FieldId::K8sNode,
     FieldId::CloudProvider,
     FieldId::CloudAccount,
     FieldId::CloudRegion,
@@ -40,13 +44,13 @@ pub const OF_FACTS: [FieldId; 28] = [
 /// Whether the field is told of workloads.
 #[must_use]
 pub fn is_of_workload(id: FieldId) -> bool {
-    OF_FACTS[..10].contains(&id)
+    OF_FACTS[..14].contains(&id)
 }
 
 /// Whether the field is told of hosts.
 #[must_use]
 pub fn is_of_host(id: FieldId) -> bool {
-    OF_FACTS[10..].contains(&id)
+    OF_FACTS[14..].contains(&id)
 }
 
 /// What facts say of a field; `None` if nothing. Of a pod's uid, too: a runtime's word counts more than a path.
@@ -75,6 +79,10 @@ pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
         FieldId::K8sNamespace => told(&facts.namespace),
         FieldId::K8sLabels if facts.pod_name.is_empty() => None,
         FieldId::K8sLabels => Some(list(Items::Strings(&facts.pod_labels), !facts.cut)),
+        FieldId::K8sOwnerKind => told(&facts.owner_kind),
+        FieldId::K8sOwnerName => told(&facts.owner_name),
+        FieldId::K8sServiceAccount => told(&facts.service_account),
+        FieldId::K8sNode => told(&facts.node),
         FieldId::CloudProvider => told(&cloud()?.provider),
         FieldId::CloudAccount => told(&cloud()?.account),
         FieldId::CloudRegion => told(&cloud()?.region),

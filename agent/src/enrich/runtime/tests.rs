@@ -104,6 +104,7 @@ fn nobody() -> Settings {
         podman: Vec::new(),
         stores: Vec::new(),
         cloud: None,
+        kubelet: None,
     }
 }
 

@@ -94,9 +94,11 @@ impl Told {
                 }
                 Some(facts) => {
                     let now = boot_ns().unwrap_or_default();
-                    let pending_ns = match made_ns {
-                        0 => 0,
-                        made => now.saturating_sub(made),
+                    let pending_ns = match (core.workloads.facts_of(workload), made_ns) {
+                        // More of one that had its names before.
+                        (Some(known), _) => known.pending_ns,
+                        (None, 0) => 0,
+                        (None, made) => now.saturating_sub(made),
                     };
                     let facts = Facts {
                         workload,

@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::tests::{Runtime, nobody, on_this_thread, question, serve_cri};
+use super::super::{self as runtime, Learned};
 use super::*;
 
 const PASS: &str = "the-agents-token";
@@ -169,13 +171,6 @@ fn facts(uid: &str) -> Facts {
     }
 }
 
-fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime.expect("a runtime").block_on(work)
-}
-
 #[test]
 fn a_pod_has_the_owner_and_account_that_the_kubelet_says_and_no_other() {
     on_this_thread(async {
@@ -292,5 +287,49 @@ fn a_kubelet_that_answers_badly_costs_its_time_and_a_word() {
                 .expect_err("a stranger");
         }
         assert_eq!(double.requests(), asked, "no token was shown to a stranger");
+    });
+}
+
+/// A container of the pod `uid-1` is asked about, where this kubelet is; what becomes known of it.
+async fn asked_beside(double: &Double) -> tokio::sync::mpsc::Receiver<Learned> {
+    let socket = double.dir.path().join("cri.sock");
+    let one = Runtime {
+        labels: HashMap::new(),
+        hangs: false,
+    };
+    serve_cri(&socket, one);
+    let settings = runtime::Settings {
+        cri: vec![socket],
+        kubelet: Some(double.settings()),
+        ..nobody()
+    };
+    let (questions, asked) = tokio::sync::mpsc::channel(4);
+    let (answers, learned) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(runtime::serve(settings, Arc::default(), asked, answers));
+    questions.send(question("known")).await.expect("asked");
+    learned
+}
+
+fn owner_of(learned: Option<Learned>) -> String {
+    let learned = learned.expect("an answer");
+    assert_eq!(learned.workload, 7);
+    let facts = learned.facts.expect("facts");
+    assert_eq!(facts.pod_name, "cart-1");
+    facts.owner_name
+}
+
+#[test]
+fn the_runtimes_word_comes_first_and_what_the_kubelet_adds_after_it() {
+    on_this_thread(async {
+        let double = Double::start(list(&[pod("uid-1", "cart-5d8f")])).await;
+        let mut learned = asked_beside(&double).await;
+        assert_eq!(owner_of(learned.recv().await), "");
+        assert_eq!(owner_of(learned.recv().await), "cart-5d8f");
+        // One that hangs does not hold up the runtime's word.
+        let double = Double::start(Mood::Silent).await;
+        let mut learned = asked_beside(&double).await;
+        assert_eq!(owner_of(learned.recv().await), "");
+        let more = tokio::time::timeout(Duration::from_millis(300), learned.recv()).await;
+        assert!(!matches!(more, Ok(Some(_))), "{more:?}");
     });
 }

@@ -129,7 +129,7 @@ async fn answer(
         Mood::Says(text) => text,
         Mood::Endless => {
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.ok()?;
-            let part = [b' '; 1 << 20];
+            let part = vec![b' '; 1 << 20];
             loop {
                 stream.write_all(&part).await.ok()?;
             }

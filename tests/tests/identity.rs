@@ -111,6 +111,17 @@ fn nobody_is_unknown(collector: &Collector, since: u64, until: u64) {
     assert_eq!(named.rows.len(), all.rows.len());
 }
 
+/// The one exec of a program.
+fn exec_of(collector: &Collector, (since, until): (u64, u64), name: &str) -> Value {
+    let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
+    let mut answer = collector
+        .ctl()
+        .complete_events(since, until, &filter, LIMIT)
+        .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    assert_eq!(answer.rows.len(), 1, "{name}: {:?}", answer.rows);
+    answer.rows.remove(0)
+}
+
 #[test]
 fn short_lived_cgroups_are_told_apart_from_their_first_event_on() {
     let Some(turn) = Turn::take("short_lived_cgroups_are_told_apart") else {
@@ -263,15 +274,7 @@ fn what_was_there_before_the_agent_is_known_and_goes_on_after_a_restart() {
         .expect("a program that runs");
     let until = unix_ns();
 
-    let ctl = collector.ctl();
-    let ask = |name: &str| -> Value {
-        let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
-        let mut answer = ctl
-            .complete_events(since, until, &filter, LIMIT)
-            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        assert_eq!(answer.rows.len(), 1, "{name}: {:?}", answer.rows);
-        answer.rows.remove(0)
-    };
+    let ask = |name: &str| exec_of(&collector, (since, until), name);
     for name in ["prog-before", "prog-after"] {
         let row = ask(name);
         assert_eq!(text(&row, "container.id"), outer, "{row}");
@@ -391,15 +394,7 @@ fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
     let _ = Command::new(program("prog-local")).status();
     let until = unix_ns();
 
-    let ctl = collector.ctl();
-    let ask = |name: &str| -> Value {
-        let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
-        let mut answer = ctl
-            .complete_events(since, until, &filter, LIMIT)
-            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        assert_eq!(answer.rows.len(), 1, "{name}: {:?}", answer.rows);
-        answer.rows.remove(0)
-    };
+    let ask = |name: &str| exec_of(&collector, (since, until), name);
     let mut wanted = vec![
         ("prog-early", "127.0.0.1", early_port),
         ("prog-plain", "127.0.0.1", late_port),
@@ -425,7 +420,9 @@ fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
     let filter = format!(
         "kind == \"exec\" && login.src.port == {late_port} && proc.exe.name.startsWith(\"prog-\")"
     );
-    let found = ctl.complete_events(since, until, &filter, LIMIT);
+    let found = collector
+        .ctl()
+        .complete_events(since, until, &filter, LIMIT);
     assert_eq!(found.expect("an answer").rows.len(), 4);
     agent.stop().expect("the agent stops when told to");
 }

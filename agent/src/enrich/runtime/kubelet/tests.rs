@@ -238,7 +238,7 @@ fn a_kubelet_that_answers_badly_costs_its_time_and_a_word() {
         };
         for (mood, part) in [
             (said("garbage"), "expected"),
-            (said("[]"), "items"),
+            (said("[]"), "PodList"),
             (said(r#"{"items":[{"metadata":{}}]}"#), "uid"),
             (Mood::Says("SSH-2.0-OpenSSH\r\n\r\n".into()), "not HTTP"),
             (

@@ -122,7 +122,7 @@ pub struct Enroll {
     #[arg(long)]
     pub force: bool,
 
-    /// For machines: succeed where there is an identity already, and wait for a collector that is away
+    /// For machines: succeed where there is an identity already, but for one that has ended, and wait for a collector that is away
     #[arg(long, conflicts_with = "force")]
     pub once: bool,
 
@@ -134,6 +134,10 @@ pub struct Enroll {
     /// Do not install the starter policies, which alert and stop nothing
     #[arg(long)]
     pub no_policies: bool,
+
+    /// With --once, also on a host that is enrolled: install the starter policies if there is no policy at all
+    #[arg(long, requires = "once", conflicts_with = "no_policies")]
+    pub starter_policies: bool,
 }
 
 /// `sumun-agent status`.

@@ -52,12 +52,19 @@ fn enrol(args: &Enroll) -> anyhow::Result<ExitCode> {
     let outcome = runtime.block_on(enroll::enroll(args, &run::host_name(), waiting))?;
     let enrolled = match outcome {
         enroll::Outcome::Enrolled(enrolled) => enrolled,
-        enroll::Outcome::Known { config, changed } => {
+        enroll::Outcome::Known {
+            config,
+            changed,
+            policies,
+        } => {
             let settings = if changed { "; settings taken over" } else { "" };
             println!(
                 "enrolled already; configuration: {}{settings}",
                 config.display()
             );
+            if policies > 0 {
+                println!("there was no policy: {policies} starter policies installed");
+            }
             return Ok(ExitCode::SUCCESS);
         }
     };

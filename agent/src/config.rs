@@ -53,6 +53,12 @@
 //! cloud = "auto"                # auto | off | aws | azure | gcp
 //! metadata = "169.254.169.254:80"
 //!
+//! [identity.kubelet]            # only if this is there: who made a pod, and its service account
+//! ca = "/var/lib/kubelet/pki/kubelet.crt"   # who vouches for the kubelet's certificate
+//! token = "/etc/sumun/kubelet.token"        # of a service account that may get nodes/pods
+//! address = "127.0.0.1:10250"   # else the address in SUMUN_NODE_IP, if that is set
+//! name = "node-1"               # of the certificate; else the host's
+//!
 //! [metrics]
 //! listen = "127.0.0.1:9637"     # "off", or a loopback address
 //!

@@ -5,8 +5,12 @@
 //! written by replacing whole files; `agent.toml` comes last, so its presence means that the
 //! identity is complete.
 //!
+//! With `--once` a host that is enrolled stays so ([`known`]).
+//!
 //! What a cloud or a cluster says is bound to the first key that is shown with it. So the key is kept from try to
 //! try, and from one enrolment to the next: an answer that was lost on its way is asked for again.
+
+mod known;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -48,6 +52,31 @@ pub enum Error {
     Enrolled {
         /// The configuration.
         path: PathBuf,
+    },
+    /// There is the identity of another collector.
+    #[error(
+        "this host is enrolled at another collector, as the agent {agent} of tenant {tenant}: {} does not vouch for its certificate; \
+         `sumun-agent enroll --force` makes it one of this collector, which then gets what is still in its spool, too",
+        ca.display()
+    )]
+    Foreign {
+        /// Who it is there.
+        agent: String,
+        /// Whose.
+        tenant: String,
+        /// The authority that was given.
+        ca: PathBuf,
+    },
+    /// The collector does not want the identity.
+    #[error(
+        "this host is enrolled as the agent {agent}, whose certificate has expired and which the collector does not take any more \
+         ({reason}); `sumun-agent enroll --force` makes a new one"
+    )]
+    Unwanted {
+        /// Who it is.
+        agent: String,
+        /// The collector's word.
+        reason: String,
     },
     /// The token's or the settings' file cannot be used.
     #[error("cannot read {path}")]
@@ -142,28 +171,42 @@ pub enum Outcome {
         config: PathBuf,
         /// The settings were taken over, and were others than before.
         changed: bool,
+        /// Starter policies that were written.
+        policies: usize,
     },
 }
 
 /// Enrols this host. What was there before `--force` is kept beside as `agent.toml.old`. A host that had no
 /// configuration gets the starter policies: on another one, those that are missing were taken away. With `--once`, one that is
-/// enrolled stays so, and a collector that is away is waited for; `told` is called with the reason.
+/// enrolled stays so, but if its certificate is not renewed any more; a collector that is away is waited for. `told` is called with
+/// what is done so and why.
 ///
 /// # Errors
 /// Nothing of an earlier identity is touched before the collector has made a new one.
 pub async fn enroll(args: &Enroll, host_name: &str, told: impl Fn(&str)) -> Result<Outcome, Error> {
     let config = args.out.join("agent.toml");
     let settings = args.settings.as_deref().map(read).transpose()?;
+    let mut replace = args.force;
     if config.exists() && args.once {
-        let changed = match &settings {
-            None => false,
-            Some(settings) => renew(args, &config, settings)?,
-        };
-        return Ok(Outcome::Known { config, changed });
+        if known::look(args, &config).await? == known::State::Good {
+            let changed = match &settings {
+                None => false,
+                Some(settings) => renew(args, &config, settings)?,
+            };
+            return Ok(Outcome::Known {
+                config,
+                changed,
+                policies: starter_again(args)?,
+            });
+        }
+        told(
+            "the certificate of this host has expired, and is not renewed any more: enrolling anew",
+        );
+        replace = true;
     }
     let (mut backoff, mut last) = (Backoff::default(), String::new());
     loop {
-        match once(args, host_name, settings.as_deref()).await {
+        match once(args, host_name, settings.as_deref(), replace).await {
             Ok(enrolled) => return Ok(Outcome::Enrolled(enrolled)),
             Err(error) if args.once && error.passes() => {
                 let reason = connect::chain(&error);
@@ -176,6 +219,40 @@ pub async fn enroll(args: &Enroll, host_name: &str, told: impl Fn(&str)) -> Resu
             Err(error) => return Err(error),
         }
     }
+}
+
+/// With `--starter-policies`: writes them where there are none at all, as where those of a chart's values were.
+fn starter_again(args: &Enroll) -> Result<usize, Error> {
+    let folder = args.out.join("policies");
+    let has_some = || {
+        let entries = fs::read_dir(&folder)?;
+        let mut names = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        io::Result::Ok(names.any(|path| path.extension().is_some_and(|end| end == "toml")))
+    };
+    match has_some() {
+        _ if !args.starter_policies => Ok(0),
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(starter::install(&folder)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_folder(&folder)?;
+            Ok(starter::install(&folder)?)
+        }
+        Err(source) => Err(Error::Read {
+            path: folder,
+            source,
+        }),
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path);
+    made.map_err(|source| Error::Folder {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes the configuration of a host that is enrolled anew; whether it was another one before.
@@ -193,9 +270,14 @@ fn renew(args: &Enroll, config: &Path, settings: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-async fn once(args: &Enroll, host_name: &str, settings: Option<&str>) -> Result<Enrolled, Error> {
+async fn once(
+    args: &Enroll,
+    host_name: &str,
+    settings: Option<&str>,
+    replace: bool,
+) -> Result<Enrolled, Error> {
     let config = args.out.join("agent.toml");
-    if !args.force && config.exists() {
+    if !replace && config.exists() {
         return Err(Error::Enrolled { path: config });
     }
     let (token, proof) = proof(args).await?;
@@ -204,14 +286,7 @@ async fn once(args: &Enroll, host_name: &str, settings: Option<&str>) -> Result<
     let name =
         server_name(&args.collector).ok_or_else(|| Error::Address(args.collector.clone()))?;
     let policies = args.out.join("policies");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&policies)
-        .map_err(|source| Error::Folder {
-            path: policies.clone(),
-            source,
-        })?;
+    make_folder(&policies)?;
     let policies = (!args.no_policies && !config.exists()).then_some(policies);
     // A folder that cannot be written to must be found before a use of the token is spent.
     let parked = args.out.join("agent.key.enrolling");

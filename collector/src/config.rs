@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::ingest::Limits;
+use crate::store::Kept;
 use crate::tenant::join::Join;
 
 /// A configuration that cannot be used.
@@ -50,6 +51,8 @@ struct Raw {
     #[serde(default)]
     ingest: RawIngest,
     #[serde(default)]
+    facts: RawFacts,
+    #[serde(default)]
     metrics: Option<RawMetrics>,
     #[serde(default)]
     join: Vec<join::Raw>,
@@ -88,6 +91,13 @@ struct RawIngest {
     buffer_bytes: Option<toml::Spanned<u64>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFacts {
+    days: Option<toml::Spanned<u64>>,
+    bytes: Option<toml::Spanned<u64>>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawMetrics {
@@ -119,6 +129,8 @@ pub struct Config {
     pub renewal_grace: Duration,
     /// How much is kept before it is durable, and in the lake.
     pub limits: Limits,
+    /// How much of what is told of workloads is kept, of each tenant.
+    pub facts: Kept,
     /// Where metrics are served; loopback only.
     pub metrics: Option<SocketAddr>,
     /// Who may join without a token.
@@ -215,6 +227,10 @@ impl Config {
                     4 * mib,
                     16 * 1024 * mib,
                 )?,
+            },
+            facts: Kept {
+                age: Duration::from_secs(day * check.within(&raw.facts.days, 400, 2, 36_600)?),
+                bytes: check.size(&raw.facts.bytes, 64 * mib, mib, 16 * 1024 * mib)?,
             },
             metrics,
         })
@@ -441,6 +457,11 @@ mod tests {
             (good.replace("audience = \"a\"\n", ""), "needs `audience`"),
             (good.replace("system:serviceaccount:sumun:", ""), "service accounts"),
             (good.replace("keys.json", "no.json"), "no.json"),
+            (good.replace("keys = \"keys.json\"\n", ""), "needs `keys`"),
+            (format!("{good}issuer_ca = \"keys.json\"\n"), "`keys` or `issuer_ca`"),
+            (format!("{good}issuer_token = \"token\"\n"), "with `issuer_ca`"),
+            (good.replace("keys =", "issuer_ca ="), "no certificate"),
+            (good.replace("keys =", "issuer_ca =").replace("https:", "http:"), "is not https"),
             (good.replace("kubernetes\"", "password\""), "no method"),
             (format!("{good}accounts = [\"123456789012\"]\n"), "not one of the method"),
             (format!("{good}{good}"), "already"),

@@ -19,6 +19,10 @@ pub const CONFIG: &str = "collector.toml";
 pub const ADMIN: &str = "admin.toml";
 /// The first enrolment token.
 pub const ENROLL_TOKEN: &str = "enroll.token";
+/// The configuration before it is in its place.
+const CONFIG_NEXT: &str = "collector.toml.new";
+/// There while [`init`] is at work: what it finds beside this file is what an interrupted one has left, which nobody can have used.
+const UNFINISHED: &str = "init.unfinished";
 
 /// Where the packages' service has its configuration. State and runtime files have places of their own
 /// then, as the file system's standard wants, and are the service's user's.
@@ -33,7 +37,7 @@ const SYSTEM_USER: &str = "sumun-collector";
 const ENROLL_USES: u32 = 100;
 const ENROLL_VALID: Duration = Duration::from_secs(24 * 3600);
 
-/// Initialisation failed. What was written stays.
+/// Initialisation failed. What was written stays until it is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is one already.
@@ -95,19 +99,24 @@ pub struct Made {
 
 /// Makes configuration, CA, tenant and first tokens in `dir`. A port of 0 is
 /// replaced by one that is free now. `names` are added to the certificate. In [`SYSTEM`], what the
-/// service reads is given to its user, if there is one; the first tokens stay root's.
+/// service reads is given to its user, if there is one; the first tokens stay root's. What an interrupted one
+/// has left is made anew.
 ///
 /// # Errors
 /// The directory is initialised already, or something cannot be written.
 pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Made, Error> {
     let config_path = dir.join(CONFIG);
+    let unfinished = dir.join(UNFINISHED);
+    let resumed = unfinished.symlink_metadata().is_ok();
     for path in [
         &config_path,
         &dir.join("ca"),
         &dir.join("state"),
         &dir.join(ADMIN),
     ] {
-        if path.symlink_metadata().is_ok() {
+        // Of an interrupted one all but the configuration may be there.
+        let left = resumed && path != &config_path;
+        if !left && path.symlink_metadata().is_ok() {
             return Err(Error::Exists(path.clone()));
         }
     }
@@ -121,8 +130,13 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
     let names = server_names(listen, names);
     let text = config_text(listen, &names, system);
     let config = Config::parse(&config_path, &text)?;
-    if config.database().symlink_metadata().is_ok() {
+    if resumed {
+        remove_rest(&config, dir)?;
+    } else if config.database().symlink_metadata().is_ok() {
         return Err(Error::Exists(config.database()));
+    } else {
+        write(&unfinished, b"", 0o600)?;
+        sync_dir(dir)?;
     }
 
     make_dir(&config.ca_dir())?;
@@ -179,13 +193,60 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
         give(&config.ca_dir())?;
         give(config.state_dir().as_path())?;
     }
-    // Last: its presence says that everything else is there.
-    write(&config_path, text.as_bytes(), 0o600)?;
+    // Last, and whole: its presence says that everything else is there.
+    let next = dir.join(CONFIG_NEXT);
+    write(&next, text.as_bytes(), 0o600)?;
     if system {
-        give(&config_path)?;
+        give(&next)?;
     }
+    fs::rename(&next, &config_path).map_err(|source| Error::Write {
+        path: config_path.clone(),
+        source,
+    })?;
     sync_dir(dir)?;
+    finish(dir)?;
     Ok(Made { address })
+}
+
+/// Removes the mark of one that is at work.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn finish(dir: &Path) -> Result<(), Error> {
+    remove(&dir.join(UNFINISHED))?;
+    sync_dir(dir)
+}
+
+/// Removes what an interrupted [`init`] may have written, and nothing else; nothing at all where a collector has run since.
+fn remove_rest(config: &Config, dir: &Path) -> Result<(), Error> {
+    if config.log_dir().symlink_metadata().is_ok() {
+        return Err(Error::Exists(config.log_dir()));
+    }
+    let database = config.database();
+    let beside = ["-wal", "-shm", "-journal"].map(|end| {
+        let mut path = database.clone().into_os_string();
+        path.push(end);
+        PathBuf::from(path)
+    });
+    let ours = [
+        dir.join(CONFIG_NEXT),
+        dir.join(ADMIN),
+        dir.join(ENROLL_TOKEN),
+        config.ca_dir().join(CA_KEY),
+        config.ca_dir().join(CA_CERTIFICATE),
+        database,
+    ];
+    ours.iter().chain(&beside).try_for_each(|path| remove(path))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Write {
+            path: path.to_path_buf(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether [`init`] has done its work in `dir`: the configuration is written last.
@@ -275,6 +336,11 @@ names = [{names}]
 # segment_seconds = 60
 # Memory for batches that are not durable yet; then agents wait.
 # buffer_bytes = 67108864
+
+[facts]
+# Names, images and labels of workloads, of each tenant: so long after they were told last, and so much.
+# days = 400
+# bytes = 67108864
 
 [metrics]
 # Prometheus, loopback only; the address is written to metrics.addr.

@@ -35,7 +35,7 @@ enum Command {
         /// More names for the server certificate: host names or addresses
         #[arg(long, num_args = 1..)]
         name: Vec<String>,
-        /// Do nothing, and succeed, where it was done before
+        /// Do nothing, and succeed, where it was done before; what was interrupted is made anew, with this option or without
         #[arg(long)]
         once: bool,
     },
@@ -111,6 +111,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         match command {
             Command::Init { dir, once, .. } if once && init::is_done(&dir) => {
+                init::finish(&dir)?;
                 println!("{} is initialised already", dir.display());
                 Ok(())
             }

@@ -52,6 +52,8 @@ pub struct Metrics {
     pub seals: Counter,
     /// Failed tries to write a segment to the lake.
     pub seal_errors: Counter,
+    /// Workloads and hosts whose names and labels went, by age or by size.
+    pub facts_forgotten: Counter,
     /// Bytes of deliveries that wait to be durable.
     pub buffered_bytes: Gauge<i64, std::sync::atomic::AtomicI64>,
     /// End of the server certificate, Unix seconds.
@@ -85,6 +87,10 @@ impl Default for Metrics {
         );
         let seals = counter("seals", "Log segments written to the lake");
         let seal_errors = counter("seal_errors", "Failed tries to write a segment to the lake");
+        let facts_forgotten = counter(
+            "facts_forgotten",
+            "Workloads and hosts whose names went, by age or by size",
+        );
         let connections = Gauge::default();
         registry.register("connections", "Open connections", connections.clone());
         let streams = Gauge::default();
@@ -137,6 +143,7 @@ impl Default for Metrics {
             log_lost_records,
             seals,
             seal_errors,
+            facts_forgotten,
             buffered_bytes,
             certificate_expires,
         }

@@ -32,7 +32,7 @@ use crate::init::reachable;
 use crate::metrics::Metrics;
 use crate::query::{self, QueryService};
 use crate::state;
-use crate::store::Store;
+use crate::store::{Bounds, Store};
 use crate::tenant::ca::{self, Ca};
 use crate::tenant::join::limit::Limit;
 use crate::tenant::registry::{self, Registry};
@@ -151,7 +151,16 @@ pub async fn start(config: Config) -> Result<Running, Error> {
             });
         }
     }
-    let store = Store::open(database.clone(), &config.lake_dir().to_string_lossy()).await?;
+    let bounds = Bounds {
+        facts: config.facts,
+        ..Bounds::default()
+    };
+    let store = Store::open(
+        database.clone(),
+        &config.lake_dir().to_string_lossy(),
+        bounds,
+    )
+    .await?;
     let ingest = Ingest::start(
         &config.log_dir(),
         database.clone(),
@@ -202,7 +211,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         registry: registry.clone(),
         metrics: Arc::clone(&metrics),
         valid: config.certificate_valid,
-        joins: config.joins.clone(),
+        joins: config.joins.clone().into(),
         limit: Limit::default(),
     })
     .max_decoding_message_size(SMALL_MESSAGE);

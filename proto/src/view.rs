@@ -339,6 +339,8 @@ impl<'a> View<'a> {
             FieldId::ProcEuid => Value::Int(image.euid.into()),
             FieldId::ProcEgid => Value::Int(image.egid.into()),
             FieldId::ProcAuid => Value::Int(image.auid?.into()),
+            FieldId::LoginSrcIp => text((!image.login_ip.is_empty()).then_some(&image.login_ip)?),
+            FieldId::LoginSrcPort => nonzero(image.login_port.into())?,
             FieldId::ProcSession => nonzero(image.session.into())?,
             FieldId::ProcCapEffective => seen().map(|()| int(image.cap_effective))?,
             FieldId::ProcCapPermitted => seen().map(|()| int(image.cap_permitted))?,

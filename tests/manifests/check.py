@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import hcl2
 import helm_python as helm
@@ -40,6 +41,7 @@ VALUES = {
             "settings": '[log]\nlevel = "debug"\n',
             "policies": {"web.toml": '[policy]\nname = "web"\nversion = 1\n'},
             "runtimes": ["/run/crio", "/run/k3s/containerd"],
+            "kubelet": {"enabled": True, "certificate": "/var/lib/kubelet/pki/kubelet.crt"},
             "nodeSelector": {"a": "b"},
             "affinity": {"nodeAffinity": {}},
             "podAnnotations": {"a": "1"},
@@ -50,10 +52,15 @@ VALUES = {
             "names": ["collector.example"],
             "joins": '[[join]]\nname = "here"\nmethod = "kubernetes"\n',
             "joinFiles": {"keys.json": '{"keys": []}'},
+            "askIssuer": True,
             "service": {"type": "LoadBalancer", "port": 443, "annotations": {"a": "b"}},
             "storage": {"size": "1Ti", "className": "fast"},
         },
-        "networkPolicy": {"enabled": True, "collectorFrom": ["10.0.0.0/8", "fd00::/8"]},
+        "networkPolicy": {"enabled": True, "collectorFrom": ["10.0.0.0/8", "fd00::/8"], "collectorTo": ["10.96.0.1/32"]},
+    },
+    "agents on the nodes' network": {
+        "agent": {"hostNetwork": True, "join": {"method": "ec2"}, "kubelet": {"enabled": True}},
+        "networkPolicy": {"collectorFrom": ["10.0.0.0/16"]},
     },
 }
 
@@ -75,6 +82,11 @@ WRONG = [
     {"collector": {"storage": {"size": "50"}}},
     {"collector": {"replicas": 2}},
     {"networkPolicy": {"collectorFrom": ["everybody"]}},
+    {"networkPolicy": {"collectorTo": ["everybody"]}},
+    {"collector": {"service": {"externalTrafficPolicy": "Nearest"}}},
+    # Its agents would not reach the collector.
+    {"agent": {"hostNetwork": True}},
+    {"agent": {"kubelet": {"enabled": True, "resource": "pods"}}},
     {"image": {"tag": "a b"}},
 ]
 
@@ -126,8 +138,18 @@ def bounds(name: str, documents: list[dict]) -> None:
     assert agent["hostPID"] and "hostIPC" not in agent
     written = {m["mountPath"] for c in agent["containers"] for m in c["volumeMounts"] if not m.get("readOnly")}
     assert written == {"/etc/sumun", "/var/lib/sumun/agent", "/run/sumun", "/tmp", "/sys/fs/bpf"}, written
-    # Roles would be the way from a node to the cluster: there are none.
-    assert not any("Role" in document["kind"] for document in documents)
+    # Where a chart's own policies were and are no more, nodes do not go without any.
+    enrolment = agent["initContainers"][0]["args"]
+    own = "policies" in {volume["name"] for volume in agent["volumes"]}
+    assert ("--no-policies" in enrolment) == own and ("--starter-policies" in enrolment) != own
+    service = one(documents, "Service", "sumun-collector")
+    if service and service["spec"]["type"] != "ClusterIP":
+        assert service["spec"]["externalTrafficPolicy"] == "Local"
+    # Roles would be the way from a node to the cluster: there are none, but the one to ask the kubelet, where that is wanted.
+    asked = "kubelet" in {volume["name"] for volume in agent["volumes"]}
+    assert sum("Role" in document["kind"] for document in documents) == (2 if asked else 0)
+    if asked:
+        assert one(documents, "ClusterRole", "sumun-agent")["rules"] == [{"apiGroups": [""], "resources": ["nodes/pods"], "verbs": ["get"]}]
     # What a policy selects has to be what there is.
     for policy in (d for d in documents if d["kind"] == "NetworkPolicy"):
         wanted = policy["spec"]["podSelector"]["matchLabels"].items()
@@ -271,8 +293,27 @@ def cloud_init() -> None:
     print(f"cloud-init: user data of agents and of the collector are good, and {len(scripts)} scripts are shell")
 
 
+def ansible() -> None:
+    playbook = ROOT / "deploy/ansible/site.yml"
+    role = ROOT / "deploy/ansible/roles/sumun_agent"
+    with tempfile.TemporaryDirectory() as home:
+        program = pathlib.Path(sys.executable).with_name("ansible-playbook")
+        environment = {**os.environ, "ANSIBLE_HOME": home, "ANSIBLE_LOCALHOST_WARNING": "False"}
+        subprocess.run([program, "--syntax-check", "-i", "localhost,", playbook], check=True, env=environment, stdout=subprocess.DEVNULL)
+    asked = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    usual = yaml.safe_load((role / "defaults/main.yml").read_text())
+    assert usual == {name: option["default"] for name, option in asked.items() if not option.get("required")}
+    tasks = (role / "tasks/main.yml").read_text()
+    used = set(re.findall(r"sumun_agent_[a-z]+", tasks)) - {"sumun_agent_known", "sumun_agent_enrolment", "sumun_agent_status"}
+    assert used == set(asked), used ^ set(asked)
+    options = (ROOT / "agent/src/cli.rs").read_text()
+    for option in re.findall(r'"--([a-z-]+)[="]', tasks):
+        assert re.search(rf"pub {option.replace('-', '_')}: ", options), f"the agent has no --{option}"
+    print(f"ansible: the role is read by Ansible, and its {len(asked)} variables are those that it asks for")
+
+
 def main() -> None:
-    for check in (chart, plain, amazon, terraform, cloud_init):
+    for check in (chart, plain, amazon, terraform, cloud_init, ansible):
         check()
 
 

@@ -29,4 +29,5 @@ pub mod programs;
               32-bit calls, which no safe wrapper can express"
 )]
 pub mod raw;
+pub mod ssh;
 pub mod wire;

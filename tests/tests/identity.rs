@@ -2,6 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,6 +16,7 @@ use sumun_tests::container::{Cgroup, Rootfs, has, id, pod_uid};
 use sumun_tests::elf;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::programs::{emulated, long};
+use sumun_tests::ssh::{self, Sshd};
 
 /// How long the store may take until an answer is complete.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -104,6 +109,17 @@ fn nobody_is_unknown(collector: &Collector, since: u64, until: u64) {
         named.rows.len()
     );
     assert_eq!(named.rows.len(), all.rows.len());
+}
+
+/// The one exec of a program.
+fn exec_of(collector: &Collector, (since, until): (u64, u64), name: &str) -> Value {
+    let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
+    let mut answer = collector
+        .ctl()
+        .complete_events(since, until, &filter, LIMIT)
+        .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    assert_eq!(answer.rows.len(), 1, "{name}: {:?}", answer.rows);
+    answer.rows.remove(0)
 }
 
 #[test]
@@ -258,15 +274,7 @@ fn what_was_there_before_the_agent_is_known_and_goes_on_after_a_restart() {
         .expect("a program that runs");
     let until = unix_ns();
 
-    let ctl = collector.ctl();
-    let ask = |name: &str| -> Value {
-        let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
-        let mut answer = ctl
-            .complete_events(since, until, &filter, LIMIT)
-            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        assert_eq!(answer.rows.len(), 1, "{name}: {:?}", answer.rows);
-        answer.rows.remove(0)
-    };
+    let ask = |name: &str| exec_of(&collector, (since, until), name);
     for name in ["prog-before", "prog-after"] {
         let row = ask(name);
         assert_eq!(text(&row, "container.id"), outer, "{row}");
@@ -308,4 +316,113 @@ fn what_was_there_before_the_agent_is_known_and_goes_on_after_a_restart() {
     );
     agent.stop().expect("the agent stops when told to");
     drop((nested, imitation));
+}
+
+const FROM_LOOPBACK: &str = r#"
+[policy]
+name = "login"
+version = 1
+
+[[rule]]
+id = "by-ssh"
+on = ["exec"]
+when = 'login.src.ip in ["127.0.0.1", "::1"] && proc.exe.name.startsWith("prog-")'
+"#;
+
+#[test]
+fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
+    let Some(turn) = Turn::take("what_a_login_by_ssh_does") else {
+        return;
+    };
+    if !ssh::has() {
+        println!("SKIPPED what_a_login_by_ssh_does: OpenSSH is not installed (make setup-test)");
+        return;
+    }
+    let scratch = scratch();
+    // Other users' programs are below it, too.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let program = |name: &str| {
+        let path = scratch.path().join(name);
+        elf::write(&path).expect("a program");
+        path.display().to_string()
+    };
+    let server = Sshd::start(&scratch.path().join("sshd"), "127.0.0.1").expect("sshd");
+    // The port at the client's end, as sshd itself says: in an environment that nobody has written to yet.
+    let port = |said: &str| -> i64 {
+        let port = said.split(' ').nth(1).and_then(|port| port.parse().ok());
+        port.unwrap_or_else(|| panic!("no connection: {said:?}"))
+    };
+
+    // One who is there before the agent …
+    let mut early = server
+        .login("echo $SSH_CONNECTION; exec /bin/sh -s")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("ssh");
+    let mut said = String::new();
+    let mut answers = BufReader::new(early.stdout.take().expect("a pipe"));
+    answers.read_line(&mut said).expect("an answer");
+    let early_port = port(&said);
+    let collector = Collector::start().expect("a collector");
+    let mut agent = Agent::start(turn, &collector, &[("login", FROM_LOOPBACK)]).expect("an agent");
+    let since = unix_ns();
+    let mut commands = early.stdin.take().expect("a pipe");
+    writeln!(commands, "{}", program("prog-early")).expect("a command");
+    drop(commands);
+    early.wait().expect("it ends");
+
+    // … and one who comes later, and says of itself what it likes.
+    let remote = format!(
+        "echo $SSH_CONNECTION; {}; export SSH_CLIENT='203.0.113.9 1 22' SSH_CONNECTION='203.0.113.9 1 10.0.0.1 22'; \
+         {}; setpriv --reuid=65534 --clear-groups {}; setsid -f {}",
+        program("prog-plain"),
+        program("prog-forged"),
+        program("prog-other-user"),
+        program("prog-left"),
+    );
+    let output = server.login(&remote).output().expect("ssh");
+    let late_port = port(&String::from_utf8_lossy(&output.stdout));
+    // A login from here to here is another one.
+    let six = TcpListener::bind("[::1]:0").is_ok().then(|| {
+        let server = Sshd::start(&scratch.path().join("sshd6"), "::1").expect("sshd");
+        let remote = format!("echo $SSH_CONNECTION; {}", program("prog-six"));
+        let output = server.login(&remote).output().expect("ssh");
+        port(&String::from_utf8_lossy(&output.stdout))
+    });
+    // Nobody's, or of whoever runs this test.
+    let _ = Command::new(program("prog-local")).status();
+    let until = unix_ns();
+
+    let ask = |name: &str| exec_of(&collector, (since, until), name);
+    let mut wanted = vec![
+        ("prog-early", "127.0.0.1", early_port),
+        ("prog-plain", "127.0.0.1", late_port),
+        ("prog-forged", "127.0.0.1", late_port),
+        ("prog-other-user", "127.0.0.1", late_port),
+        ("prog-left", "127.0.0.1", late_port),
+    ];
+    wanted.extend(six.map(|port| ("prog-six", "::1", port)));
+    for (name, ip, port) in wanted {
+        let row = ask(name);
+        assert_eq!(text(&row, "login.src.ip"), ip, "{name}: {row}");
+        assert_eq!(int(&row, "login.src.port"), Some(port), "{name}: {row}");
+        assert_eq!(list(&row, "rules"), ["login/by-ssh"], "{name}: {row}");
+    }
+    let row = ask("prog-local");
+    let foreign = int(&row, "login.src.port");
+    assert!(
+        foreign != Some(late_port) && foreign != Some(early_port),
+        "{row}"
+    );
+
+    // Searched for, too.
+    let filter = format!(
+        "kind == \"exec\" && login.src.port == {late_port} && proc.exe.name.startsWith(\"prog-\")"
+    );
+    let found = collector
+        .ctl()
+        .complete_events(since, until, &filter, LIMIT);
+    assert_eq!(found.expect("an answer").rows.len(), 4);
+    agent.stop().expect("the agent stops when told to");
 }

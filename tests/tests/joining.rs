@@ -358,3 +358,85 @@ fn a_node_joins_by_the_token_of_its_pod() {
     });
     assert!(limited, "tokens can be tried out at will");
 }
+
+#[test]
+fn an_identity_that_has_ended_is_replaced_and_one_of_another_collector_is_not() {
+    let dir = scratch();
+    let short = [
+        ("# certificate_seconds = 86400", "certificate_seconds = 2"),
+        (
+            "# renewal_grace_seconds = 1209600",
+            "renewal_grace_seconds = 0",
+        ),
+    ];
+    let collector = Collector::start_with(&short).expect("a collector");
+    let other = Collector::start().expect("another collector");
+    let token = |collector: &Collector| collector.dir().join("enroll.token").display().to_string();
+    let out = dir.path().join("host");
+    let (own, foreign) = (token(&collector), token(&other));
+    let host = |collector| Host {
+        collector,
+        out: out.clone(),
+    };
+    let known = host(&collector);
+    joined(&known.enroll(&["--token-file", &own]));
+    let id = known.id();
+
+    // Whoever gives the data of another collector means another host, or has to say so.
+    let key = fs::read(out.join("agent.key")).expect("a key");
+    refused(
+        &host(&other).enroll(&["--token-file", &foreign]),
+        &format!("enrolled at another collector, as the agent {id} of tenant default"),
+    );
+    assert_eq!(fs::read(out.join("agent.key")).expect("a key"), key);
+
+    // Ended, and beyond renewal: the next start of a machine mends it.
+    std::thread::sleep(Duration::from_secs(3));
+    let anew = known.enroll(&["--token-file", &own]);
+    joined(&anew);
+    assert!(said(&anew).contains("enrolling anew"), "{}", said(&anew));
+    assert_ne!(known.id(), id);
+    let id = known.id();
+
+    // While nobody can be asked, it stays as it is.
+    let address = collector.addr().expect("an address");
+    let authority = collector.dir().join("ca/ca.pem");
+    let kept = dir.path().join("kept.pem");
+    fs::copy(&authority, &kept).expect("a copy");
+    std::thread::sleep(Duration::from_secs(3));
+    drop(collector);
+    let enroll = |options: &[&str]| {
+        Command::new(programs::path("sumun-agent"))
+            .args(["enroll", "--once", "--token-file", &foreign])
+            .args(["--collector", &address.to_string()])
+            .arg("--ca")
+            .arg(&kept)
+            .arg("--out")
+            .arg(&out)
+            .args(options)
+            .output()
+            .expect("the agent can be started")
+    };
+    let away = enroll(&["--no-policies"]);
+    joined(&away);
+    assert!(said(&away).contains("enrolled already"), "{}", said(&away));
+    let unchanged = fs::read_to_string(out.join("agent.toml")).expect("a configuration");
+    assert!(unchanged.contains(&id));
+
+    // Where a chart's policies were, there are none: the starter policies come back, once.
+    let policies = || {
+        fs::read_dir(out.join("policies"))
+            .expect("a folder")
+            .count()
+    };
+    assert_eq!(policies(), 0);
+    joined(&enroll(&[]));
+    assert_eq!(policies(), 0, "who took them away is not given them again");
+    joined(&enroll(&["--starter-policies"]));
+    let all = policies();
+    assert!(all > 5, "{all}");
+    let one = fs::read_dir(out.join("policies")).expect("a folder").next();
+    fs::remove_file(one.expect("a policy").expect("a policy").path()).expect("removed");
+    joined(&enroll(&["--starter-policies"]));
+    assert_eq!(policies(), all - 1);
+}

@@ -7,8 +7,10 @@ use serde::Deserialize;
 use sumun_policy::problem::Problem;
 use toml::Spanned;
 
+use super::server_name;
 use crate::enrich::runtime::Settings;
 use crate::enrich::runtime::cloud::{self, Provider};
+use crate::enrich::runtime::kubelet;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +21,16 @@ pub(super) struct Raw {
     storage: Option<Vec<PathBuf>>,
     cloud: Option<Spanned<String>>,
     metadata: Option<Spanned<String>>,
+    kubelet: Option<RawKubelet>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKubelet {
+    address: Option<Spanned<String>>,
+    name: Option<Spanned<String>>,
+    ca: PathBuf,
+    token: PathBuf,
 }
 
 /// What is not given is what runtimes do if nothing else is said.
@@ -45,11 +57,35 @@ pub(super) fn check(raw: Raw, at: impl Fn(usize, String) -> Problem) -> Result<S
             return Err(at(place, message));
         }
     };
+    let kubelet = match raw.kubelet {
+        None => None,
+        Some(raw) => {
+            if let Some(address) = &raw.address
+                && server_name(address.get_ref()).is_none()
+            {
+                let message = format!("kubelet address {:?} is not HOST:PORT", address.get_ref());
+                return Err(at(address.span().start, message));
+            }
+            if let Some(name) = &raw.name
+                && !kubelet::is_name(name.get_ref())
+            {
+                let message = format!("{:?} is no host's name or address", name.get_ref());
+                return Err(at(name.span().start, message));
+            }
+            Some(kubelet::Settings {
+                address: raw.address.map(Spanned::into_inner),
+                name: raw.name.map(Spanned::into_inner),
+                ca: raw.ca,
+                token: raw.token,
+            })
+        }
+    };
     Ok(Settings {
         cri: raw.cri.unwrap_or(usual.cri),
         docker: raw.docker.unwrap_or(usual.docker),
         podman: raw.podman.unwrap_or(usual.podman),
         stores: raw.storage.unwrap_or(usual.stores),
         cloud: (cloud != "off").then_some(metadata),
+        kubelet,
     })
 }

@@ -88,6 +88,18 @@ pub fn of_call(pid: u32, stat: Stat) -> Result<Option<String>, String> {
     Ok(session.then(|| "no policy may deny anything to what lets people in by ssh".to_owned()))
 }
 
+/// Whether a file of this name may be sshd's.
+#[must_use]
+pub fn is_name_of_sshd(name: &[u8]) -> bool {
+    name == SSHD || SESSIONS.contains(&name)
+}
+
+/// Whether this is the host's sshd, or what it hands a login to; not, if that cannot be told.
+#[must_use]
+pub fn is_sshd(pid: u32) -> bool {
+    is_of_host(pid, is_name_of_sshd).unwrap_or(false)
+}
+
 /// The host's sshd, not any program of that name: its file is root's, it is in the agent's pid
 /// namespace, which is the host's, and it is root's process or was made by one, so that a container or a user cannot put on its name.
 fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)> {
@@ -129,7 +141,6 @@ fn program(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<Option<Known>, (St
 /// forks alone. Anybody can give a file of root's any name, by a mount in a user namespace of their own or by a link, and
 /// can run sshd itself with a library of theirs.
 fn is_of_root(pid: u32) -> Result<bool, (String, io::Error)> {
-    let of_sshd = |name: &[u8]| name == SSHD || SESSIONS.contains(&name);
     let mut pid = pid;
     for _ in 0..FORKS_MAX {
         if real_uid(pid)? == Some(0) {
@@ -141,7 +152,7 @@ fn is_of_root(pid: u32) -> Result<bool, (String, io::Error)> {
         let Some(above) = stat(parent)? else {
             return Ok(false);
         };
-        if program(parent, of_sshd)?.is_none() {
+        if program(parent, is_name_of_sshd)?.is_none() {
             return Ok(false);
         }
         if !own.is_fork_of(above) {

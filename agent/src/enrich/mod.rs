@@ -1,6 +1,7 @@
 //! Who did it: what is known of the process behind a record, of the workload it is part of, and of the host.
 
 pub mod host;
+pub mod login;
 pub mod names;
 pub mod process;
 pub mod restore;

@@ -14,6 +14,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use sumun_abi::event::process::{Actor, Namespaces};
@@ -175,6 +176,8 @@ pub struct Node {
     pub ids: [u32; 4],
     /// Cgroup id and hierarchy when the image began.
     pub cgroup: (u64, u32),
+    /// The other end of the connection that it was begun for, of sshd's ([`super::login`]), or as it was before a restart.
+    came_from: OnceCell<Box<SocketAddr>>,
     parent: RefCell<Option<Rc<Node>>>,
     depth: Cell<u32>,
     alive: Cell<bool>,
@@ -212,6 +215,27 @@ impl Node {
     #[must_use]
     pub fn program(&self) -> Option<Rc<Program>> {
         self.program.borrow().clone()
+    }
+
+    /// Where the login came from that it is of; the last one, if several.
+    #[must_use]
+    pub fn login(&self) -> Option<SocketAddr> {
+        if let Some(own) = self.came_from.get() {
+            return Some(**own);
+        }
+        let mut above = self.parent();
+        while let Some(node) = above {
+            if let Some(peer) = node.came_from.get() {
+                return Some(**peer);
+            }
+            above = node.parent();
+        }
+        None
+    }
+
+    /// It, and all that descends from it, is of a login from there. What is known already stays.
+    pub fn came_from(&self, peer: SocketAddr) {
+        let _ = self.came_from.set(Box::new(peer));
     }
 
     /// Its own program was only found running, or not at all, and the other was told by a record.
@@ -464,6 +488,7 @@ impl Tree {
             ns: asked_by.ns,
             ids: asked_by.ids,
             cgroup: asked_by.cgroup,
+            came_from: asked_by.came_from.clone(),
             parent: RefCell::new(asked_by.parent()),
             depth: Cell::new(asked_by.depth.get()),
             alive: Cell::new(false),
@@ -600,6 +625,7 @@ impl Tree {
             ns,
             ids: [actor.uid, actor.gid, actor.euid, actor.egid],
             cgroup: (actor.cgroup_id, actor.cgroup_hierarchy),
+            came_from: OnceCell::new(),
             parent: RefCell::new(parent),
             depth: Cell::new(depth),
             alive: Cell::new(true),

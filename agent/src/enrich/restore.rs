@@ -1,5 +1,6 @@
 //! The process tree out of batches of before a restart.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use sumun_abi::event::process::{Actor, Namespaces};
@@ -45,6 +46,9 @@ pub fn images(tree: &mut Tree, batch: &Batch) {
                 pid_inside: ns.pid_inside,
             }),
         );
+        if let (Ok(ip), Ok(port)) = (image.login_ip.parse(), image.login_port.try_into()) {
+            node.came_from(SocketAddr::new(ip, port));
+        }
         nodes.push(node);
     }
 }

@@ -190,6 +190,14 @@ pub fn anonymous(ca_pem: &[u8], ca: &Path) -> Result<Arc<ClientConfig>, Error> {
     Ok(Arc::new(http2(trusting(ca_pem, ca)?.with_no_client_auth())))
 }
 
+/// TLS without a client certificate or a protocol above it, trusting only a CA: for others than the collector.
+///
+/// # Errors
+/// When the CA cannot be read.
+pub fn plain(ca_pem: &[u8], ca: &Path) -> Result<ClientConfig, Error> {
+    Ok(trusting(ca_pem, ca)?.with_no_client_auth())
+}
+
 fn trusting(
     ca_pem: &[u8],
     ca: &Path,

@@ -431,6 +431,7 @@ fn enrolment(peer: &Peer, folder: &Path, ca: &str) -> Enroll {
         once: false,
         settings: None,
         no_policies: false,
+        starter_policies: false,
     }
 }
 

@@ -1,10 +1,12 @@
 //! A process held by a descriptor: the number of a process that has ended can be given to another, the
 //! descriptor cannot.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
 
 /// `KCMP_FILES` of `include/uapi/linux/kcmp.h`.
 const KCMP_FILES: libc::c_int = 2;
@@ -35,6 +37,29 @@ impl PidFd {
     pub fn has_ended(&self) -> nix::Result<bool> {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+    }
+
+    /// The other end of a TCP connection that it has as this descriptor; `None` if it is another thing, or cannot be told.
+    /// From Linux 5.6 on.
+    #[must_use]
+    #[expect(unsafe_code, reason = "pidfd_getfd has no safe wrapper here")]
+    pub fn peer(&self, descriptor: i32) -> Option<SocketAddr> {
+        // SAFETY: integers only.
+        let fd = Errno::result(unsafe {
+            libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), descriptor, 0)
+        });
+        let fd = i32::try_from(fd.ok()?).ok()?;
+        // SAFETY: the kernel has just given this descriptor to us alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        if getsockopt(&fd, sockopt::SockType).ok()? != SockType::Stream {
+            return None;
+        }
+        let peer: SockaddrStorage = getpeername(fd.as_raw_fd()).ok()?;
+        match (peer.as_sockaddr_in(), peer.as_sockaddr_in6()) {
+            (Some(v4), _) => Some(SocketAddr::new(v4.ip().into(), v4.port())),
+            (_, Some(v6)) => Some(SocketAddr::new(v6.ip().to_canonical(), v6.port())),
+            _ => None,
+        }
     }
 
     /// SIGKILL.

@@ -176,6 +176,9 @@ impl BatchBuilder {
         };
         image.workload = workload.map_or(0, |workload| self.workload(workload));
         image.ns = namespaces(node);
+        if let Some(peer) = node.login() {
+            (image.login_ip, image.login_port) = (peer.ip().to_string(), peer.port().into());
+        }
         if let Some(program) = program {
             image.seen = true;
             image.exe_path.clone_from(&program.exe_path);

@@ -24,6 +24,7 @@ use crate::enforce::lineage::Untold;
 use crate::enforce::scope::Scopes;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
+use crate::enrich::login;
 use crate::enrich::names::Names;
 use crate::enrich::process::{ImageKey, Node, Tree};
 use crate::enrich::runtime::cloud;
@@ -131,10 +132,14 @@ impl Core {
         let (event, node, actor) = match &record.body {
             // Process records come to the tree also when they were dealt with before a restart.
             Body::Fork(fork) => process::fork(tree, fork),
-            Body::Exec(exec) => process::exec(tree, &record, exec),
+            Body::Exec(exec) => {
+                let began = process::exec(tree, &record, exec);
+                login::look(&began.1);
+                began
+            }
             Body::Exit(exit) => process::exit(tree, exit),
             Body::Task(task) => {
-                process::task(tree, &record, task);
+                login::look(&process::task(tree, &record, task));
                 return;
             }
             // So do cgroups, to the table of workloads.
@@ -205,7 +210,9 @@ impl Core {
         match Record::parse(bytes) {
             Ok(record) => {
                 if let Body::Task(task) = &record.body {
-                    alive.insert(process::task(&mut self.tree, &record, task).key);
+                    let node = process::task(&mut self.tree, &record, task);
+                    login::look(&node);
+                    alive.insert(node.key);
                 }
             }
             Err(malformed) => {

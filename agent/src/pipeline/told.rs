@@ -1,14 +1,48 @@
 //! What others than the kernel tell, on its way into the table of workloads, the rules and the spool.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use sumun_proto::v1::{Facts, System};
+use sumun_proto::view::facts::TOLD_AGAIN;
 
 use super::clock::boot_ns;
 use super::core::Core;
 use crate::enrich::runtime::{Learned, Runtimes, Settings};
 use crate::status::Counters;
+
+/// Workloads that are told of again in one cycle: thousands at once would crowd the lane.
+const AGAIN_AT_ONCE: usize = 16;
+
+/// What lives is told of again after [`TOLD_AGAIN`]: the collector gives up what nobody tells of any more.
+#[derive(Debug)]
+struct Again {
+    /// Still to be told in this round; 0 is the host.
+    left: VecDeque<u64>,
+    begun: Instant,
+}
+
+impl Again {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: VecDeque::new(),
+            begun: now,
+        }
+    }
+
+    /// Whom to tell of in this cycle.
+    fn next(&mut self, now: Instant, all: impl FnOnce() -> Vec<u64>) -> Vec<u64> {
+        if self.left.is_empty() && now.saturating_duration_since(self.begun) >= TOLD_AGAIN {
+            self.begun = now;
+            self.left.push_back(0);
+            self.left.extend(all());
+        }
+        let count = self.left.len().min(AGAIN_AT_ONCE);
+        self.left.drain(..count).collect()
+    }
+}
 
 /// The asking thread, and what has come from it and is not written yet.
 pub struct Told {
@@ -17,6 +51,7 @@ pub struct Told {
     /// Until the cycle that adds them to the lane has been written. Bounded by what the thread keeps ready.
     unwritten: Vec<Facts>,
     windows: Windows,
+    again: Again,
 }
 
 /// For how long workloads were not named: from the making of a cgroup until its runtime had told of it.
@@ -43,6 +78,7 @@ impl Told {
             host,
             unwritten: Vec::new(),
             windows: Windows::default(),
+            again: Again::new(Instant::now()),
         })
     }
 
@@ -55,6 +91,22 @@ impl Told {
     /// Takes what has been learned, asks about what is new, and tells both. Never waits.
     pub fn cycle(&mut self, core: &mut Core) {
         self.learn(core);
+        let again = self.again.next(Instant::now(), || core.workloads.told_of());
+        for workload in again {
+            let version = boot_ns().unwrap_or_default();
+            match core.workloads.facts_of(workload) {
+                Some(facts) => self.unwritten.push(Facts {
+                    version,
+                    ..facts.clone()
+                }),
+                None if workload == 0 => self.unwritten.push(Facts {
+                    version,
+                    ..self.host.clone()
+                }),
+                // It has ended meanwhile.
+                None => {}
+            }
+        }
         for facts in &self.unwritten {
             core.life.open().facts(facts.clone());
         }
@@ -76,9 +128,11 @@ impl Told {
                 }
                 Some(facts) => {
                     let now = boot_ns().unwrap_or_default();
-                    let pending_ns = match made_ns {
-                        0 => 0,
-                        made => now.saturating_sub(made),
+                    let pending_ns = match (core.workloads.facts_of(workload), made_ns) {
+                        // More of one that had its names before.
+                        (Some(known), _) => known.pending_ns,
+                        (None, 0) => 0,
+                        (None, made) => now.saturating_sub(made),
                     };
                     if pending_ns != 0 {
                         let ms = pending_ns / 1_000_000;
@@ -144,5 +198,24 @@ impl Told {
     #[must_use]
     pub fn knows_cloud(&self) -> bool {
         self.host.cloud.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lives_is_told_of_again_a_few_at_a_time() {
+        let begin = Instant::now();
+        let mut again = Again::new(begin);
+        let all = || (1..=20).collect::<Vec<u64>>();
+        assert!(again.next(begin + TOLD_AGAIN / 2, all).is_empty());
+        let later = begin + TOLD_AGAIN;
+        let first = again.next(later, all);
+        assert_eq!((first.len(), first[0]), (AGAIN_AT_ONCE, 0));
+        assert_eq!(again.next(later, all), [16, 17, 18, 19, 20]);
+        assert!(again.next(later, all).is_empty());
+        assert!(!again.next(later + TOLD_AGAIN, all).is_empty());
     }
 }

@@ -116,9 +116,13 @@ fn foreseen(policies: &[CheckedPolicy], of_host: &[Door], now_ns: i64) -> Vec<Lo
     let doors = Doors::of_host(known.collect());
     let (_, late) = VerdictPlan::build(policies, &doors, now_ns);
     let of_kind = |kind: Kind| of_host.iter().find(|door| door.kind() == kind);
-    let blind = |kind| {
-        let door = of_kind(kind)?;
-        (door.rung == "none").then(|| door.reason.clone())
+    let blind = |kind| match of_kind(kind) {
+        Some(door) => (door.rung == "none").then(|| door.reason.clone()),
+        // An agent tells of every kind that it knows.
+        None => Some(format!(
+            "its agent does not know the kind {}: it is older than sumunctl",
+            kind_name(kind)
+        )),
     };
     let mut all = report::policies(policies, (&doors, &late), |_| String::new(), blind);
     let held = deny::plan(policies, &doors, &late);
@@ -129,11 +133,14 @@ fn foreseen(policies: &[CheckedPolicy], of_host: &[Door], now_ns: i64) -> Vec<Lo
     all
 }
 
-/// Whether a rule does less than it asks for. In observe nothing is to be stopped.
+/// Whether a rule does less than it asks for: nothing, an alert in place of what would stop it, or a kill that comes when it is done. In
+/// observe nothing is to be stopped.
 fn is_less(policy: &LoadedPolicy, rule: &LoadedRule, effective: &str) -> bool {
     match effective {
         UNKNOWN | "none" => true,
-        "alert" => policy.mode == "enforce" && !matches!(rule.effect.as_str(), "alert" | "record"),
+        "alert" | "kill-late" => {
+            policy.mode == "enforce" && !matches!(rule.effect.as_str(), "alert" | "record")
+        }
         _ => false,
     }
 }
@@ -240,6 +247,12 @@ id = "shell"
 on = ["exec"]
 when = 'proc.exe.name == "sh"'
 effect = "kill"
+
+[[rule]]
+id = "reverse"
+on = ["exec"]
+when = 'proc.args[0] == "nc"'
+effect = "kill"
 "#;
 
     fn door(kind: Kind, rung: &str, deny: &str, why: &str) -> Door {
@@ -296,6 +309,8 @@ effect = "kill"
                 ("shadow", "deny", false),
                 ("modules", "deny", false),
                 ("shell", "kill-before-start", false),
+                // Only the agent can judge arguments.
+                ("reverse", "kill-late", true),
             ]
         );
         let old = agent(
@@ -325,6 +340,7 @@ effect = "kill"
                 ("shadow", "deny-via-agent", false),
                 ("modules", "alert", true),
                 ("shell", "none", true),
+                ("reverse", "none", true),
             ]
         );
         assert!(text(&lesser[0], "reason").contains("cgroup: out of reach"));
@@ -335,6 +351,9 @@ effect = "kill"
         );
         let rows_of_none = of_host(&policies, &none, 0);
         assert_eq!(modes(&rows_of_none)[1], ("shadow", "alert", true));
+        // A kind that it says nothing of is not seen.
+        assert_eq!(modes(&rows_of_none)[2], ("modules", "none", true));
+        assert!(text(&rows_of_none[2], "reason").contains("does not know the kind module_load"));
         let silent = of_host(&policies, &agent("silent", Vec::new()), 0);
         assert!(silent.iter().all(|row| text(row, "effective") == "unknown"));
 

@@ -21,6 +21,7 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr as Scan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
     Volatility,
 };
+use prost::Message as _;
 use sumun_proto::v1::Facts;
 use sumun_proto::view::boot_id_text;
 use sumun_proto::view::facts::{OF_FACTS, is_of_host, value};
@@ -36,6 +37,9 @@ type Boots = HashMap<String, HashMap<u64, Arc<Facts>>>;
 #[derive(Clone, Debug, Default)]
 pub struct FactTable {
     hosts: HashMap<Arc<str>, Arc<Boots>>,
+    /// Of hosts of which facts are gone: the latest event that may be of such a workload, ns since the Unix epoch.
+    forgotten: HashMap<Arc<str>, i64>,
+    bytes: usize,
 }
 
 impl FactTable {
@@ -47,9 +51,55 @@ impl FactTable {
             .get(&facts.workload)
             .is_none_or(|known| known.version <= facts.version);
         if newer {
-            known.insert(facts.workload, Arc::clone(facts));
+            self.bytes += facts.encoded_len();
+            let before = known.insert(facts.workload, Arc::clone(facts));
+            self.bytes -= before.map_or(0, |before| before.encoded_len());
         }
         newer
+    }
+
+    /// Gives up what is told of a workload, if it is not newer than this. Rows of the host up to `through_ns` may be of it.
+    pub fn forget(
+        &mut self,
+        host: &str,
+        boot_id: &[u8],
+        (workload, version): (u64, u64),
+        through_ns: i64,
+    ) {
+        let through = self.forgotten.entry(host.into()).or_insert(i64::MIN);
+        *through = (*through).max(through_ns);
+        let Some(boots) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let boots = Arc::make_mut(boots);
+        let boot = boot_id_text(boot_id);
+        if let Some(known) = boots.get_mut(&boot) {
+            if known
+                .get(&workload)
+                .is_some_and(|facts| facts.version <= version)
+                && let Some(gone) = known.remove(&workload)
+            {
+                self.bytes -= gone.encoded_len();
+            }
+            if known.is_empty() {
+                boots.remove(&boot);
+            }
+        }
+        if boots.is_empty() {
+            self.hosts.remove(host);
+        }
+    }
+
+    /// Up to when rows of a host may be of workloads of which nothing is known any more.
+    #[must_use]
+    pub fn forgotten(&self, host: &str) -> Option<i64> {
+        self.forgotten.get(host).copied()
+    }
+
+    /// Bytes of all that is told, encoded.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// What is told of a workload; of the host if it is 0.
@@ -299,5 +349,15 @@ mod tests {
         assert_eq!(name(&before).as_deref(), Some("first"));
         assert_eq!(table.len(), 1);
         assert!(table.get("h", &boot_id_text(&[2; 16]), 7).is_none());
+        assert_eq!(table.bytes(), facts(6, "newer").encoded_len());
+
+        // What was told again since stays.
+        table.forget(host, &boot, (7, 5), 100);
+        assert_eq!(name(&table).as_deref(), Some("newer"));
+        table.forget(host, &boot, (7, 6), 50);
+        assert_eq!(name(&table), None);
+        assert_eq!((table.bytes(), table.len()), (0, 0));
+        assert_eq!(table.forgotten(host), Some(100));
+        assert_eq!(table.forgotten("other"), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,7 +12,8 @@ use super::{Check, Error};
 use crate::tenant::DEFAULT_TENANT;
 use crate::tenant::identity::is_tenant_name;
 use crate::tenant::join::ec2::Ec2;
-use crate::tenant::join::kubernetes::Kubernetes;
+use crate::tenant::join::issuer::Issuer;
+use crate::tenant::join::kubernetes::{KeySource, Kubernetes};
 use crate::tenant::join::{Join, Method};
 
 /// Entries, at most.
@@ -33,6 +35,8 @@ pub(super) struct Raw {
     issuer: Option<Spanned<String>>,
     audience: Option<Spanned<String>>,
     keys: Option<Spanned<PathBuf>>,
+    issuer_ca: Option<Spanned<PathBuf>>,
+    issuer_token: Option<Spanned<PathBuf>>,
     subjects: Option<Spanned<Vec<String>>>,
 }
 
@@ -89,6 +93,8 @@ fn ec2(
     foreign(check, "ec2", &raw.issuer)?;
     foreign(check, "ec2", &raw.audience)?;
     foreign(check, "ec2", &raw.keys)?;
+    foreign(check, "ec2", &raw.issuer_ca)?;
+    foreign(check, "ec2", &raw.issuer_token)?;
     foreign(check, "ec2", &raw.subjects)?;
     let accounts = needed(raw, check, "accounts", &raw.accounts)?;
     for account in accounts.get_ref() {
@@ -158,15 +164,49 @@ fn kubernetes(raw: &Raw, check: &Check<'_>, dir: &Path) -> Result<Kubernetes, Er
     if audience.get_ref().is_empty() {
         return Err(check.error(audience, "a token has to be for an audience".into()));
     }
-    let keys = needed(raw, check, "keys", &raw.keys)?;
+    let issuer = needed(raw, check, "issuer", &raw.issuer)?;
     let kubernetes = Kubernetes {
-        issuer: needed(raw, check, "issuer", &raw.issuer)?.get_ref().clone(),
+        issuer: issuer.get_ref().clone(),
         audience: audience.get_ref().clone(),
-        keys: dir.join(keys.get_ref()),
+        keys: key_source(raw, check, dir, issuer)?,
         subjects: subjects.get_ref().clone(),
     };
-    kubernetes.check().map_err(|why| check.error(keys, why))?;
+    if let Some(keys) = &raw.keys {
+        kubernetes.check().map_err(|why| check.error(keys, why))?;
+    }
     Ok(kubernetes)
+}
+
+/// A file of keys, or the issuer itself with whoever vouches for it.
+fn key_source(
+    raw: &Raw,
+    check: &Check<'_>,
+    dir: &Path,
+    issuer: &Spanned<String>,
+) -> Result<KeySource, Error> {
+    let authority = match (&raw.keys, &raw.issuer_ca) {
+        (Some(keys), None) => {
+            if let Some(token) = &raw.issuer_token {
+                let what = "`issuer_token` is for an issuer that is asked: with `issuer_ca`";
+                return Err(check.error(token, what.into()));
+            }
+            return Ok(KeySource::File(dir.join(keys.get_ref())));
+        }
+        (Some(keys), Some(_)) => {
+            let what = "`keys` or `issuer_ca`: the keys are in a file, or the issuer is asked";
+            return Err(check.error(keys, what.into()));
+        }
+        (None, Some(authority)) => authority,
+        (None, None) => {
+            let what = "the method \"kubernetes\" needs `keys`, a file, or `issuer_ca`, which vouches for the issuer that is asked for them";
+            return Err(check.error(&raw.method, what.into()));
+        }
+    };
+    let token = raw.issuer_token.as_ref();
+    let token = token.map(|token| dir.join(token.get_ref()));
+    let made = Issuer::new(issuer.get_ref(), &dir.join(authority.get_ref()), token);
+    let made = made.map_err(|why| check.error(authority, why))?;
+    Ok(KeySource::Issuer(Arc::new(made)))
 }
 
 fn needed<'a, T>(

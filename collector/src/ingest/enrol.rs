@@ -43,8 +43,8 @@ pub struct EnrolmentService {
     /// Validity of an agent's certificate.
     pub valid: Duration,
     /// Who may join without a token.
-    pub joins: Vec<Join>,
-    /// Who was refused too often.
+    pub joins: Arc<[Join]>,
+    /// Who tried too often.
     pub limit: Limit,
 }
 
@@ -81,15 +81,26 @@ impl Enrolment for EnrolmentService {
     ) -> Result<Response<EnrollResponse>, Status> {
         let peer = request.extensions().get::<Peer>();
         let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
-        if !self.limit.allows(address) {
+        // Before anything is done for it.
+        if !self.limit.begin(address) {
             self.metrics.enrolments_refused.inc();
             return Err(Status::resource_exhausted(
-                "too many enrolments from this address were refused: try again in a minute",
+                "too many enrolments from this address were tried in vain: try again in a minute",
             ));
         }
         let request = request.into_inner();
+        if let Some(proof) = &request.proof {
+            join::prepare(&self.joins, proof).await;
+        }
+        let Some(_turn) = self.limit.turn(address).await else {
+            self.metrics.enrolments_refused.inc();
+            return Err(Status::unavailable(
+                "too many hosts are being enrolled: try again",
+            ));
+        };
         match self.enrol(&request, address).await {
-            Ok(response) => {
+            Ok((response, subject)) => {
+                self.limit.proved(address, subject.as_deref());
                 self.metrics.enrolments.inc();
                 info!(
                     agent = %response.agent_id, tenant = %response.tenant,
@@ -99,9 +110,6 @@ impl Enrolment for EnrolmentService {
             }
             Err(refused) => {
                 self.metrics.enrolments_refused.inc();
-                if refused.status.code() != tonic::Code::Unavailable {
-                    self.limit.refused(address);
-                }
                 warn!(
                     host = %request.host_name, address = %address, subject = refused.subject,
                     reason = refused.status.message(), "refused an enrolment"
@@ -123,11 +131,12 @@ impl Enrolment for EnrolmentService {
 }
 
 impl EnrolmentService {
+    /// The identity, and what it was proved to be, if not by a token.
     async fn enrol(
         &self,
         request: &EnrollRequest,
         address: IpAddr,
-    ) -> Result<EnrollResponse, Refused> {
+    ) -> Result<(EnrollResponse, Option<String>), Refused> {
         if request.host_name.len() > NAME_MAX || request.machine_id.len() > NAME_MAX {
             return Err(Status::invalid_argument(
                 "host name and machine id have 253 bytes at most",
@@ -210,17 +219,18 @@ impl EnrolmentService {
                     .enrolled(&identity, &request.host_name, issued.expires_ns, now);
             }
         }
-        Ok(EnrollResponse {
+        let response = EnrollResponse {
             agent_id: identity.agent.hyphenated().to_string(),
             tenant: identity.tenant.to_string(),
             certificate_pem: issued.pem,
             ca_pem: self.ca.pem().to_owned(),
-        })
+        };
+        Ok((response, entry.proven.map(|(_, subject, _)| subject)))
     }
 
     /// Judges what vouches for the host.
     async fn prove(&self, proof: &Proof) -> Result<Entry, Refused> {
-        let (joins, proof) = (self.joins.clone(), proof.clone());
+        let (joins, proof) = (Arc::clone(&self.joins), proof.clone());
         // It reads files and verifies signatures.
         let judged = tokio::task::spawn_blocking(move || {
             join::prove(&joins, &proof).map(|(join, proven)| Entry {

@@ -84,7 +84,11 @@ impl Parts {
     /// Tries until it has worked.
     pub(crate) async fn seal(&self, job: &SealJob) {
         let mut nagged: Option<Instant> = None;
-        while let Err(error) = self.store.seal(job.segment, &job.checkpoint).await {
+        let forgotten = loop {
+            let error = match self.store.seal(job.segment, &job.checkpoint).await {
+                Ok(forgotten) => break forgotten,
+                Err(error) => error,
+            };
             self.metrics.seal_errors.inc();
             if nagged.is_none_or(|at| at.elapsed() >= NAG) {
                 nagged = Some(Instant::now());
@@ -95,8 +99,9 @@ impl Parts {
                 );
             }
             sleep(RETRY).await;
-        }
+        };
         self.metrics.seals.inc();
+        self.metrics.facts_forgotten.inc_by(forgotten);
         let log = self.log.clone();
         let through = job.checkpoint.through();
         match spawn_blocking(move || log.remove_through(through)).await {

@@ -15,6 +15,7 @@ use sumun_policy::ir::{Expr, Operand, Set};
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::lane_name;
 use sumun_proto::v1::{Completeness, GapSummary, HostCompleteness, Kind, Lane, ScopeSummary};
+use sumun_proto::view::facts::OF_FACTS;
 
 use crate::query::scope::{Coverage, HostScopes};
 use crate::store::Snapshot;
@@ -47,6 +48,12 @@ impl Asked {
         };
         allows(&self.ids, id) && allows(&self.names, name)
     }
+
+    /// Whether rows are chosen by what is told of workloads and hosts.
+    fn reads_facts(&self) -> bool {
+        let fields = self.predicate.fields();
+        fields.iter().any(|field| OF_FACTS.contains(field))
+    }
 }
 
 /// What is said of an answer on these hosts.
@@ -78,7 +85,10 @@ pub(super) async fn of(
         };
         let missing = scopes.missing(&host.name, &asked.kinds, range, &mut coverage);
         let gaps = gaps.remove(&host.id).unwrap_or_default();
-        let said = host_completeness(asked, host, watched, &gaps, &missing);
+        let forgotten = snapshot
+            .forgotten(&host.id)
+            .filter(|through| range.since < *through);
+        let said = host_completeness(asked, host, (watched, forgotten), &gaps, &missing);
         whole.complete &= said.complete;
         whole.through_ns = whole.through_ns.min(said.through_ns);
         whole.hosts.push(said);
@@ -96,7 +106,7 @@ fn extend<T>(all: &mut Vec<T>, more: Vec<T>) {
 fn host_completeness(
     asked: &Asked,
     host: &AgentStatus,
-    watched: i64,
+    (watched, forgotten): (i64, Option<i64>),
     gaps: &[GapSummary],
     missing: &[ScopeSummary],
 ) -> HostCompleteness {
@@ -131,7 +141,20 @@ fn host_completeness(
             reasons.push(reason.clone());
         }
     }
+    // Rows that are found have no names then; rows that are asked for by such names are not found.
+    let told = |through| {
+        format!(
+            "names of workloads and hosts are not kept of all before {}",
+            brief(through)
+        )
+    };
+    if asked.reads_facts() {
+        reasons.extend(forgotten.map(told));
+    }
     let complete = reasons.is_empty();
+    if !asked.reads_facts() {
+        reasons.extend(forgotten.map(told));
+    }
     if watched > asked.range.since {
         reasons.push(format!("watched since {}", brief(watched)));
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use futures::StreamExt;
 use serde_json::Value;
+use sumun_proto::catalogue::KINDS;
 use sumun_proto::v1::scope::Mode;
 use sumun_proto::v1::search_reply::Message;
 use sumun_proto::v1::tree_request::Process;
@@ -16,7 +17,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::ingest::Checkpoint;
-use crate::store::tests::{BOOT, WALL, applied, open, opens};
+use crate::store::tests::{BOOT, WALL, applied, open_with, opens, told};
+use crate::store::{Bounds, Kept};
 use crate::tenant::identity::Identity;
 use crate::tenant::registry::Session;
 
@@ -30,7 +32,11 @@ struct World {
 
 impl World {
     async fn new(dir: &Path) -> World {
-        let store = open(dir).await;
+        World::with(dir, Bounds::default()).await
+    }
+
+    async fn with(dir: &Path, bounds: Bounds) -> World {
+        let store = open_with(dir, bounds).await;
         let database = crate::state::open(&dir.join("state.db")).await.unwrap();
         sqlx::query("INSERT OR IGNORE INTO tenant (name, created_ns) VALUES ('default', 1)")
             .execute(&database)
@@ -515,4 +521,52 @@ async fn wrong_questions_are_refused() {
     );
     let nobody = world.service.search(Request::new(events(""))).await;
     assert_eq!(nobody.err().unwrap().code(), tonic::Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn who_asks_for_names_that_are_not_kept_any_more_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = Bounds {
+        facts: Kept {
+            age: std::time::Duration::ZERO,
+            ..Kept::default()
+        },
+        ..Bounds::default()
+    };
+    let world = World::with(dir.path(), bounds).await;
+    let (host, _session) = world.agent(1, "web-1", 2 * SECOND as u64);
+    world.apply(
+        1,
+        &host,
+        scopes(
+            KINDS
+                .iter()
+                .map(|(_, kind)| scope(*kind, Mode::All, 0))
+                .collect(),
+        ),
+    );
+    world.apply(2, &host, told(7, 1));
+    let asked = "k8s.namespace == 'space-7'";
+    let (_, before) = world.search(events(asked)).await.unwrap();
+    assert!(before.complete, "{before:?}");
+    assert_eq!(
+        world.store.seal(1, &Checkpoint::default()).await.unwrap(),
+        1
+    );
+    let (_, after) = world.search(events(asked)).await.unwrap();
+    assert!(!after.complete);
+    assert!(
+        after.hosts[0].reason.contains("names of workloads"),
+        "{after:?}"
+    );
+    // Other rows are all there; that their names may not be is said.
+    let (_, other) = world.search(events("proc.pid == 1")).await.unwrap();
+    assert!(other.complete, "{other:?}");
+    assert!(other.hosts[0].reason.contains("names of workloads"));
+    // Of later rows nothing is missing.
+    let mut later = events(asked);
+    later.since_ns = WALL + 13 * 3600 * SECOND;
+    later.until_ns = Some(later.since_ns + SECOND);
+    let (_, later) = world.search(later).await.unwrap();
+    assert!(!later.hosts[0].reason.contains("names"), "{later:?}");
 }

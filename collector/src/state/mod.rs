@@ -28,6 +28,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     ),
     (4, "facts", include_str!("../../migrations/0004_facts.sql")),
     (5, "join", include_str!("../../migrations/0005_join.sql")),
+    (
+        6,
+        "facts_kept",
+        include_str!("../../migrations/0006_facts_kept.sql"),
+    ),
 ];
 
 /// Connections to the database. Writers wait for each other in SQLite anyway.

@@ -33,9 +33,10 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
 use crate::ingest::Checkpoint;
-use crate::state::now_ns;
+use crate::state::{now_ns, span_ns};
 
-use facts::HostFacts;
+pub use facts::Kept;
+use facts::{Forgotten, HostFacts};
 use memory::{Memory, Segment};
 pub use snapshot::{HostScope, Snapshot};
 
@@ -60,6 +61,24 @@ pub enum Error {
 /// segment wait until an older one is sealed: the writer of the log stands
 /// still, and through it the agents, which spool. Nothing is dropped.
 pub const MEMORY_BYTES: usize = 1024 * 1024 * 1024;
+
+/// What a store may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// As [`MEMORY_BYTES`].
+    pub memory: usize,
+    /// Of what is told of workloads.
+    pub facts: Kept,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            memory: MEMORY_BYTES,
+            facts: Kept::default(),
+        }
+    }
+}
 
 /// A batch on its way to being visible.
 #[derive(Clone, Debug)]
@@ -88,7 +107,7 @@ pub struct Store {
 struct Shared {
     database: SqlitePool,
     lake: Lake,
-    memory_bytes: usize,
+    bounds: Bounds,
     inner: Mutex<Inner>,
     /// Rows have left memory.
     freed: Condvar,
@@ -116,19 +135,7 @@ impl Store {
     ///
     /// # Errors
     /// The lake or the database cannot be used.
-    pub async fn open(database: SqlitePool, lake: &str) -> Result<Self, Error> {
-        Self::with_memory(database, lake, MEMORY_BYTES).await
-    }
-
-    /// Like [`Store::open`], with another bound than [`MEMORY_BYTES`].
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub async fn with_memory(
-        database: SqlitePool,
-        lake: &str,
-        memory_bytes: usize,
-    ) -> Result<Self, Error> {
+    pub async fn open(database: SqlitePool, lake: &str, bounds: Bounds) -> Result<Self, Error> {
         let lake = Lake::open(lake).map_err(|e| Error::Lake("open the lake", e))?;
         let mut inner = Inner::default();
         for file in manifest::files(&database).await? {
@@ -157,7 +164,7 @@ impl Store {
             shared: Arc::new(Shared {
                 database,
                 lake,
-                memory_bytes,
+                bounds,
                 inner: Mutex::new(inner),
                 freed: Condvar::new(),
             }),
@@ -196,10 +203,11 @@ impl Store {
             undecodable(&host, &batch, &why)
         });
         let scopes = scopes_of(&host, &batch);
-        let told = facts::of_batch(&host, &batch);
+        let told = facts::of_batch(&host, &batch, received_ns);
         let sets = sets.into_iter().map(Arc::new).collect();
         let mut inner = self.lock();
-        while inner.memory.bytes() >= self.shared.memory_bytes && inner.memory.older_than(segment) {
+        while inner.memory.bytes() >= self.shared.bounds.memory && inner.memory.older_than(segment)
+        {
             let freed = self.shared.freed.wait(inner);
             inner = freed.unwrap_or_else(PoisonError::into_inner);
         }
@@ -216,17 +224,18 @@ impl Store {
     /// Moves the rows of a log segment, which takes no more records, to the
     /// lake, and commits `checkpoint` with them. When this returns the segment
     /// can be dropped. After an error nothing has changed for readers, and the
-    /// same call is right.
+    /// same call is right. Returns of how many workloads and hosts facts went with it ([`Kept`]).
     ///
     /// # Errors
     /// The lake or the database failed.
-    pub async fn seal(&self, segment: u64, checkpoint: &Checkpoint) -> Result<(), Error> {
+    pub async fn seal(&self, segment: u64, checkpoint: &Checkpoint) -> Result<u64, Error> {
         // The day is fixed by the first try, so that the second one replaces its files.
         let held = self.lock().memory.begin_seal(segment, now_ns());
         let files = self.write(segment, held.clone()).await?;
-        self.commit(segment, &held, &files, checkpoint).await?;
-        self.publish(segment, &held, files);
-        Ok(())
+        let forgotten = self.commit(segment, &held, &files, checkpoint).await?;
+        let count = forgotten.values().map(|gone| gone.len() as u64).sum();
+        self.publish(segment, &held, files, &forgotten);
+        Ok(count)
     }
 
     /// Step 1 of the module's text.
@@ -259,19 +268,49 @@ impl Store {
         held: &Segment,
         files: &[LakeFile],
         checkpoint: &Checkpoint,
-    ) -> Result<(), Error> {
+    ) -> Result<HashMap<Arc<str>, Vec<Forgotten>>, Error> {
         let failed = |error| Error::Database("write", error);
+        let kept = self.shared.bounds.facts;
+        let sizes: Vec<(Arc<str>, usize)> = {
+            let inner = self.lock();
+            let tenants = inner.tenants.iter();
+            let told = tenants.filter(|(_, tenant)| !tenant.facts.is_empty());
+            told.map(|(name, tenant)| (Arc::clone(name), tenant.facts.bytes()))
+                .collect()
+        };
         let mut tx = self.shared.database.begin().await.map_err(failed)?;
         manifest::insert(&mut tx, segment, files, held)
             .await
             .map_err(failed)?;
+        let before_ns = now_ns().saturating_sub(span_ns(kept.age));
+        let mut forgotten = HashMap::new();
+        for (tenant, bytes) in sizes {
+            let gone = facts::forget(&mut tx, &tenant, before_ns, kept.over(bytes))
+                .await
+                .map_err(failed)?;
+            forgotten.insert(tenant, gone);
+        }
         checkpoint.write(&mut tx).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        tx.commit().await.map_err(failed)?;
+        Ok(forgotten)
     }
 
     /// Step 3.
-    fn publish(&self, segment: u64, held: &Segment, files: Vec<LakeFile>) {
+    fn publish(
+        &self,
+        segment: u64,
+        held: &Segment,
+        files: Vec<LakeFile>,
+        forgotten: &HashMap<Arc<str>, Vec<Forgotten>>,
+    ) {
         let mut inner = self.lock();
+        for (tenant, gone) in forgotten.iter().filter(|(_, gone)| !gone.is_empty()) {
+            let tenant = inner.tenants.entry(Arc::clone(tenant)).or_default();
+            let table = Arc::make_mut(&mut tenant.facts);
+            for facts in gone {
+                facts.apply(table);
+            }
+        }
         for file in files {
             let family = file.family as usize;
             let tenant = inner

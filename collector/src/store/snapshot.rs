@@ -74,6 +74,12 @@ impl Snapshot {
         &self.scopes
     }
 
+    /// Up to when rows of a host may be of workloads of which nothing is known any more.
+    #[must_use]
+    pub fn forgotten(&self, host: &str) -> Option<i64> {
+        self.facts.forgotten(host)
+    }
+
     /// Number of rows of a table.
     #[must_use]
     pub fn rows(&self, family: Family) -> u64 {

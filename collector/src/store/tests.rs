@@ -9,7 +9,7 @@ use std::time::Duration;
 use sumun_lake::engine::{Query, Range};
 use sumun_lake::{Engine, EngineOptions, RowReader};
 use sumun_proto::v1::scope::Mode;
-use sumun_proto::v1::{Event, File, Image, Kind, Lane, Origin};
+use sumun_proto::v1::{Event, Facts, File, Image, Kind, Lane, Origin};
 
 use super::*;
 
@@ -56,6 +56,24 @@ pub(crate) fn opens(first: u64, count: u64) -> Batch {
     }
 }
 
+/// What is told of a workload at a time since boot; some 200 bytes.
+pub(crate) fn told(workload: u64, at_boot_ns: u64) -> Batch {
+    Batch {
+        format: 1,
+        lane: Lane::Life.into(),
+        boot_id: BOOT.to_vec(),
+        wall_offset_ns: WALL,
+        facts: vec![Facts {
+            workload,
+            version: at_boot_ns,
+            container_name: "x".repeat(200),
+            namespace: format!("space-{workload}"),
+            ..Facts::default()
+        }],
+        ..Batch::default()
+    }
+}
+
 pub(crate) fn applied(segment: u64, seq: u64, host: &str, batch: Batch) -> Applied {
     Applied {
         segment,
@@ -71,9 +89,15 @@ pub(crate) fn applied(segment: u64, seq: u64, host: &str, batch: Batch) -> Appli
 }
 
 pub(crate) async fn open(dir: &Path) -> Store {
+    open_with(dir, Bounds::default()).await
+}
+
+pub(crate) async fn open_with(dir: &Path, bounds: Bounds) -> Store {
     let database = crate::state::open(&dir.join("state.db")).await.unwrap();
     let lake = dir.join("lake");
-    Store::open(database, lake.to_str().unwrap()).await.unwrap()
+    Store::open(database, lake.to_str().unwrap(), bounds)
+        .await
+        .unwrap()
 }
 
 fn engine(store: &Store, dir: &Path) -> Engine {
@@ -283,7 +307,11 @@ async fn a_full_memory_holds_newer_segments_back_and_loses_nothing() {
         .await
         .unwrap();
     let lake = dir.path().join("lake");
-    let store = Store::with_memory(database, lake.to_str().unwrap(), 1)
+    let bounds = Bounds {
+        memory: 1,
+        ..Bounds::default()
+    };
+    let store = Store::open(database, lake.to_str().unwrap(), bounds)
         .await
         .unwrap();
     // One segment alone may pass the bound: nothing could free it.
@@ -307,4 +335,72 @@ async fn a_full_memory_holds_newer_segments_back_and_loses_nothing() {
         .await
         .unwrap();
     assert_eq!(store.snapshot("default").rows(Family::File), 30);
+}
+
+#[tokio::test]
+async fn of_workloads_the_last_told_of_are_kept_and_the_rest_is_not_forgotten_silently() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = |bytes| Bounds {
+        facts: Kept {
+            bytes,
+            ..Kept::default()
+        },
+        ..Bounds::default()
+    };
+    let now = now_ns();
+    let tell = |store: &Store, segment, seq: u64, batch| {
+        let mut applied = applied(segment, seq, "a", batch);
+        applied.received_ns = now + i64::try_from(seq).unwrap();
+        store.apply(applied);
+    };
+    let known = |store: &Store| -> Vec<u64> {
+        let facts = store.snapshot("default").table(Family::File).facts;
+        let boot = sumun_proto::view::boot_id_text(&BOOT);
+        let known = |id: &u64| facts.get("a", &boot, *id).is_some();
+        (1..=100).filter(known).collect()
+    };
+    let all: Vec<u64> = (1..=100).collect();
+
+    let store = open_with(dir.path(), bounds(1 << 20)).await;
+    for id in 1..=90 {
+        tell(&store, 1, id, told(id, id));
+    }
+    assert_eq!(store.seal(1, &Checkpoint::default()).await.unwrap(), 0);
+    drop(store);
+
+    // As with a smaller bound than before. 1 lives, so it is told of again.
+    let store = open_with(dir.path(), bounds(8 * 1024)).await;
+    assert_eq!(known(&store), all[..90]);
+    tell(&store, 2, 91, told(1, 91));
+    tell(&store, 2, 92, told(91, 92));
+    let gone = store.seal(2, &Checkpoint::default()).await.unwrap();
+    let first = gone + 2;
+    let mut kept = vec![1];
+    kept.extend(first..=91);
+    assert_eq!(known(&store), kept, "{gone} went");
+    let snapshot = store.snapshot("default");
+    let facts = snapshot.table(Family::File).facts;
+    assert!(facts.bytes() <= 8 * 1024 && facts.bytes() > 6 * 1024);
+    // Exactly as long as the last that went may have had events.
+    let through = WALL + i64::try_from(first - 1).unwrap() + 12 * 3600 * 1_000_000_000;
+    assert_eq!(snapshot.forgotten("a"), Some(through));
+    assert_eq!(snapshot.forgotten("b"), None);
+    drop(store);
+
+    // And so it is found again. What is older than it may be goes whatever its size.
+    let old = Bounds {
+        facts: Kept {
+            age: Duration::ZERO,
+            ..Kept::default()
+        },
+        ..Bounds::default()
+    };
+    let store = open_with(dir.path(), old).await;
+    assert_eq!(known(&store), kept);
+    assert_eq!(store.snapshot("default").forgotten("a"), Some(through));
+    let went = store.seal(3, &Checkpoint::default()).await.unwrap();
+    assert_eq!(went, kept.len() as u64);
+    assert!(known(&store).is_empty());
+    tell(&store, 4, 200, told(5, 200));
+    assert_eq!(known(&store), [5]);
 }

@@ -2,7 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::common::{Program, Site};
 
@@ -93,4 +94,65 @@ async fn an_unknown_key_is_an_error_with_its_place() {
         said.contains("collector.toml:16:1: unknown key `segment_size`"),
         "{said}"
     );
+}
+
+fn init_once(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sumun-collector"));
+    command.arg("init").arg(dir).arg("--once");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// As a pod that is evicted: whenever it is killed, the next one goes on, and what was finished is not touched.
+#[test]
+fn an_init_that_was_killed_is_done_by_the_next_one() {
+    let (mut interrupted, mut step) = (0, Duration::ZERO);
+    loop {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let dir = scratch.path().join("collector");
+        let mut first = init_once(&dir).spawn().expect("it runs");
+        std::thread::sleep(step);
+        first.kill().expect("killed");
+        let ended = first.wait().expect("ended");
+        let done = dir.join("collector.toml").exists();
+        let before = std::fs::read(dir.join("ca/ca.pem")).unwrap_or_default();
+        interrupted += u32::from(!done && dir.join("init.unfinished").exists());
+
+        let again = init_once(&dir).output().expect("it runs");
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(again.status.success(), "after {step:?}: {said}");
+        for file in [
+            "collector.toml",
+            "admin.toml",
+            "enroll.token",
+            "state/state.db",
+        ] {
+            assert!(dir.join(file).exists(), "after {step:?}: {file}");
+        }
+        for file in ["init.unfinished", "collector.toml.new"] {
+            assert!(!dir.join(file).exists(), "after {step:?}: {file}");
+        }
+        let after = std::fs::read(dir.join("ca/ca.pem")).expect("a CA");
+        assert!(!done || before == after, "what was finished was made anew");
+        if ended.success() {
+            break;
+        }
+        step = step * 5 / 4 + Duration::from_millis(2);
+        assert!(step < Duration::from_secs(30), "it never ends");
+    }
+    assert!(interrupted > 0, "it was never killed at its work");
+}
+
+#[test]
+fn what_a_collector_has_used_is_not_made_anew() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let dir = scratch.path();
+    assert!(init_once(dir).output().expect("it runs").status.success());
+    std::fs::write(dir.join("init.unfinished"), "").expect("a mark");
+    std::fs::remove_file(dir.join("collector.toml")).expect("removed");
+    std::fs::create_dir(dir.join("state/log")).expect("a log");
+    let output = init_once(dir).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is initialised"));
+    assert!(dir.join("state/state.db").exists());
 }

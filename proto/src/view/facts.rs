@@ -1,11 +1,16 @@
 //! The fields that others than the kernel tell: runtimes of workloads, the cloud and the system of the host.
 
+use std::time::Duration;
+
 use super::{Items, Value, View, list, text};
 use crate::catalogue::FieldId;
 use crate::v1::Facts;
 
+/// An agent tells what it knows of living workloads again after so long, so that what nobody tells any more can be given up.
+pub const TOLD_AGAIN: Duration = Duration::from_secs(6 * 3600);
+
 /// Those of workloads, then those of hosts.
-pub const OF_FACTS: [FieldId; 24] = [
+pub const OF_FACTS: [FieldId; 28] = [
     FieldId::WorkloadSource,
     FieldId::WorkloadPendingMs,
     FieldId::ContainerName,
@@ -16,6 +21,10 @@ pub const OF_FACTS: [FieldId; 24] = [
     FieldId::K8sPodName,
     FieldId::K8sNamespace,
     FieldId::K8sLabels,
+    FieldId::K8sOwnerKind,
+    FieldId::K8sOwnerName,
+    FieldId::K8sServiceAccount,
+    FieldId::K8sNode,
     FieldId::CloudProvider,
     FieldId::CloudAccount,
     FieldId::CloudRegion,
@@ -35,13 +44,13 @@ pub const OF_FACTS: [FieldId; 24] = [
 /// Whether the field is told of workloads.
 #[must_use]
 pub fn is_of_workload(id: FieldId) -> bool {
-    OF_FACTS[..10].contains(&id)
+    OF_FACTS[..14].contains(&id)
 }
 
 /// Whether the field is told of hosts.
 #[must_use]
 pub fn is_of_host(id: FieldId) -> bool {
-    OF_FACTS[10..].contains(&id)
+    OF_FACTS[14..].contains(&id)
 }
 
 /// What facts say of a field; `None` if nothing. Of a pod's uid, too: a runtime's word counts more than a path.
@@ -70,6 +79,10 @@ pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
         FieldId::K8sNamespace => told(&facts.namespace),
         FieldId::K8sLabels if facts.pod_name.is_empty() => None,
         FieldId::K8sLabels => Some(list(Items::Strings(&facts.pod_labels), !facts.cut)),
+        FieldId::K8sOwnerKind => told(&facts.owner_kind),
+        FieldId::K8sOwnerName => told(&facts.owner_name),
+        FieldId::K8sServiceAccount => told(&facts.service_account),
+        FieldId::K8sNode => told(&facts.node),
         FieldId::CloudProvider => told(&cloud()?.provider),
         FieldId::CloudAccount => told(&cloud()?.account),
         FieldId::CloudRegion => told(&cloud()?.region),

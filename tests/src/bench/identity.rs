@@ -246,7 +246,8 @@ fn with_containers(
         "",
     );
     type Row = ((f64, f64), (f64, f64));
-    let kinds: [(&str, &str, fn(&Row) -> (f64, f64)); 2] = [
+    type Part = fn(&Row) -> (f64, f64);
+    let kinds: [(&str, &str, Part); 2] = [
         ("work", "the work", |row| (row.0.0, row.1.0)),
         ("agent", "the agent itself", |row| (row.0.1, row.1.1)),
     ];

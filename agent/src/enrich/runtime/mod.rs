@@ -9,6 +9,7 @@ pub mod cloud;
 pub mod cri;
 pub mod docker;
 pub mod http;
+pub mod kubelet;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use sumun_proto::v1::Facts;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use self::cri::Cri;
+use self::kubelet::Kubelet;
 
 /// Questions that wait. Full: the question is not asked, its workload stays without facts, and it is counted.
 const QUESTIONS: usize = 4096;
@@ -28,6 +30,10 @@ const QUESTIONS: usize = 4096;
 const ANSWERS: usize = 1024;
 /// Containers that are asked about at once.
 const AT_ONCE: usize = 16;
+/// Pods that wait for the kubelet at once. Beyond, a pod is left without what only it says, and counted.
+const PODS_AT_ONCE: usize = 256;
+/// How long the kubelet may take, with those that wait before.
+const PODS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a source may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// When a container is asked about again that nobody knew: runtimes know some only a moment after their cgroup.
@@ -76,6 +82,8 @@ pub struct Settings {
     pub stores: Vec<PathBuf>,
     /// Metadata services of clouds are asked.
     pub cloud: Option<cloud::Settings>,
+    /// The kubelet is asked.
+    pub kubelet: Option<kubelet::Settings>,
 }
 
 impl Default for Settings {
@@ -91,6 +99,7 @@ impl Default for Settings {
             podman: paths(&["/run/podman/podman.sock"]),
             stores: paths(&["/var/lib/containers/storage"]),
             cloud: Some(cloud::Settings::default()),
+            kubelet: None,
         }
     }
 }
@@ -256,14 +265,20 @@ async fn serve(
             let mut turn = Some(turn);
             let facts = sources.patiently(&question, &mut turn).await;
             drop(turn);
+            let of_pod = facts.clone().filter(|facts| !facts.pod_uid.is_empty());
             // Nobody listens any more only when the agent ends.
-            let _ = answers
-                .send(Learned {
-                    workload,
-                    made_ns,
-                    facts,
-                })
-                .await;
+            let answer = |facts| Learned {
+                workload,
+                made_ns,
+                facts,
+            };
+            let _ = answers.send(answer(facts)).await;
+            // What the runtime said is not held up by it.
+            if let Some(facts) = of_pod
+                && let Some(more) = sources.of_pod(facts).await
+            {
+                let _ = answers.send(answer(Some(more))).await;
+            }
         });
     }
     looks.abort();
@@ -279,6 +294,8 @@ struct Sources {
     told: Arc<Told>,
     cri: Vec<Source>,
     docker: Vec<Source>,
+    kubelet: Option<(Source, Kubelet)>,
+    pods: Semaphore,
 }
 
 /// A runtime's socket.
@@ -333,7 +350,7 @@ impl Source {
             rest.until = Some(Instant::now() + rest.next);
             tracing::warn!(
                 socket = %self.socket.display(), why, seconds = rest.next.as_secs(),
-                "a container runtime is not asked for a while"
+                "a container runtime or the kubelet is not asked for a while"
             );
         }
         None
@@ -351,6 +368,11 @@ impl Sources {
         Self {
             cri: of(&settings.cri, "cri"),
             docker,
+            kubelet: settings.kubelet.clone().map(|settings| {
+                let source = Source::new(Path::new("kubelet"), "kubelet");
+                (source, Kubelet::new(settings))
+            }),
+            pods: Semaphore::new(PODS_AT_ONCE),
             settings,
             told,
         }
@@ -374,6 +396,20 @@ impl Sources {
         }
         self.told.unknown.fetch_add(1, Ordering::Relaxed);
         None
+    }
+
+    /// What the kubelet adds to the facts of a pod's container.
+    async fn of_pod(&self, facts: Facts) -> Option<Facts> {
+        let (source, kubelet) = self.kubelet.as_ref()?;
+        if source.is_resting().await {
+            return None;
+        }
+        let Ok(_turn) = self.pods.try_acquire() else {
+            self.told.dropped.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        let answer = tokio::time::timeout(PODS_PATIENCE, kubelet.add(&facts)).await;
+        source.settle(&self.told, answer).await.map(bounded)
     }
 
     async fn ask(&self, question: &Question) -> Option<Facts> {
@@ -461,6 +497,10 @@ fn bounded(mut facts: Facts) -> Facts {
         &mut facts.pod_name,
         &mut facts.pod_uid,
         &mut facts.namespace,
+        &mut facts.owner_kind,
+        &mut facts.owner_name,
+        &mut facts.service_account,
+        &mut facts.node,
     ];
     let mut cut = false;
     for name in names {

@@ -16,9 +16,9 @@ use tonic::{Request, Response, Status};
 use super::*;
 
 /// A runtime with one container, `known`, in the pod `pod-1`.
-struct Runtime {
-    labels: HashMap<String, String>,
-    hangs: bool,
+pub(super) struct Runtime {
+    pub(super) labels: HashMap<String, String>,
+    pub(super) hangs: bool,
 }
 
 #[tonic::async_trait]
@@ -87,7 +87,7 @@ impl RuntimeService for Runtime {
     }
 }
 
-fn serve_cri(socket: &std::path::Path, runtime: Runtime) -> tokio::task::JoinHandle<()> {
+pub(super) fn serve_cri(socket: &std::path::Path, runtime: Runtime) -> tokio::task::JoinHandle<()> {
     let listener = UnixListener::bind(socket).expect("a socket");
     tokio::spawn(async move {
         let served = tonic::transport::Server::builder()
@@ -97,17 +97,18 @@ fn serve_cri(socket: &std::path::Path, runtime: Runtime) -> tokio::task::JoinHan
     })
 }
 
-fn nobody() -> Settings {
+pub(super) fn nobody() -> Settings {
     Settings {
         cri: Vec::new(),
         docker: Vec::new(),
         podman: Vec::new(),
         stores: Vec::new(),
         cloud: None,
+        kubelet: None,
     }
 }
 
-fn question(container: &str) -> Question {
+pub(super) fn question(container: &str) -> Question {
     Question {
         made_ns: 0,
         workload: 7,
@@ -116,7 +117,7 @@ fn question(container: &str) -> Question {
     }
 }
 
-fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
+pub(super) fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();

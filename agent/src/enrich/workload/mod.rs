@@ -363,6 +363,20 @@ impl Workloads {
         self.paths.get(path).copied()
     }
 
+    /// Workloads that are there and of which something was told.
+    #[must_use]
+    pub fn told_of(&self) -> Vec<u64> {
+        let there = self.paths.values().copied();
+        there.filter(|id| self.facts_of(*id).is_some()).collect()
+    }
+
+    /// What was told of a workload.
+    #[must_use]
+    pub fn facts_of(&self, id: u64) -> Option<&v1::Facts> {
+        let told = &self.cgroups.get(&id)?.workload.told;
+        told.facts.as_ref().filter(|_| told.id == id)
+    }
+
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> WorkloadStats {
@@ -606,6 +620,7 @@ mod tests {
         assert_eq!(asked, [2]);
         let pending = |all: &mut Workloads, id| all.of(id).expect("a workload").told.pending;
         assert!(pending(&mut all, 3) && !pending(&mut all, 4) && !pending(&mut all, 5));
+        assert!(all.told_of().is_empty());
         let facts = v1::Facts {
             container_name: "web".into(),
             ..v1::Facts::default()

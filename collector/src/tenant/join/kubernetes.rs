@@ -6,7 +6,8 @@
 //! decides are the claims.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,12 +17,13 @@ use ring::signature::{
 use serde::Deserialize;
 use time::OffsetDateTime;
 
+use super::issuer::Issuer;
 use super::{Failure, Join, Proven};
 
 /// Longest token.
 const TOKEN_MAX: usize = 16 * 1024;
-/// Longest key file.
-const KEYS_MAX: u64 = 256 * 1024;
+/// Longest file or answer with keys.
+pub(super) const KEYS_MAX: u64 = 256 * 1024;
 /// How far the clocks of the cluster and of the collector may be apart, seconds.
 const SKEW: i64 = 60;
 /// A projected token is valid for an hour if nothing else is asked for, and Kubernetes gives no more than a day here.
@@ -34,10 +36,19 @@ pub struct Kubernetes {
     pub issuer: String,
     /// What `aud` has to hold.
     pub audience: String,
-    /// The file of the issuer's keys (JWKS), read at each proof: keys are changed.
-    pub keys: PathBuf,
+    /// Where the issuer's keys are.
+    pub keys: KeySource,
     /// Service accounts, as `system:serviceaccount:NAMESPACE:NAME`.
     pub subjects: Vec<String>,
+}
+
+/// Where an issuer's keys (JWKS) are.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// A file, read at each proof: keys are changed.
+    File(PathBuf),
+    /// The issuer itself. Kept, and asked for anew.
+    Issuer(Arc<Issuer>),
 }
 
 #[derive(Deserialize)]
@@ -82,8 +93,9 @@ struct Keys {
     keys: Vec<Key>,
 }
 
-#[derive(Deserialize)]
-struct Key {
+/// A key of an issuer (RFC 7517).
+#[derive(Debug, Deserialize)]
+pub(super) struct Key {
     kid: Option<String>,
     kty: String,
     crv: Option<String>,
@@ -91,6 +103,50 @@ struct Key {
     e: Option<String>,
     x: Option<String>,
     y: Option<String>,
+}
+
+/// A token taken apart; nothing of it is believed yet.
+struct Token<'a> {
+    header: Header,
+    claims: Claims,
+    signed: &'a str,
+    signature: Vec<u8>,
+}
+
+impl<'a> Token<'a> {
+    fn read(token: &'a str) -> Result<Self, Failure> {
+        let token = token.trim();
+        if token.len() > TOKEN_MAX {
+            return Err(Failure::denied("the service account's token is too long"));
+        }
+        let malformed = || Failure::denied("it is no token of a service account");
+        let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or_else(malformed)?;
+        let part = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| malformed());
+        Ok(Self {
+            header: serde_json::from_slice(&part(header)?).map_err(|_| malformed())?,
+            signature: part(signature)?,
+            // Read before they are believed, to know whose key it should be.
+            claims: serde_json::from_slice(&part(claims)?).map_err(|_| {
+                Failure::denied(
+                    "the token lacks what a projected token has: iss, aud, sub, exp, nbf, iat, kubernetes.io",
+                )
+            })?,
+            signed,
+        })
+    }
+}
+
+/// Asks issuers for the keys that this token may be signed with, where they are not known.
+pub(super) async fn prepare(joins: impl Iterator<Item = &Kubernetes>, token: &str) {
+    let Ok(token) = Token::read(token) else {
+        return;
+    };
+    for kubernetes in joins.filter(|known| known.issuer == token.claims.iss) {
+        if let KeySource::Issuer(issuer) = &kubernetes.keys {
+            issuer.refresh(token.header.kid.as_deref()).await;
+        }
+    }
 }
 
 /// Judges a token by the entries of the configuration. Clusters can have the same issuer's name: then the key decides.
@@ -101,22 +157,12 @@ pub(super) fn prove<'a>(
     joins: impl Iterator<Item = (&'a Join, &'a Kubernetes)>,
     token: &str,
 ) -> Result<(&'a Join, Proven), Failure> {
-    let token = token.trim();
-    if token.len() > TOKEN_MAX {
-        return Err(Failure::denied("the service account's token is too long"));
-    }
-    let malformed = || Failure::denied("it is no token of a service account");
-    let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
-    let (header, claims) = signed.split_once('.').ok_or_else(malformed)?;
-    let part = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| malformed());
-    let header: Header = serde_json::from_slice(&part(header)?).map_err(|_| malformed())?;
-    let signature = part(signature)?;
-    // Read before they are believed, to know whose key it should be.
-    let claims: Claims = serde_json::from_slice(&part(claims)?).map_err(|_| {
-        Failure::denied(
-            "the token lacks what a projected token has: iss, aud, sub, exp, nbf, iat, kubernetes.io",
-        )
-    })?;
+    let Token {
+        header,
+        claims,
+        signed,
+        signature,
+    } = Token::read(token)?;
     let mut last = None;
     let mut broken = None;
     let mut refused = None;
@@ -166,29 +212,24 @@ pub(super) fn prove<'a>(
 }
 
 impl Kubernetes {
-    fn read_keys(&self) -> Result<Vec<Key>, String> {
-        let place = self.keys.display();
-        let length = fs::metadata(&self.keys)
-            .map_err(|error| format!("{place}: {error}"))?
-            .len();
-        if length > KEYS_MAX {
-            return Err(format!("{place}: too long for a file of keys"));
+    fn read_keys(&self) -> Result<Arc<Vec<Key>>, String> {
+        match &self.keys {
+            KeySource::File(path) => read_file(path).map(Arc::new),
+            KeySource::Issuer(issuer) => issuer.keys(),
         }
-        let text = fs::read(&self.keys).map_err(|error| format!("{place}: {error}"))?;
-        let keys: Keys = serde_json::from_slice(&text).map_err(|error| {
-            format!("{place}: no JWKS, as `kubectl get --raw /openid/v1/jwks` prints it: {error}")
-        })?;
-        Ok(keys.keys)
     }
 
-    /// Whether the file of keys can be used.
+    /// Whether the keys can be used, as far as that is known without asking anybody.
     ///
     /// # Errors
     /// Why not.
     pub fn check(&self) -> Result<(), String> {
-        match self.read_keys()?.iter().any(Key::is_usable) {
-            true => Ok(()),
-            false => Err(format!("{}: no key of RSA or P-256", self.keys.display())),
+        match &self.keys {
+            KeySource::File(path) if !usable(&read_file(path)?) => {
+                Err(format!("{}: no key of RSA or P-256", path.display()))
+            }
+            KeySource::File(_) => Ok(()),
+            KeySource::Issuer(_) => Ok(()),
         }
     }
 
@@ -233,7 +274,37 @@ impl Kubernetes {
     }
 }
 
+fn read_file(path: &Path) -> Result<Vec<Key>, String> {
+    let place = path.display();
+    let length = fs::metadata(path)
+        .map_err(|error| format!("{place}: {error}"))?
+        .len();
+    if length > KEYS_MAX {
+        return Err(format!("{place}: too long for a file of keys"));
+    }
+    let text = fs::read(path).map_err(|error| format!("{place}: {error}"))?;
+    parse_keys(&text).map_err(|why| format!("{place}: {why}"))
+}
+
+/// Reads a set of keys.
+pub(super) fn parse_keys(text: &[u8]) -> Result<Vec<Key>, String> {
+    let keys: Keys = serde_json::from_slice(text).map_err(|error| {
+        format!("no JWKS, as `kubectl get --raw /openid/v1/jwks` prints it: {error}")
+    })?;
+    Ok(keys.keys)
+}
+
+/// Whether one of the keys is of a kind that tokens are verified with.
+pub(super) fn usable(keys: &[Key]) -> bool {
+    keys.iter().any(Key::is_usable)
+}
+
 impl Key {
+    /// Its name in tokens.
+    pub(super) fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
     /// RSA: modulus and exponent.
     fn rsa(&self) -> Option<RsaPublicKeyComponents<Vec<u8>>> {
         let number = |text: &Option<String>| {

@@ -4,6 +4,7 @@
 pub mod binding;
 mod cms;
 pub mod ec2;
+pub mod issuer;
 pub mod kubernetes;
 pub mod limit;
 
@@ -73,6 +74,17 @@ impl Failure {
     fn at(mut self, join: &Join) -> Self {
         self.tenant = Some(Arc::clone(&join.tenant));
         self
+    }
+}
+
+/// Fetches what judging this proof may need and is not here. It takes a few seconds at most; what failed is said by [`prove`].
+pub async fn prepare(joins: &[Join], proof: &Proof) {
+    if let Proof::ServiceAccountToken(token) = proof {
+        let of = joins.iter().filter_map(|join| match &join.method {
+            Method::Kubernetes(kubernetes) => Some(kubernetes),
+            Method::Ec2(_) => None,
+        });
+        kubernetes::prepare(of, token).await;
     }
 }
 

@@ -17,7 +17,7 @@ use time::format_description::well_known::Rfc3339;
 use super::*;
 
 const NODE: &str = "0b5f8a3e-6c1d-4e0f-9a7b-1c2d3e4f5a6b";
-const SUBJECT: &str = "system:serviceaccount:sumun:sumun-agent";
+pub(super) const SUBJECT: &str = "system:serviceaccount:sumun:sumun-agent";
 
 fn openssl(folder: &Path, args: &[&str]) {
     let output = Command::new("openssl")
@@ -256,14 +256,14 @@ fn who_is_not_asked_for_may_not_join() {
     assert!(failure.broken && failure.tenant.is_some(), "{failure:?}");
 }
 
-struct Cluster {
-    dir: TempDir,
+pub(super) struct Cluster {
+    pub(super) dir: TempDir,
     key: EcdsaKeyPair,
     joins: Vec<Join>,
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (random, kind) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
         let key = EcdsaKeyPair::generate_pkcs8(kind, &random).expect("a key");
@@ -280,14 +280,14 @@ impl Cluster {
             method: Method::Kubernetes(Kubernetes {
                 issuer: "https://kubernetes.default.svc.cluster.local".into(),
                 audience: "sumun-collector".into(),
-                keys: dir.path().join("keys.json"),
+                keys: kubernetes::KeySource::File(dir.path().join("keys.json")),
                 subjects: vec![SUBJECT.into()],
             }),
         }];
         Self { dir, key, joins }
     }
 
-    fn sign(&self, header: &Value, claims: &Value) -> String {
+    pub(super) fn sign(&self, header: &Value, claims: &Value) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(header), part(claims));
         let signature = self
@@ -303,7 +303,7 @@ impl Cluster {
 }
 
 /// As Kubernetes 1.30 projects it.
-fn claims() -> Value {
+pub(super) fn claims() -> Value {
     let now = OffsetDateTime::now_utc().unix_timestamp();
     json!({
         "aud": ["sumun-collector"],

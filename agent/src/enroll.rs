@@ -67,6 +67,17 @@ pub enum Error {
         /// The authority that was given.
         ca: PathBuf,
     },
+    /// The host would become another tenant's.
+    #[error(
+        "this host was enrolled for the tenant {before}, and would be for {now} now, which would get what is still in its spool, too: \
+         `sumun-agent enroll --force` if that is wanted"
+    )]
+    OtherTenant {
+        /// Whose it was.
+        before: String,
+        /// Whose it would be.
+        now: String,
+    },
     /// The collector does not want the identity.
     #[error(
         "this host is enrolled as the agent {agent}, whose certificate has expired and which the collector does not take any more \
@@ -186,9 +197,12 @@ pub enum Outcome {
 pub async fn enroll(args: &Enroll, host_name: &str, told: impl Fn(&str)) -> Result<Outcome, Error> {
     let config = args.out.join("agent.toml");
     let settings = args.settings.as_deref().map(read).transpose()?;
-    let mut replace = args.force;
+    let mut replaces = match args.force {
+        true => Replaces::Any,
+        false => Replaces::None,
+    };
     if config.exists() && args.once {
-        if known::look(args, &config).await? == known::State::Good {
+        let known::State::Ended(tenant) = known::look(args, &config).await? else {
             let changed = match &settings {
                 None => false,
                 Some(settings) => renew(args, &config, settings)?,
@@ -198,15 +212,17 @@ pub async fn enroll(args: &Enroll, host_name: &str, told: impl Fn(&str)) -> Resu
                 changed,
                 policies: starter_again(args)?,
             });
-        }
+        };
         told(
             "the certificate of this host has expired, and is not renewed any more: enrolling anew",
         );
-        replace = true;
+        if !args.force {
+            replaces = Replaces::Of(tenant);
+        }
     }
     let (mut backoff, mut last) = (Backoff::default(), String::new());
     loop {
-        match once(args, host_name, settings.as_deref(), replace).await {
+        match once(args, host_name, settings.as_deref(), &replaces).await {
             Ok(enrolled) => return Ok(Outcome::Enrolled(enrolled)),
             Err(error) if args.once && error.passes() => {
                 let reason = connect::chain(&error);
@@ -270,14 +286,25 @@ fn renew(args: &Enroll, config: &Path, settings: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// The identity that a new one may take the place of.
+#[derive(Debug, PartialEq, Eq)]
+enum Replaces {
+    /// None: there must not be one.
+    None,
+    /// One of this tenant: what is in the spool is nobody else's.
+    Of(String),
+    /// Any.
+    Any,
+}
+
 async fn once(
     args: &Enroll,
     host_name: &str,
     settings: Option<&str>,
-    replace: bool,
+    replaces: &Replaces,
 ) -> Result<Enrolled, Error> {
     let config = args.out.join("agent.toml");
-    if !replace && config.exists() {
+    if *replaces == Replaces::None && config.exists() {
         return Err(Error::Enrolled { path: config });
     }
     let (token, proof) = proof(args).await?;
@@ -304,6 +331,14 @@ async fn once(
     let again = args.join.is_some() && made.is_err();
     let outcome = made.and_then(|made| {
         let holder = identity::check_made(&made.certificate_pem, &key)?;
+        if let Replaces::Of(tenant) = replaces
+            && *tenant != holder.tenant
+        {
+            return Err(Error::OtherTenant {
+                before: tenant.clone(),
+                now: holder.tenant,
+            });
+        }
         let text = whole_text(args, &holder, settings)?;
         let ca = if made.ca_pem.is_empty() {
             &ca_pem

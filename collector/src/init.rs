@@ -43,6 +43,9 @@ pub enum Error {
     /// There is one already.
     #[error("{} exists: this directory is initialised; remove it or choose another one", .0.display())]
     Exists(PathBuf),
+    /// Another one is at work there.
+    #[error("another 'init' is at work in {}: wait for it", .0.display())]
+    Busy(PathBuf),
     /// A file or directory cannot be made.
     #[error("failed to write {}", path.display())]
     Write {
@@ -130,12 +133,18 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
     let names = server_names(listen, names);
     let text = config_text(listen, &names, system);
     let config = Config::parse(&config_path, &text)?;
+    // Held to the end: only what nobody holds is an interrupted one's.
+    let _mark = mark(&unfinished, dir)?;
+    if config_path.symlink_metadata().is_ok() {
+        finish(dir)?;
+        return Err(Error::Exists(config_path));
+    }
     if resumed {
         remove_rest(&config, dir)?;
     } else if config.database().symlink_metadata().is_ok() {
+        finish(dir)?;
         return Err(Error::Exists(config.database()));
     } else {
-        write(&unfinished, b"", 0o600)?;
         sync_dir(dir)?;
     }
 
@@ -206,6 +215,22 @@ pub async fn init(dir: &Path, listen: SocketAddr, names: &[String]) -> Result<Ma
     sync_dir(dir)?;
     finish(dir)?;
     Ok(Made { address })
+}
+
+/// The mark of one that is at work, locked.
+fn mark(path: &Path, dir: &Path) -> Result<fs::File, Error> {
+    let write = |source| Error::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(path).map_err(write)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Busy(dir.to_owned())),
+        Err(fs::TryLockError::Error(source)) => Err(write(source)),
+    }
 }
 
 /// Removes the mark of one that is at work.

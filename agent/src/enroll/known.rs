@@ -22,12 +22,12 @@ use crate::status::Peers;
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// What there is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// It is good, or the agent makes it so by itself.
     Good,
-    /// It has ended, and is not renewed any more.
-    Ended,
+    /// It has ended, and is not renewed any more. It was of this tenant.
+    Ended(String),
 }
 
 /// Looks. The collector is asked only about a certificate that has ended, and not waited for.
@@ -63,7 +63,7 @@ pub(super) async fn look(args: &Enroll, config: &Path) -> Result<State, Error> {
     let asked = client.renew(RenewRequest::default());
     match tokio::time::timeout(ANSWER, asked).await {
         Ok(Err(status)) if connect::chain(&status).contains("CertificateExpired") => {
-            Ok(State::Ended)
+            Ok(State::Ended(holder.tenant))
         }
         Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied => Err(Error::Unwanted {
             agent: holder.agent_id,

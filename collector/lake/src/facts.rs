@@ -42,6 +42,15 @@ pub struct FactTable {
     bytes: usize,
 }
 
+/// What the entry of a workload takes besides its texts: the facts themselves, keys and their share of the tables.
+pub const ENTRY_BYTES: usize = size_of::<Facts>() + 256;
+
+/// Bytes that facts take in memory, about.
+#[must_use]
+pub fn cost(facts: &Facts) -> usize {
+    facts.encoded_len() + ENTRY_BYTES
+}
+
 impl FactTable {
     /// Takes what an agent said; false if a newer word is there.
     pub fn learn(&mut self, host: &str, boot_id: &[u8], facts: &Arc<Facts>) -> bool {
@@ -51,9 +60,9 @@ impl FactTable {
             .get(&facts.workload)
             .is_none_or(|known| known.version <= facts.version);
         if newer {
-            self.bytes += facts.encoded_len();
+            self.bytes += cost(facts);
             let before = known.insert(facts.workload, Arc::clone(facts));
-            self.bytes -= before.map_or(0, |before| before.encoded_len());
+            self.bytes -= before.map_or(0, |before| cost(&before));
         }
         newer
     }
@@ -79,7 +88,7 @@ impl FactTable {
                 .is_some_and(|facts| facts.version <= version)
                 && let Some(gone) = known.remove(&workload)
             {
-                self.bytes -= gone.encoded_len();
+                self.bytes -= cost(&gone);
             }
             if known.is_empty() {
                 boots.remove(&boot);
@@ -96,7 +105,7 @@ impl FactTable {
         self.forgotten.get(host).copied()
     }
 
-    /// Bytes of all that is told, encoded.
+    /// Bytes of all that is told, in memory: see [`cost`].
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -142,7 +151,7 @@ pub(crate) fn joined(table: &Arc<FactTable>, family: Family, filter: Scan) -> Pl
 }
 
 /// The fields that the table has, and the one that it corrects.
-fn told_fields() -> impl Iterator<Item = FieldId> {
+pub fn told_fields() -> impl Iterator<Item = FieldId> {
     OF_FACTS.iter().copied().chain([FieldId::K8sPodUid])
 }
 
@@ -349,7 +358,7 @@ mod tests {
         assert_eq!(name(&before).as_deref(), Some("first"));
         assert_eq!(table.len(), 1);
         assert!(table.get("h", &boot_id_text(&[2; 16]), 7).is_none());
-        assert_eq!(table.bytes(), facts(6, "newer").encoded_len());
+        assert_eq!(table.bytes(), cost(&facts(6, "newer")));
 
         // What was told again since stays.
         table.forget(host, &boot, (7, 5), 100);

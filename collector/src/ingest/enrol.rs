@@ -82,17 +82,17 @@ impl Enrolment for EnrolmentService {
         let peer = request.extensions().get::<Peer>();
         let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
         // Before anything is done for it.
-        if !self.limit.begin(address) {
+        let Some(mut tried) = self.limit.begin(address) else {
             self.metrics.enrolments_refused.inc();
             return Err(Status::resource_exhausted(
                 "too many enrolments from this address were tried in vain: try again in a minute",
             ));
-        }
+        };
         let request = request.into_inner();
         if let Some(proof) = &request.proof {
             join::prepare(&self.joins, proof).await;
         }
-        let Some(_turn) = self.limit.turn(address).await else {
+        let Some(_turn) = tried.turn().await else {
             self.metrics.enrolments_refused.inc();
             return Err(Status::unavailable(
                 "too many hosts are being enrolled: try again",
@@ -100,7 +100,7 @@ impl Enrolment for EnrolmentService {
         };
         match self.enrol(&request, address).await {
             Ok((response, subject)) => {
-                self.limit.proved(address, subject.as_deref());
+                tried.proved(subject.as_deref());
                 self.metrics.enrolments.inc();
                 info!(
                     agent = %response.agent_id, tenant = %response.tenant,

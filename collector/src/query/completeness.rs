@@ -9,13 +9,13 @@
 use std::collections::HashMap;
 
 use sumun_lake::engine::{Query, Range};
+use sumun_lake::facts::told_fields;
 use sumun_lake::{Engine, Family};
 use sumun_policy::Predicate;
 use sumun_policy::ir::{Expr, Operand, Set};
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::lane_name;
 use sumun_proto::v1::{Completeness, GapSummary, HostCompleteness, Kind, Lane, ScopeSummary};
-use sumun_proto::view::facts::OF_FACTS;
 
 use crate::query::scope::{Coverage, HostScopes};
 use crate::store::Snapshot;
@@ -52,7 +52,7 @@ impl Asked {
     /// Whether rows are chosen by what is told of workloads and hosts.
     fn reads_facts(&self) -> bool {
         let fields = self.predicate.fields();
-        fields.iter().any(|field| OF_FACTS.contains(field))
+        told_fields().any(|told| fields.contains(&told))
     }
 }
 

@@ -1,7 +1,8 @@
 //! What agents tell of workloads and of their hosts, beside the rows: in memory whole, and in the state database.
 //!
 //! Bounded by age and by size, for each tenant ([`Kept`]). Agents tell of what lives again and again
-//! ([`TOLD_AGAIN`]), so what was told longest ago is what ended longest ago, and goes first. Of each host
+//! ([`TOLD_AGAIN`]), so what was told longest ago is what ended longest ago, and goes first: of the hosts that tell most, so that none
+//! of them can crowd out what others have told. Of each host
 //! it is kept up to when its rows may be of workloads that went: later rows have all that was told of them, and a question that reaches
 //! back further is told so.
 
@@ -10,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, SqlitePool};
 use sumun_lake::FactTable;
+use sumun_lake::facts::ENTRY_BYTES;
 use sumun_proto::Host;
 use sumun_proto::v1::{Batch, Facts};
 use sumun_proto::view::facts::TOLD_AGAIN;
@@ -24,7 +27,7 @@ use crate::state::span_ns;
 pub struct Kept {
     /// For so long after it was told last.
     pub age: Duration,
-    /// Bytes, encoded; in memory it is some times as much.
+    /// Bytes in memory, about.
     pub bytes: usize,
 }
 
@@ -47,7 +50,7 @@ impl Default for Kept {
     }
 }
 
-/// What is removed at a time, at most; the rest follows with the next segment.
+/// What is read at a time, at most; of what is too old the rest follows with the next segment.
 const FORGET_AT_ONCE: u32 = 20_000;
 /// An event of a workload comes at most so long after it was told of last: twice, for an agent that is busy.
 const AFTER: Duration = TOLD_AGAIN.saturating_mul(2);
@@ -166,39 +169,130 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// Removes what is older than it may be, and what is too much: `over` bytes. What was told longest ago goes first.
+/// Removes what is older than it may be, and what is too much: `over` bytes, of the hosts that hold most. What was told longest ago
+/// goes first.
 pub(super) async fn forget(
     tx: &mut SqliteConnection,
     tenant: &str,
     before_ns: i64,
     over: usize,
 ) -> Result<Vec<Forgotten>, sqlx::Error> {
-    let oldest = sqlx::query(
-        "SELECT host, boot_id, workload, version, received_ns, told_ns, length(facts) AS bytes FROM workload_facts \
-         WHERE tenant = ? AND received_ns < ? ORDER BY received_ns LIMIT ?",
-    )
-    .bind(tenant)
-    .bind(if over > 0 { i64::MAX } else { before_ns })
-    .bind(FORGET_AT_ONCE)
-    .fetch_all(&mut *tx)
-    .await?;
+    let old = sqlx::query(OLDEST)
+        .bind(tenant)
+        .bind(None::<&str>)
+        .bind(before_ns)
+        .bind(FORGET_AT_ONCE)
+        .fetch_all(&mut *tx)
+        .await?;
     let (mut gone, mut freed) = (Vec::new(), 0);
-    for row in oldest {
-        if row.try_get::<i64, _>("received_ns")? >= before_ns && freed >= over {
+    for row in &old {
+        let (facts, bytes) = oldest(row)?;
+        freed += bytes;
+        gone.push(facts);
+    }
+    remove(tx, tenant, &gone).await?;
+    if freed < over {
+        let held = sqlx::query(
+            "SELECT host, sum(length(facts) + ?) AS bytes FROM workload_facts WHERE tenant = ? GROUP BY host",
+        )
+        .bind(entry_bytes())
+        .bind(tenant)
+        .fetch_all(&mut *tx)
+        .await?;
+        let held = held.iter().map(|row| {
+            let bytes: i64 = row.try_get("bytes")?;
+            Ok((row.try_get("host")?, usize::try_from(bytes).unwrap_or(0)))
+        });
+        let held = held.collect::<Result<Vec<_>, sqlx::Error>>()?;
+        for (host, share) in shares(held, over - freed) {
+            gone.extend(forget_of(tx, tenant, &host, share).await?);
+        }
+    }
+    Ok(gone)
+}
+
+/// Removes so many bytes of one host.
+async fn forget_of(
+    tx: &mut SqliteConnection,
+    tenant: &str,
+    host: &str,
+    share: usize,
+) -> Result<Vec<Forgotten>, sqlx::Error> {
+    let (mut gone, mut freed) = (Vec::new(), 0);
+    while freed < share {
+        let rows = sqlx::query(OLDEST)
+            .bind(tenant)
+            .bind(Some(host))
+            .bind(i64::MAX)
+            .bind(FORGET_AT_ONCE)
+            .fetch_all(&mut *tx)
+            .await?;
+        if rows.is_empty() {
             break;
         }
-        freed += usize::try_from(row.try_get::<i64, _>("bytes")?).unwrap_or(0);
-        let told_ns: i64 = row.try_get("told_ns")?;
-        gone.push(Forgotten {
-            host: row.try_get("host")?,
-            boot_id: row.try_get("boot_id")?,
-            workload: row.try_get::<i64, _>("workload")?.cast_unsigned(),
-            version: row.try_get::<i64, _>("version")?.cast_unsigned(),
-            through_ns: told_ns.saturating_add(span_ns(AFTER)),
-        });
+        let begun = gone.len();
+        for row in &rows {
+            if freed >= share {
+                break;
+            }
+            let (facts, bytes) = oldest(row)?;
+            freed += bytes;
+            gone.push(facts);
+        }
+        remove(tx, tenant, &gone[begun..]).await?;
     }
+    Ok(gone)
+}
+
+/// Of a tenant, and a host unless that is NULL; told before a time; so many.
+const OLDEST: &str = "SELECT host, boot_id, workload, version, told_ns, length(facts) AS bytes FROM workload_facts \
+     WHERE tenant = ?1 AND (?2 IS NULL OR host = ?2) AND received_ns < ?3 ORDER BY received_ns LIMIT ?4";
+
+fn entry_bytes() -> i64 {
+    i64::try_from(ENTRY_BYTES).unwrap_or(i64::MAX)
+}
+
+fn oldest(row: &SqliteRow) -> Result<(Forgotten, usize), sqlx::Error> {
+    let told_ns: i64 = row.try_get("told_ns")?;
+    let bytes = usize::try_from(row.try_get::<i64, _>("bytes")?).unwrap_or(0);
+    let facts = Forgotten {
+        host: row.try_get("host")?,
+        boot_id: row.try_get("boot_id")?,
+        workload: row.try_get::<i64, _>("workload")?.cast_unsigned(),
+        version: row.try_get::<i64, _>("version")?.cast_unsigned(),
+        through_ns: told_ns.saturating_add(span_ns(AFTER)),
+    };
+    Ok((facts, bytes + ENTRY_BYTES))
+}
+
+/// What hosts have to give up so that so many bytes are free: those that hold most come down to one level.
+fn shares(mut held: Vec<(String, usize)>, over: usize) -> Vec<(String, usize)> {
+    held.sort_unstable_by(|one, other| other.1.cmp(&one.1));
+    let (mut sum, mut level, mut count) = (0_usize, 0, 0);
+    for (index, (_, bytes)) in held.iter().enumerate() {
+        sum += bytes;
+        count = index + 1;
+        level = sum.saturating_sub(over) / count;
+        let next = held.get(count).map_or(0, |(_, bytes)| *bytes);
+        if sum >= over && level >= next {
+            break;
+        }
+    }
+    held.truncate(count);
+    let shares = held
+        .into_iter()
+        .map(|(host, bytes)| (host, bytes.saturating_sub(level)));
+    shares.filter(|(_, share)| *share > 0).collect()
+}
+
+/// Takes them out of the database, and notes up to when rows may be of them.
+async fn remove(
+    tx: &mut SqliteConnection,
+    tenant: &str,
+    gone: &[Forgotten],
+) -> Result<(), sqlx::Error> {
     let mut through: HashMap<&str, i64> = HashMap::new();
-    for facts in &gone {
+    for facts in gone {
         sqlx::query(
             "DELETE FROM workload_facts WHERE tenant = ? AND host = ? AND boot_id = ? AND workload = ?",
         )
@@ -222,5 +316,30 @@ pub(super) async fn forget(
         .execute(&mut *tx)
         .await?;
     }
-    Ok(gone)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn who_tells_most_gives_up_first() {
+        let held = |all: &[(&str, usize)]| -> Vec<(String, usize)> {
+            all.iter()
+                .map(|(host, bytes)| ((*host).to_owned(), *bytes))
+                .collect()
+        };
+        let all = held(&[("a", 10), ("loud", 1_000), ("b", 20)]);
+        assert_eq!(shares(all.clone(), 900), held(&[("loud", 900)]));
+        assert_eq!(shares(all.clone(), 990), held(&[("loud", 985), ("b", 5)]));
+        // More than there is: everything.
+        assert_eq!(
+            shares(all, 5_000),
+            held(&[("loud", 1_000), ("b", 20), ("a", 10)])
+        );
+        let same = held(&[("a", 100), ("b", 100)]);
+        assert_eq!(shares(same, 50), held(&[("a", 25), ("b", 25)]));
+        assert!(shares(Vec::new(), 50).is_empty());
+    }
 }

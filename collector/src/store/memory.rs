@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use prost::Message as _;
+use sumun_lake::facts::cost;
 use sumun_lake::{Family, RowSet};
 
 use crate::store::facts::HostFacts;
@@ -61,7 +61,7 @@ impl Memory {
         }
         rows.scopes.extend(scopes);
         for told in &facts {
-            let bytes = told.facts.encoded_len();
+            let bytes = cost(&told.facts);
             segment.bytes += bytes;
             self.bytes += bytes;
         }

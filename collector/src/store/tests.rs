@@ -369,7 +369,7 @@ async fn of_workloads_the_last_told_of_are_kept_and_the_rest_is_not_forgotten_si
     drop(store);
 
     // As with a smaller bound than before. 1 lives, so it is told of again.
-    let store = open_with(dir.path(), bounds(8 * 1024)).await;
+    let store = open_with(dir.path(), bounds(64 * 1024)).await;
     assert_eq!(known(&store), all[..90]);
     tell(&store, 2, 91, told(1, 91));
     tell(&store, 2, 92, told(91, 92));
@@ -380,7 +380,7 @@ async fn of_workloads_the_last_told_of_are_kept_and_the_rest_is_not_forgotten_si
     assert_eq!(known(&store), kept, "{gone} went");
     let snapshot = store.snapshot("default");
     let facts = snapshot.table(Family::File).facts;
-    assert!(facts.bytes() <= 8 * 1024 && facts.bytes() > 6 * 1024);
+    assert!(facts.bytes() <= 64 * 1024 && facts.bytes() > 48 * 1024);
     // Exactly as long as the last that went may have had events.
     let through = WALL + i64::try_from(first - 1).unwrap() + 12 * 3600 * 1_000_000_000;
     assert_eq!(snapshot.forgotten("a"), Some(through));

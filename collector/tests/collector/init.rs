@@ -144,6 +144,24 @@ fn an_init_that_was_killed_is_done_by_the_next_one() {
 }
 
 #[test]
+fn one_that_is_at_work_is_left_alone() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let dir = scratch.path();
+    let mark = std::fs::File::create(dir.join("init.unfinished")).expect("a mark");
+    mark.lock().expect("locked");
+    std::fs::create_dir(dir.join("ca")).expect("a folder");
+    std::fs::write(dir.join("ca/ca.key"), "another's").expect("a key");
+    let output = init_once(dir).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("another 'init' is at work"), "{said}");
+    let key = std::fs::read_to_string(dir.join("ca/ca.key")).expect("the key");
+    assert_eq!(key, "another's");
+    drop(mark);
+    assert!(init_once(dir).output().expect("it runs").status.success());
+}
+
+#[test]
 fn what_a_collector_has_used_is_not_made_anew() {
     let scratch = tempfile::tempdir().expect("a folder");
     let dir = scratch.path();

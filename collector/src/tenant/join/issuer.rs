@@ -145,12 +145,13 @@ impl Issuer {
         if !self.is_due(kid) {
             return;
         }
+        // Before it is asked: whoever needs it may go away half way.
+        self.state().tried = Some(Instant::now());
         let answer = match tokio::time::timeout(self.pace.patience, self.fetch()).await {
             Ok(answer) => answer,
             Err(_) => Err("it does not answer in time".to_owned()),
         };
         let mut state = self.state();
-        state.tried = Some(Instant::now());
         match answer {
             Ok(keys) => {
                 info!(
@@ -169,6 +170,13 @@ impl Issuer {
                 state.failure = Some(why);
             }
         }
+    }
+
+    /// A key that is not among those known now is none of the issuer's: it has just been asked.
+    pub(super) fn is_certain(&self) -> bool {
+        let state = self.state();
+        let asked = state.keys.as_ref().map(|(_, at)| at.elapsed());
+        state.failure.is_none() && asked.is_some_and(|asked| asked < self.pace.patience)
     }
 
     fn is_due(&self, kid: Option<&str>) -> bool {

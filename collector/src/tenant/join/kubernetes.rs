@@ -176,6 +176,17 @@ pub(super) fn prove<'a>(
                 continue;
             }
         };
+        let named = header.kid.as_deref();
+        if named.is_some_and(|kid| keys.iter().all(|key| key.kid() != Some(kid)))
+            && let KeySource::Issuer(issuer) = &kubernetes.keys
+            && !issuer.is_certain()
+        {
+            broken.get_or_insert(format!(
+                "the token is signed by a key that {} may have begun to use: it is asked again within a minute",
+                kubernetes.issuer
+            ));
+            continue;
+        }
         let genuine = keys
             .iter()
             .filter(|key| header.kid.is_none() || key.kid == header.kid)

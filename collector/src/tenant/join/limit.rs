@@ -1,9 +1,9 @@
 //! How often somebody may try to enrol, and how many are judged at a time: proofs and tokens cannot be tried out at will, and
 //! nobody keeps the collector busy for nothing.
 //!
-//! A try counts before anything is done for it. It is given back to its address once it has proved who it is: a
-//! fleet behind one address is not held up. So that this is no way around, whoever is proved counts by itself
-//! then, and beyond that again by its address.
+//! A try that proves nothing counts against its address, also one that is given up half way; tries under way do not, so a fleet behind
+//! one address is not held up, however many of it come at once: they wait for turns. So that this is no way around, whoever is
+//! proved counts by itself, and beyond that again by its address.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -48,35 +48,54 @@ impl Default for Limit {
 }
 
 impl Limit {
-    /// Counts a try of this address; false if it has to wait.
+    /// A try of this address; `None` if it has to wait.
     #[must_use]
-    pub fn begin(&self, address: IpAddr) -> bool {
-        let count = lock(&self.tries).add(network(address));
-        count.is_none_or(|count| count <= TRIES_MAX)
+    pub fn begin(&self, address: IpAddr) -> Option<Try<'_>> {
+        let address = network(address);
+        self.may(&address).then_some(Try {
+            limit: self,
+            address,
+            counts: true,
+        })
     }
 
-    /// A turn at what takes time; `None` if too many others wait. The try was for nothing then, and is given back.
-    pub async fn turn(&self, address: IpAddr) -> Option<SemaphorePermit<'_>> {
-        match tokio::time::timeout(self.patience, self.turns.acquire()).await {
-            Ok(Ok(turn)) => Some(turn),
-            _ => {
-                lock(&self.tries).give_back(&network(address));
-                None
-            }
-        }
+    fn may(&self, address: &IpAddr) -> bool {
+        lock(&self.tries).of(address) < TRIES_MAX
+    }
+}
+
+/// A try under way. It has failed if it is dropped before it has proved anything.
+#[derive(Debug)]
+pub struct Try<'a> {
+    limit: &'a Limit,
+    address: IpAddr,
+    counts: bool,
+}
+
+impl<'a> Try<'a> {
+    /// A turn at what takes time; `None` if too many others wait, or too many of the address have failed meanwhile. The try was for
+    /// nothing then, and does not count.
+    pub async fn turn(&mut self) -> Option<SemaphorePermit<'a>> {
+        let turn = tokio::time::timeout(self.limit.patience, self.limit.turns.acquire()).await;
+        let turn = turn.ok().and_then(Result::ok);
+        let turn = turn.filter(|_| self.limit.may(&self.address));
+        self.counts = turn.is_some();
+        turn
     }
 
-    /// The try has proved who it is: this host, or somebody with a token, whose uses are counted.
-    pub fn proved(&self, address: IpAddr, host: Option<&str>) {
-        let given_back = match host {
-            None => true,
-            Some(host) => {
-                let count = lock(&self.proved).add(host.to_owned());
-                count.is_some_and(|count| count <= PROVED_MAX)
-            }
-        };
-        if given_back {
-            lock(&self.tries).give_back(&network(address));
+    /// It has proved who it is: this host, or somebody with a token, whose uses are counted.
+    pub fn proved(mut self, host: Option<&str>) {
+        self.counts = host.is_some_and(|host| {
+            let count = lock(&self.limit.proved).add(host.to_owned());
+            count.is_none_or(|count| count > PROVED_MAX)
+        });
+    }
+}
+
+impl Drop for Try<'_> {
+    fn drop(&mut self) {
+        if self.counts {
+            lock(&self.limit.tries).add(self.address);
         }
     }
 }
@@ -108,9 +127,10 @@ impl<K: Eq + Hash> Counts<K> {
         Some(*count)
     }
 
-    fn give_back(&mut self, key: &K) {
-        if let Some((_, count)) = self.0.get_mut(key) {
-            *count = count.saturating_sub(1);
+    fn of(&self, key: &K) -> u32 {
+        match self.0.get(key) {
+            Some((since, count)) if since.elapsed() < WINDOW => *count,
+            _ => 0,
         }
     }
 }
@@ -140,51 +160,63 @@ mod tests {
         let [bad, neighbour, other] = ["2001:db8::1", "2001:db8::2", "192.0.2.1"]
             .map(|text| text.parse().expect("an address"));
         for _ in 0..TRIES_MAX {
-            assert!(limit.begin(bad));
+            drop(limit.begin(bad).expect("a try"));
         }
-        assert!(!limit.begin(bad));
-        assert!(!limit.begin(neighbour));
-        assert!(limit.begin(other));
+        // What is refused makes it no longer.
+        for _ in 0..2 * TRIES_MAX {
+            assert!(limit.begin(bad).is_none() && limit.begin(neighbour).is_none());
+        }
+        assert!(limit.begin(other).is_some());
+        assert_eq!(lock(&limit.tries).of(&network(bad)), TRIES_MAX);
     }
 
     #[test]
     fn a_fleet_behind_one_address_is_not_held_up_and_one_host_does_not_go_on_for_ever() {
         let limit = Limit::default();
         let [nat, other] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().expect("an address"));
-        for node in 0..10 * TRIES_MAX {
-            assert!(limit.begin(nat), "node {node}");
-            limit.proved(nat, Some(&format!("here/node/{node}")));
+        // All at once, and then one after the other.
+        let fleet: Vec<_> = (0..10 * TRIES_MAX)
+            .map(|node| limit.begin(nat).unwrap_or_else(|| panic!("node {node}")))
+            .collect();
+        for (node, tried) in fleet.into_iter().enumerate() {
+            tried.proved(Some(&format!("here/node/{node}")));
         }
         for _ in 0..10 * TRIES_MAX {
-            assert!(limit.begin(nat));
-            limit.proved(nat, None);
+            limit.begin(nat).expect("a try").proved(None);
         }
         let mut tries = 0;
-        while limit.begin(other) {
-            limit.proved(other, Some("here/node/again-and-again"));
+        while let Some(tried) = limit.begin(other) {
+            tried.proved(Some("here/node/again-and-again"));
             tries += 1;
         }
         assert_eq!(tries, TRIES_MAX + PROVED_MAX);
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_turn_in_vain_has_lost_nothing() {
+    async fn who_waits_for_a_turn_in_vain_has_lost_nothing_and_many_at_once_try_no_more_than_others()
+     {
         let limit = Limit {
             patience: Duration::from_millis(1),
             ..Limit::default()
         };
         let address = "192.0.2.1".parse().expect("an address");
-        assert!(limit.begin(address));
+        let begin = || limit.begin(address).expect("a try");
+        let mut first: Vec<_> = (0..TURNS).map(|_| begin()).collect();
         let mut taken = Vec::new();
-        for _ in 0..TURNS {
-            taken.push(limit.turn(address).await.expect("a turn"));
+        for tried in &mut first {
+            taken.push(tried.turn().await.expect("a turn"));
         }
         for _ in 0..2 * TRIES_MAX {
-            assert!(limit.begin(address));
-            assert!(limit.turn(address).await.is_none());
+            assert!(begin().turn().await.is_none());
         }
-        drop(taken);
-        assert!(limit.turn(address).await.is_some());
+        drop((taken, first));
+        // All of them are under way before the first has failed.
+        let mut many: Vec<_> = (0..2 * TRIES_MAX).map(|_| begin()).collect();
+        let mut turns = TURNS as u32;
+        for mut tried in many.drain(..) {
+            turns += u32::from(tried.turn().await.is_some());
+        }
+        assert_eq!(turns, TRIES_MAX);
     }
 
     #[test]
@@ -192,8 +224,9 @@ mod tests {
         let limit = Limit::default();
         for number in 0..2 * REMEMBERED_MAX as u32 {
             let address = IpAddr::V4(number.into());
-            assert!(limit.begin(address));
-            limit.proved(address, Some(&number.to_string()));
+            let begin = || limit.begin(address).expect("a try");
+            begin().proved(Some(&number.to_string()));
+            drop(begin());
         }
         assert_eq!(lock(&limit.tries).0.len(), REMEMBERED_MAX);
         assert_eq!(lock(&limit.proved).0.len(), REMEMBERED_MAX);

@@ -124,14 +124,15 @@ impl Core {
             Body::Setting(setting) => Told::of_call(&setting.verdict),
             _ => of_record(&record.body).and_then(|verdict| Told::of(&verdict)),
         };
+        let offset_ns = self.clock.offset_ns();
         let tree = &mut self.tree;
         let (event, node, actor) = match &record.body {
             // Process records come to the tree also when they were dealt with before a restart.
             Body::Fork(fork) => process::fork(tree, fork),
-            Body::Exec(exec) => process::exec(tree, &record, exec),
+            Body::Exec(exec) => process::exec(tree, &record, exec, offset_ns),
             Body::Exit(exit) => process::exit(tree, exit),
             Body::Task(task) => {
-                process::task(tree, &record, task);
+                process::task(tree, &record, task, offset_ns);
                 return;
             }
             // So do cgroups, to the table of workloads.
@@ -202,7 +203,9 @@ impl Core {
         match Record::parse(bytes) {
             Ok(record) => {
                 if let Body::Task(task) = &record.body {
-                    alive.insert(process::task(&mut self.tree, &record, task).key);
+                    let offset_ns = self.clock.offset_ns();
+                    let node = process::task(&mut self.tree, &record, task, offset_ns);
+                    alive.insert(node.key);
                 }
             }
             Err(malformed) => {

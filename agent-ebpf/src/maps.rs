@@ -13,7 +13,7 @@ use sumun_abi::{
         kernel::MODULE_NAME,
         network::Connection,
         privilege::Creds,
-        process::Actor,
+        process::{Actor, WRITERS_ENTRIES, Writer, watched},
     },
     isolate::{self, Isolation},
     loss::{STREAMS as STREAM_COUNT, Stream},
@@ -380,3 +380,26 @@ pub(crate) static BUDGET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(
 /// comes later names no process.
 #[map]
 pub(crate) static ASKERS: LruHashMap<u64, Actor> = LruHashMap::pinned(8 * 1024, 0);
+
+/// A file, whatever names it has.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct FileKey {
+    /// Its inode's number …
+    pub(crate) ino: u64,
+    /// … and address, where number and generation can be another file's, too; else 0.
+    pub(crate) address: u64,
+    /// Device of its superblock.
+    pub(crate) dev: u32,
+    /// Generation of its number.
+    pub(crate) generation: u32,
+}
+
+/// Who last opened a file for writing. Full: the least recently used makes room, counted by `watched::FILES`; who wrote that
+/// file is then unknown.
+#[map]
+pub(crate) static WRITERS: LruHashMap<FileKey, Writer> = LruHashMap::pinned(WRITERS_ENTRIES, 0);
+
+/// Since when, and counters, by `watched`.
+#[map]
+pub(crate) static WATCHED: Array<u64> = Array::pinned(watched::COUNT, 0);

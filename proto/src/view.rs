@@ -20,7 +20,7 @@ use sumun_abi::record::{
 
 use crate::catalogue::{FieldId, family, kind_name, severity_name};
 use crate::text::file_name;
-use crate::v1::{Alert, Batch, Event, Fold, Image, Kind, RuleRef, Source};
+use crate::v1::{Alert, Batch, Event, Fold, Image, Kind, RuleRef, Source, Writer};
 
 /// Flaws by bit, with their names in the catalogue.
 pub const FLAWS: &[(u32, &str)] = &[
@@ -45,6 +45,13 @@ pub const OF_OBJECT: [FieldId; 8] = [
     FieldId::FileAccessAppend,
     FieldId::FileCreate,
     FieldId::FileDeleted,
+];
+
+/// Fields that tell who wrote an executable.
+pub const OF_WRITER: [FieldId; 3] = [
+    FieldId::ProcExeWrittenBy,
+    FieldId::ProcExeWrittenByExecId,
+    FieldId::ProcExeWrittenByLineage,
 ];
 
 /// Fields that the call tells: what it asked for.
@@ -318,6 +325,12 @@ impl<'a> View<'a> {
             FieldId::ProcExeAge => {
                 let age = self.wall(self.boot_ns()).saturating_sub(written_at(image)?);
                 Value::Int(age.max(0) / 1_000_000_000)
+            }
+            FieldId::ProcExeWrittenBy
+            | FieldId::ProcExeWrittenByExecId
+            | FieldId::ProcExeWrittenByLineage => {
+                seen()?;
+                written_by(image.writer.as_ref()?, id)?
             }
             FieldId::ProcArgs => {
                 seen()?;
@@ -628,6 +641,18 @@ fn exe_path(image: &Image) -> Option<Value<'_>> {
 fn written_at(image: &Image) -> Option<i64> {
     let ns = i64::try_from(image.exe_changed_ns).ok();
     ns.filter(|ns| image.seen && *ns != 0)
+}
+
+/// What is known of who wrote the executable: which program it was, and whether it is a relative, as a whole or not at all.
+fn written_by(writer: &Writer, id: FieldId) -> Option<Value<'_>> {
+    if id == FieldId::ProcExeWrittenByExecId {
+        return nonzero(writer.exec_id);
+    }
+    Some(match &writer.path {
+        None => Value::Unknown,
+        Some(path) if id == FieldId::ProcExeWrittenBy => text(path),
+        Some(_) => Value::Bool(writer.lineage),
+    })
 }
 
 fn exe_name(image: &Image) -> Option<Value<'_>> {

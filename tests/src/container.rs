@@ -170,7 +170,7 @@ impl Rootfs {
 }
 
 /// Runs a command in a container of runc on this root until it ends. Nothing can be written there but `/volume`, a tmpfs, if
-/// the root has such a folder: then everything can.
+/// the root has such a folder: then everything can, and it may call chroot.
 ///
 /// # Errors
 /// runc cannot be started.
@@ -185,9 +185,15 @@ pub fn runc(root: &Path, bundle: &Path, id: &str, cgroup: &str, args: &[&str]) -
     if volume {
         mounts.push(json!({ "destination": "/volume", "type": "tmpfs", "source": "tmpfs" }));
     }
+    let rights = match volume {
+        true => capabilities(vec!["SYS_CHROOT".to_owned()]),
+        false => Vec::new(),
+    };
+    let rights: Vec<_> = rights.iter().map(|name| format!("CAP_{name}")).collect();
+    let rights = json!({ "bounding": rights, "permitted": rights, "effective": rights });
     let config = json!({
         "ociVersion": "1.0.2",
-        "process": { "user": { "uid": 0, "gid": 0 }, "args": args, "cwd": "/" },
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": args, "cwd": "/", "capabilities": rights },
         "root": { "path": root, "readonly": !volume },
         "mounts": mounts,
         "linux": { "namespaces": namespaces, "cgroupsPath": cgroup },

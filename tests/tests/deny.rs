@@ -325,7 +325,7 @@ fn what_a_rule_names_is_denied_and_told_once() {
     // Nor is another way to open it.
     let opened = |file: &str| {
         let path = std::ffi::CString::new(name(file)).expect("a path");
-        raw::uring::open(&path)
+        raw::uring::open(&path, 0)
     };
     match (opened("secret"), opened("secrets")) {
         (Ok(secret), Ok(near)) => {

@@ -236,6 +236,9 @@ pub mod whole {
     pub const COUNT: usize = 30;
 }
 
+/// Bit of `Filter::known`: who opens a file for writing is remembered.
+pub const WRITERS: u64 = 1 << 63;
+
 /// Nobody asked: no walk, no record.
 pub const MODE_NONE: u32 = 0;
 /// Every record is sent.
@@ -269,7 +272,7 @@ pub struct Filter {
     pub entry_actions: u64,
     /// Bit n: kind n of module `whole` is sent.
     pub whole: u64,
-    /// Bit n: decision points see kind n of `event::file::point`.
+    /// Bit n: decision points see kind n of `event::file::point`. And [`WRITERS`].
     pub known: u64,
     /// Bit n: opens that failed with errno n are sent.
     pub open_errors: [u64; ERRORS],

@@ -198,12 +198,16 @@ slots! {
     INODE_CTIME_NS = Field("inode", "i_ctime_nsec") | Field("inode", "__i_ctime.tv_nsec") | Field("inode", "i_ctime.tv_nsec");
     SB_DEV = Field("super_block", "s_dev");
     SB_MAGIC = Field("super_block", "s_magic");
+    SB_IFLAGS = Field("super_block", "s_iflags");
     VFSMOUNT_ROOT = Field("vfsmount", "mnt_root");
     VFSMOUNT_SB = Field("vfsmount", "mnt_sb");
     MOUNT_MNT = Field("mount", "mnt");
     MOUNT_PARENT = Field("mount", "mnt_parent");
     MOUNT_MOUNTPOINT = Field("mount", "mnt_mountpoint");
     MOUNT_NS = Field("mount", "mnt_ns");
+    MOUNT_CHILDREN = Field("mount", "mnt_mounts");
+    MOUNT_CHILD = Field("mount", "mnt_child");
+    MNTNS_ROOT = Field("mnt_namespace", "root");
 
     BPRM_SECURE = Bit("linux_binprm", "secureexec");
     BPRM_FILE = Field("linux_binprm", "file");

@@ -2,6 +2,7 @@
 
 pub(super) mod change;
 pub(super) mod point;
+pub(super) mod writers;
 
 use core::{mem::size_of, ptr::addr_of_mut};
 

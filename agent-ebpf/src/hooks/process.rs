@@ -17,6 +17,7 @@ use sumun_abi::{
     verdict::{Sharer, on},
 };
 
+use super::file::writers;
 use crate::{
     kernel::{
         Object, bit, get, layer, opaque,
@@ -203,6 +204,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
         addr_of_mut!((*record).exe_nlink).write(inode.get(slot::INODE_NLINK));
         addr_of_mut!((*record).exe_ino).write(inode.get(slot::INODE_INO));
         addr_of_mut!((*record).exe_changed_ns).write(layer::changed_ns(inode));
+        writers::tell(run, inode);
         let walked = path::walk(
             run.level,
             exe.number(slot::FILE_DENTRY),

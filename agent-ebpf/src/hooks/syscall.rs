@@ -6,7 +6,7 @@ use core::ptr::addr_of_mut;
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sumun_abi::{
     event::file::CALL_COMPAT,
-    policy::{ERRORS, action},
+    policy::{ERRORS, WRITERS, action},
     record::RING_BULK,
 };
 
@@ -15,6 +15,7 @@ use super::{
         change::sumun_change,
         point::{self, sumun_failed_change, sumun_failed_seen_open},
         sumun_failed_open, sumun_names, sumun_open,
+        writers::{self, sumun_opened},
     },
     kernel::sumun_kernel,
     network::{
@@ -258,7 +259,13 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
             }
             sumun_privilege(call)
         }
-        action::SETID..=action::MMAP_OLD => sumun_privilege(call),
+        action::SETID..=action::MMAP_OLD => {
+            // A file in memory is open for writing, and no open call comes by.
+            if Call(call).action() == action::MEMFD && writers::are_asked_for() {
+                sumun_opened(given.result as u64);
+            }
+            sumun_privilege(call)
+        }
         _ => sumun_kernel(call),
     }
 }
@@ -308,14 +315,22 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    if matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) && point::sees_opens() {
-        let how = match action {
-            action::OPEN => b,
-            action::OPENAT | action::OPEN_BY_HANDLE => c,
-            _ => 0,
-        };
-        if point::sumun_seen_open(u32::from(compat), result as u64, how) != 0 {
-            return 0;
+    if matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) {
+        let asked = point::asked_of_opens();
+        if asked != 0 {
+            if asked & WRITERS != 0 && writers::may_open(action, b, c) {
+                sumun_opened(result as u64);
+            }
+            let how = match action {
+                action::OPEN => b,
+                action::OPENAT | action::OPEN_BY_HANDLE => c,
+                _ => 0,
+            };
+            if asked & point::OPENS != 0
+                && point::sumun_seen_open(u32::from(compat), result as u64, how) != 0
+            {
+                return 0;
+            }
         }
     }
     let opened = match action {

@@ -127,7 +127,7 @@ impl File {
 
     #[inline(always)]
     pub(crate) fn is_regular(self) -> bool {
-        get::<u16>(self.inode(), slot::INODE_MODE) & S_IFMT == S_IFREG
+        is_regular(get(self.inode(), slot::INODE_MODE))
     }
 
     /// True for an open that is no call's: of the file below an overlay's, or of a program that is executed.
@@ -148,6 +148,24 @@ impl File {
     pub(crate) fn access(block: Block) -> u32 {
         granted(block.get(slot::FILE_MODE), block.get(slot::FILE_FLAGS))
     }
+}
+
+/// True for a file of this mode that can be written through.
+#[inline(always)]
+pub(crate) fn is_for_writing(mode: u32) -> bool {
+    mode & FMODE_WRITE != 0
+}
+
+/// True for a regular file, by the mode of its inode.
+#[inline(always)]
+pub(crate) fn is_regular(mode: u16) -> bool {
+    mode & S_IFMT == S_IFREG
+}
+
+/// False for a call with these flags that opens only for reading.
+#[inline(always)]
+pub(crate) fn may_write(how: u64) -> bool {
+    how & O_ACCMODE != 0
 }
 
 /// What a call with these flags asks for: `ACCESS_*`, and `OPEN_TRUNCATE`.

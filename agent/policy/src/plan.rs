@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::{KINDS, family, kind_name};
 use sumun_proto::v1::{Kind, Scope, ScopeRule, scope::Mode};
+use sumun_proto::view::OF_WRITER;
 
 use crate::errors::Errors;
 use crate::file::{CheckedPolicy, Rule};
@@ -38,6 +39,8 @@ pub struct Plan {
     pub kinds: Vec<(Kind, KindPlan)>,
     /// Errors of opens that rules ask for: an open that failed with another is not sent.
     pub open_errors: Errors,
+    /// Some rule asks who wrote an executable.
+    pub writers: bool,
 }
 
 /// The plan of one kind.
@@ -150,14 +153,24 @@ pub fn is_whole(kind: Kind) -> bool {
 /// True if a rule reads the name that an address was resolved from.
 #[must_use]
 pub fn reads_names(rule: &Rule) -> bool {
-    let reads = |predicate: &Predicate| predicate.fields().contains(&FieldId::NetDstName);
     let connects = |kind: &Kind| matches!(kind, Kind::Connect | Kind::ConnectUdp);
-    rule.kinds.iter().any(connects)
-        && (reads(&rule.predicate)
-            || rule
-                .exceptions
-                .iter()
-                .any(|exception| reads(&exception.predicate)))
+    rule.kinds.iter().any(connects) && reads(rule, &[FieldId::NetDstName])
+}
+
+/// True if a rule reads who wrote an executable: only then it is watched.
+#[must_use]
+pub fn reads_writers(rule: &Rule) -> bool {
+    reads(rule, &OF_WRITER)
+}
+
+/// True if a rule or one of its exceptions reads one of these fields.
+fn reads(rule: &Rule, fields: &[FieldId]) -> bool {
+    let reads = |predicate: &Predicate| {
+        let read = predicate.fields();
+        fields.iter().any(|field| read.contains(field))
+    };
+    let exceptions = &rule.exceptions;
+    reads(&rule.predicate) || exceptions.iter().any(|one| reads(&one.predicate))
 }
 
 impl Plan {
@@ -190,6 +203,7 @@ impl Plan {
         let mut plan = Self {
             kinds,
             open_errors: Errors::NONE,
+            writers: false,
         };
         let rules = policies.iter().flat_map(|policy| &policy.rules);
         for rule in rules {
@@ -200,6 +214,7 @@ impl Plan {
             if reads_names(rule) {
                 plan.ask(Kind::Dns);
             }
+            plan.writers |= reads_writers(rule);
         }
         let entries: usize = plan.clauses().map(Clause::entries).sum();
         if entries > ENTRIES_MAX {

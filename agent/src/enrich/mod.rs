@@ -7,3 +7,4 @@ pub mod process;
 pub mod restore;
 pub mod runtime;
 pub mod workload;
+pub mod writer;

@@ -7,9 +7,9 @@
 //! record that is read late still finds the image that made it.
 //!
 //! Memory is bounded. A process that has exited stays until the bulk ring has been
-//! read beyond its exit, and as long as a descendant names it. Chains are cut at
-//! [`DEPTH_MAX`] ancestors. Above [`Limits::bytes`] the arguments of the
-//! longest-known images are dropped first (marked truncated) and then exited images;
+//! read beyond its exit, and as long as a descendant names it; while a rule asks who wrote an executable, [`WRITERS_MAX`] of them
+//! longer. Chains are cut at [`DEPTH_MAX`] ancestors. Above [`Limits::bytes`] those go first, then the arguments of the
+//! longest-known images are dropped (marked truncated) and then exited images;
 //! both are counted. Living processes are never forgotten: the kernel bounds their number (`pid_max`).
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -21,10 +21,15 @@ use sumun_abi::event::process::{Actor, Namespaces};
 use sumun_abi::record::{FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_proto::identity::exec_id;
 
+use super::writer::Writer;
 use crate::privacy::Redactor;
 
 /// Ancestors kept for one process; a longer chain is cut and marked as going on unseen.
 pub const DEPTH_MAX: u32 = 64;
+
+/// Images that are kept after their end while a rule asks who wrote an executable; of those that ended before them it is unknown.
+/// A few MiB, within the tree's limit.
+pub const WRITERS_MAX: usize = 8192;
 
 /// The longest clock tick of `/proc`, ns.
 const TICK_MAX_NS: u64 = 10_000_000;
@@ -68,7 +73,7 @@ pub struct Program {
     pub exe_dev: u32,
     /// Inode of the executable.
     pub exe_ino: u64,
-    /// It came with the image that the process's root directory is of; `None` = that is no image.
+    /// It came with the image that the root of the process's mount namespace is of; `None` = that is no image.
     pub in_image: Option<bool>,
     /// Its inode's change time, ns since the Unix epoch; 0 = not known.
     pub exe_changed_ns: u64,
@@ -92,6 +97,8 @@ pub struct Program {
     pub bootstrapped: bool,
     /// Has no user memory.
     pub kernel_thread: bool,
+    /// Who wrote the executable; empty if that was not watched, or nobody did.
+    pub writer: OnceCell<Writer>,
     pub(crate) charge: Option<Charge>,
     pub(crate) told: OnceCell<Option<Told>>,
 }
@@ -277,6 +284,10 @@ pub struct Tree {
     current: HashMap<(u32, u64), u64>,
     /// Exited or replaced images, oldest first, with the cycle in which that was read.
     gone: VecDeque<(u64, ImageKey)>,
+    /// Those that no record can name any more, but the question who wrote a file; oldest first.
+    writers: VecDeque<ImageKey>,
+    /// Some rule asks that.
+    keeps_writers: bool,
     /// Programs in the order they came, for dropping arguments; dead ones are skipped.
     programs: VecDeque<(std::rc::Weak<Program>, ImageKey)>,
     /// Processes that the task iterator showed before their parents: it goes by pid, and a
@@ -309,6 +320,8 @@ impl Tree {
             images: HashMap::new(),
             current: HashMap::new(),
             gone: VecDeque::new(),
+            writers: VecDeque::new(),
+            keeps_writers: false,
             programs: VecDeque::new(),
             orphans: Vec::new(),
             cycle: 0,
@@ -506,6 +519,16 @@ impl Tree {
                     break;
                 }
                 self.gone.pop_front();
+                if self.keeps_writers {
+                    self.fade(key);
+                    self.writers.push_back(key);
+                } else {
+                    self.forget(key);
+                }
+            }
+        }
+        while self.writers.len() > self.writers_kept() {
+            if let Some(key) = self.writers.pop_front() {
                 self.forget(key);
             }
         }
@@ -650,6 +673,35 @@ impl Tree {
         self.images.remove(&key);
     }
 
+    /// Whether images are kept after their end, because a rule asks who wrote an executable: [`WRITERS_MAX`] of them.
+    pub fn keep_writers(&mut self, keep: bool) {
+        self.keeps_writers = keep;
+    }
+
+    fn writers_kept(&self) -> usize {
+        if self.keeps_writers { WRITERS_MAX } else { 0 }
+    }
+
+    /// The image of this name, if it is known.
+    #[must_use]
+    pub fn known(&self, key: ImageKey) -> Option<Rc<Node>> {
+        self.images.get(&key).cloned()
+    }
+
+    /// Of an image that has ended, its path is enough, unless another runs the same program.
+    fn fade(&self, key: ImageKey) {
+        let Some(node) = self.images.get(&key) else {
+            return;
+        };
+        let mut program = node.program.borrow_mut();
+        if let Some(own) = program.as_ref()
+            && Rc::strong_count(own) == 1
+            && !own.args.is_empty()
+        {
+            *program = Some(Rc::new(self.slim(own)));
+        }
+    }
+
     fn charged(&mut self, mut program: Program, key: ImageKey) -> Rc<Program> {
         program.charge = Some(Charge::new(&self.bytes, program.bytes()));
         let program = Rc::new(program);
@@ -672,7 +724,9 @@ impl Tree {
                 .retain(|(program, _)| program.strong_count() > 0);
         }
         while self.bytes.get() > self.limits.bytes {
-            if let Some((program, key)) = self.programs.pop_front() {
+            if let Some(key) = self.writers.pop_front() {
+                self.forget(key);
+            } else if let Some((program, key)) = self.programs.pop_front() {
                 self.drop_args(&program, key);
             } else if let Some((_, key)) = self.gone.pop_front() {
                 self.stats.evicted += 1;
@@ -693,6 +747,14 @@ impl Tree {
         let Some(node) = self.images.get(&key) else {
             return;
         };
+        let slim = self.slim(&program);
+        // Forked children that share it keep the old one until they exec or exit.
+        *node.program.borrow_mut() = Some(Rc::new(slim));
+        self.stats.args_dropped += 1;
+    }
+
+    /// The program without its arguments.
+    fn slim(&self, program: &Program) -> Program {
         let mut slim = Program {
             exe_path: program.exe_path.clone(),
             exe_flaws: program.exe_flaws,
@@ -710,13 +772,12 @@ impl Tree {
             caps: program.caps,
             bootstrapped: program.bootstrapped,
             kernel_thread: program.kernel_thread,
+            writer: program.writer.clone(),
             charge: None,
             told: OnceCell::new(),
         };
         slim.charge = Some(Charge::new(&self.bytes, slim.bytes()));
-        // Forked children that share it keep the old one until they exec or exit.
-        *node.program.borrow_mut() = Some(Rc::new(slim));
-        self.stats.args_dropped += 1;
+        slim
     }
 }
 

@@ -1,5 +1,6 @@
 //! The process tree out of batches of before a restart.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -8,6 +9,7 @@ use sumun_proto::identity;
 use sumun_proto::v1::{Batch, Image};
 
 use super::process::{Node, Program, Tree};
+use super::writer::Writer;
 
 /// Adds the images of a batch that the tree does not know.
 pub fn images(tree: &mut Tree, batch: &Batch) {
@@ -75,6 +77,10 @@ fn program(image: &Image) -> Program {
         ],
         bootstrapped: image.bootstrapped,
         kernel_thread: image.kernel_thread,
+        writer: image
+            .writer
+            .as_ref()
+            .map_or_else(OnceCell::new, |writer| OnceCell::from(Writer::of(writer))),
         ..Program::default()
     }
 }

@@ -9,8 +9,8 @@ use aya::maps::{Array, LpmTrie, MapData, MapError, lpm_trie};
 use sumun_abi::{
     event::file,
     policy::{
-        ACCESS_BITS, Filter, MATCH_DATA, MODE_ALL, MODE_FILTERED, MODE_NONE, Match, action,
-        filtered, tag, whole,
+        ACCESS_BITS, Filter, MATCH_DATA, MODE_ALL, MODE_FILTERED, MODE_NONE, Match, WRITERS,
+        action, filtered, tag, whole,
     },
     record::LEVELS,
     verdict::Verdicts,
@@ -170,7 +170,7 @@ impl Kernel {
         known: impl FnOnce() -> Known,
     ) -> Result<Swapped, Error> {
         let mut compiled = compile(plan, verdicts, generation);
-        compiled.filter.known = self.points.wanted(&compiled.filter);
+        compiled.filter.known |= self.points.wanted(&compiled.filter);
         let index = 1 - self.active;
         // The other filter may still be in use by a program that began before the last swap.
         self.wait_quiet()?;
@@ -213,6 +213,7 @@ impl Kernel {
         }
         let entries = compiled.filter.entry_actions != 0;
         let denied = super::doors::wanted(&compiled.filter, &compiled.verdicts);
+        self.watch_writers(&compiled.filter)?;
         if self.attached {
             self.open_doors(denied)?;
             self.open_points(compiled.filter.known);
@@ -236,6 +237,7 @@ impl Kernel {
             self.active = index;
         }
         (self.entries, self.denied) = (entries, denied);
+        self.watches_writers(&compiled.filter);
         Ok(swapped)
     }
 
@@ -340,6 +342,9 @@ fn compile(plan: &Plan, verdicts: &VerdictPlan, generation: u32) -> Compiled {
             ..Compiler::default()
         };
         compiler.filter.generation = generation;
+        if plan.writers {
+            compiler.filter.known = WRITERS;
+        }
         match compiler.add(plan, &widened) {
             Ok(()) => {
                 (compiler.filter.actions, compiler.filter.entry_actions) =
@@ -532,6 +537,10 @@ fn actions(filter: &Filter) -> (u64, u64) {
     add(
         filter.open_errors.iter().any(|word| *word != 0),
         &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE],
+    );
+    add(
+        filter.known & WRITERS != 0,
+        &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE, MEMFD],
     );
     // Cached verdicts depend on where directories are.
     let cached = [

@@ -34,6 +34,7 @@ mod tasks;
 mod trie;
 mod tries;
 mod verdicts;
+mod writers;
 
 use std::{
     fs, io,
@@ -62,6 +63,7 @@ pub use self::{
     sharers::SharersSource,
     streams::StreamId,
     verdicts::{Known, Seed},
+    writers::Forgotten,
 };
 use self::{hooks::HOOKS, pins::Pins, slots::Slots};
 
@@ -147,6 +149,8 @@ pub struct Kernel {
     denied: u32,
     /// What sees decisions.
     points: points::State,
+    /// Who writes files.
+    writers: writers::State,
     /// Programs at decision points that this agent has attached.
     points_open: Vec<&'static str>,
     /// True once this agent's programs are the active ones.
@@ -230,6 +234,7 @@ impl Kernel {
         let deny = doors::State::new(take(&mut ebpf, "CANARY")?);
         let kept = (take(&mut ebpf, "KNOWN")?, take(&mut ebpf, "OPENED")?);
         let points = points::State::new(kept, take(&mut ebpf, "POINTS")?, config.points);
+        let writers = writers::State::new(take(&mut ebpf, "WATCHED")?);
         let filter = maps
             .filters
             .get(&active, 0)
@@ -238,7 +243,7 @@ impl Kernel {
         let plan = plan.map_err(Error::map("read", "VERDICTS"))?;
         let denied = doors::wanted(&filter.0, &plan.0);
         let entries = filter.0.entry_actions != 0;
-        Ok(Kernel {
+        let mut kernel = Kernel {
             ebpf,
             btf: Some(btf),
             slots,
@@ -255,6 +260,7 @@ impl Kernel {
             deny,
             denied,
             points,
+            writers,
             points_open: Vec::new(),
             attached: false,
             entries,
@@ -262,7 +268,9 @@ impl Kernel {
             life,
             bulk,
             _lock: lock,
-        })
+        };
+        kernel.adopt_writers(&filter.0);
+        Ok(kernel)
     }
 
     /// Puts this agent's programs behind the doors, attaches the doors that are not

@@ -16,7 +16,7 @@ use aya::{
 use serde::Serialize;
 use sumun_abi::{
     event::file::{KNOWN_BYTES, Known, OPENED_BYTES, POINTS_FULL, point},
-    policy::{Filter, MODE_NONE, filtered, whole},
+    policy::{Filter, MODE_NONE, WRITERS, filtered, whole},
     slot as s,
 };
 use sumun_proto::v1::Kind;
@@ -299,9 +299,20 @@ impl Kernel {
         }
     }
 
+    /// What has to be attached for a filter's `known`: also to see who writes.
+    fn attached_for(&self, known: u64) -> u64 {
+        let sees = |status: &PointStatus| status.kind == Kind::Open && status.reason.is_none();
+        let writers = known & WRITERS != 0 && self.points.used;
+        if writers && self.points.tried.iter().any(sees) {
+            return known | bit(Kind::Open);
+        }
+        known
+    }
+
     /// Attaches and pins the points of these kinds, in the place of a previous agent's. One that cannot be attached is told as
     /// one that does not work, and its calls are recorded with the caller's word.
-    pub(super) fn open_points(&mut self, wanted: u64) {
+    pub(super) fn open_points(&mut self, known: u64) {
+        let wanted = self.attached_for(known);
         for point in POINTS.iter().filter(|point| wanted & bit(point.kind) != 0) {
             if self.points_open.contains(&point.program) {
                 continue;
@@ -330,7 +341,8 @@ impl Kernel {
     }
 
     /// Detaches all but those.
-    pub(super) fn close_points(&mut self, wanted: u64) -> Result<(), Error> {
+    pub(super) fn close_points(&mut self, known: u64) -> Result<(), Error> {
+        let wanted = self.attached_for(known);
         for point in POINTS.iter().filter(|point| wanted & bit(point.kind) == 0) {
             self.pins.remove_link(point.program)?;
             self.points_open.retain(|open| *open != point.program);

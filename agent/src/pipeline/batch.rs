@@ -14,6 +14,7 @@ use sumun_proto::{BATCH_MAX, FORMAT};
 
 use crate::enrich::process::{DROPPED, ImageKey, Node, Program};
 use crate::enrich::workload::Workload;
+use crate::enrich::writer::Writer;
 use crate::kernel::StreamId;
 use crate::privacy::Redactor;
 
@@ -201,6 +202,7 @@ impl BatchBuilder {
             ] = program.caps;
             image.bootstrapped = program.bootstrapped;
             image.kernel_thread = program.kernel_thread;
+            image.writer = program.writer.get().map(Writer::message);
             if let Some(told) = program.told(&self.redactor) {
                 // Marks may be longer than what they stand for.
                 self.bytes += told.iter().map(|arg| arg.len() + 4).sum::<usize>();
@@ -404,7 +406,11 @@ impl BatchBuilder {
         self.bytes += 96
             + image.exe_path.len()
             + image.cwd.len()
-            + image.args.iter().map(|arg| arg.len() + 4).sum::<usize>();
+            + image.args.iter().map(|arg| arg.len() + 4).sum::<usize>()
+            + image
+                .writer
+                .as_ref()
+                .map_or(0, |writer| 16 + writer.path.as_deref().unwrap_or("").len());
         self.batch.images.push(image);
         let index = index_of(self.batch.images.len());
         self.entries.insert(entry, index);

@@ -128,18 +128,19 @@ impl Core {
             Body::Setting(setting) => Told::of_call(&setting.verdict),
             _ => of_record(&record.body).and_then(|verdict| Told::of(&verdict)),
         };
+        let offset_ns = self.clock.offset_ns();
         let tree = &mut self.tree;
         let (event, node, actor) = match &record.body {
             // Process records come to the tree also when they were dealt with before a restart.
             Body::Fork(fork) => process::fork(tree, fork),
             Body::Exec(exec) => {
-                let began = process::exec(tree, &record, exec);
+                let began = process::exec(tree, &record, exec, offset_ns);
                 login::look(&began.1);
                 began
             }
             Body::Exit(exit) => process::exit(tree, exit),
             Body::Task(task) => {
-                login::look(&process::task(tree, &record, task));
+                login::look(&process::task(tree, &record, task, offset_ns));
                 return;
             }
             // So do cgroups, to the table of workloads.
@@ -210,7 +211,8 @@ impl Core {
         match Record::parse(bytes) {
             Ok(record) => {
                 if let Body::Task(task) = &record.body {
-                    let node = process::task(&mut self.tree, &record, task);
+                    let offset_ns = self.clock.offset_ns();
+                    let node = process::task(&mut self.tree, &record, task, offset_ns);
                     login::look(&node);
                     alive.insert(node.key);
                 }

@@ -612,6 +612,12 @@ impl Pipeline {
             let counter = &self.status.counters.points_full;
             counter.store(full, Ordering::Relaxed);
         }
+        if let Ok(forgotten) = self.kernel.writers_forgotten() {
+            let counters = &self.status.counters;
+            let (evicted, failed) = (&counters.writers_evicted, &counters.writers_failed);
+            evicted.store(forgotten.evicted, Ordering::Relaxed);
+            failed.store(forgotten.failed, Ordering::Relaxed);
+        }
     }
 
     /// Runs of a program that the kernel left out have no number: all that can be said is how many
@@ -746,6 +752,7 @@ impl Pipeline {
             }
         }
         let after_ns = boot_ns()?;
+        self.core.tree.keep_writers(loaded.plan().writers);
         self.generation = generation;
         self.loaded = loaded;
         let (rules, asked) = self.loaded.isolating();

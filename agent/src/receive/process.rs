@@ -10,6 +10,7 @@ use sumun_proto::v1::{self, Event, Kind};
 
 use super::record::Record;
 use crate::enrich::process::{Began, ImageKey, Node, Program, Tree};
+use crate::enrich::writer;
 use crate::kernel::stat::Stat;
 
 /// The parent of all kernel threads (`kthreadd`, init/main.c).
@@ -28,14 +29,20 @@ pub fn fork(tree: &mut Tree, fork: &Fork) -> (Event, Rc<Node>, Actor) {
     (event(Kind::Fork, &fork.child), node, fork.child)
 }
 
-/// An exec: the event's process is the new image.
-pub fn exec(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> (Event, Rc<Node>, Actor) {
+/// An exec: the event's process is the new image. `offset_ns`: wall time minus boot time.
+pub fn exec(
+    tree: &mut Tree,
+    record: &Record<'_>,
+    exec: &Exec,
+    offset_ns: i64,
+) -> (Event, Rc<Node>, Actor) {
     let node = tree.began(began(record, exec, false));
+    writer::tell(tree, &node, exec, offset_ns);
     (event(Kind::Exec, &exec.actor), node, exec.actor)
 }
 
 /// A process found running: no event, only a place in the tree.
-pub fn task(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> Rc<Node> {
+pub fn task(tree: &mut Tree, record: &Record<'_>, exec: &Exec, offset_ns: i64) -> Rc<Node> {
     let mut began = began(record, exec, true);
     let program = &mut began.program;
     // The iterator runs in the agent and cannot read another process's memory.
@@ -45,7 +52,9 @@ pub fn task(tree: &mut Tree, record: &Record<'_>, exec: &Exec) -> Rc<Node> {
             None => program.args_flaws |= u32::from(FLAW_PARTIAL),
         }
     }
-    tree.began(began)
+    let node = tree.began(began);
+    writer::tell(tree, &node, exec, offset_ns);
+    node
 }
 
 /// Arguments of a running process, up to the bound of exec records; `None` when the pid
@@ -123,7 +132,7 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
     }
 }
 
-/// Whether an executable with these `EXE_*` came with the image; `None` if the root directory is of none.
+/// Whether an executable with these `EXE_*` came with the image; `None` if the root of the mount namespace is of none.
 pub fn in_image(flags: u32) -> Option<bool> {
     (flags & EXE_LAYERED != 0).then_some(flags & EXE_IN_IMAGE != 0)
 }

@@ -269,6 +269,16 @@ impl Collector for Scrape {
                 &counters.points_full,
             ),
             (
+                "evicted_writers",
+                "Files of which it was forgotten who wrote them, for want of room",
+                &counters.writers_evicted,
+            ),
+            (
+                "failed_writers",
+                "Files of which it could not be remembered who wrote them",
+                &counters.writers_failed,
+            ),
+            (
                 "sent_batches",
                 "Batches sent, repeats included",
                 &counters.sent_batches,

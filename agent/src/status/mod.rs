@@ -310,6 +310,10 @@ pub struct Counters {
     pub names_evicted: AtomicU64,
     /// Calls that decision points had no room to keep.
     pub points_full: AtomicU64,
+    /// Files whose writer was forgotten for want of room.
+    pub writers_evicted: AtomicU64,
+    /// Files whose writer could not be remembered.
+    pub writers_failed: AtomicU64,
     /// Batches given to the connection, repeats included.
     pub sent_batches: AtomicU64,
     /// Their bytes.

@@ -18,6 +18,7 @@ fn load(bench: &mut Bench, predicate: &str, plan: KindPlan) {
     let plan = Plan {
         kinds: vec![(Kind::Open, plan)],
         open_errors: Errors::asked(&predicate),
+        ..Plan::default()
     };
     let generation = bench.kernel().filter_generation() + 1;
     assert_eq!(bench.kernel().set_filter(&plan, generation).unwrap(), []);

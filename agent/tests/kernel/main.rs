@@ -4,6 +4,13 @@
 
 mod actor;
 mod bench;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "other tests use more of it, and have it in a library"
+)]
+#[path = "../../../tests/src/elf.rs"]
+mod elf;
 #[cfg(target_arch = "x86_64")]
 mod low;
 #[expect(unsafe_code, reason = "rings are memory shared with the kernel")]
@@ -47,6 +54,7 @@ mod udp;
 mod unix;
 mod uring;
 mod verdict;
+mod written;
 
 /// No test: what this program does when another test starts it as its child.
 #[test]

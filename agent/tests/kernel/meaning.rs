@@ -206,7 +206,7 @@ fn strangers(bench: &mut bench::Bench, agent: &mut Agent) -> Vec<Seed> {
         .bootstrap_tasks(|bytes| {
             let record = Record::parse(bytes).unwrap();
             if let Body::Task(task) = &record.body {
-                let key = process::task(tree, &record, task).key;
+                let key = process::task(tree, &record, task, 0).key;
                 seeds.push(Seed {
                     pid: key.pid,
                     start_ns: key.start_ns,
@@ -260,7 +260,7 @@ impl Agent {
         let (kind, event, actor, verdict) = match &record.body {
             Body::Fork(fork) => return drop(process::fork(&mut self.tree, fork)),
             Body::Exit(exit) => return drop(process::exit(&mut self.tree, exit)),
-            Body::Exec(exec) => return drop(process::exec(&mut self.tree, &record, exec)),
+            Body::Exec(exec) => return drop(process::exec(&mut self.tree, &record, exec, 0)),
             Body::Open(open) => {
                 let event = file::open(Kind::Open, &record, open);
                 (Kind::Open, event, open.actor, open.verdict)
@@ -302,7 +302,7 @@ impl Agent {
             Body::Exec(exec) => exec,
             _ => return,
         };
-        let (event, node, actor) = process::exec(&mut self.tree, &record, exec);
+        let (event, node, actor) = process::exec(&mut self.tree, &record, exec, 0);
         if !record.text(exec.exe).starts_with(dir.as_bytes()) {
             return;
         }

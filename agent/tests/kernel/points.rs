@@ -52,7 +52,7 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// A kernel side whose decision points are used, or the reason why there is none.
-fn points(name: &str) -> Option<Bench> {
+pub(crate) fn points(name: &str) -> Option<Bench> {
     let mut bench = bench::take(name)?;
     if bench.kernel().points().is_empty() {
         bench.kernel().try_doors().unwrap();

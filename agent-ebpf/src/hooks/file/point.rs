@@ -14,14 +14,14 @@ use sumun_abi::{
         file::{CALL_COMPAT, Known, OPEN_TRUNCATE, Open, POINTS_FULL, point},
         kind,
     },
-    policy::{Filter, MODE_FILTERED, filtered},
+    policy::{Filter, MODE_FILTERED, WRITERS, filtered},
     record::RING_BULK,
     slot,
     verdict::on,
 };
 
 use crate::{
-    hooks::deny::is_try_of_points,
+    hooks::{deny::is_try_of_points, file::writers},
     kernel::{
         Block,
         file::{File, O_PATH, O_TRUNC},
@@ -138,6 +138,9 @@ fn of_path(ctx: &FEntryContext, kind: u16) -> i32 {
 /// A file is about to be opened. It is asked of each open, so what no rule asks about is left out here.
 #[fentry(function = "security_file_open")]
 fn point_open(ctx: FEntryContext) -> i32 {
+    if writers::are_asked_for() {
+        writers::opening(ctx.arg(0));
+    }
     if let Some(run) = begin(kind::OPEN) {
         open(run, run.number(ctx.arg(0)));
         run.end();
@@ -219,12 +222,16 @@ fn no_room() {
     }
 }
 
-/// True if decision points see the opens of the active filter.
+/// Bit of `Filter::known`: decision points see opens.
+pub(in crate::hooks) const OPENS: u64 = 1 << point(kind::OPEN);
+
+/// What else is asked about opens than a look at their descriptor: `OPENS` and `policy::WRITERS`. Both in one look, because it is
+/// taken at every open.
 #[inline(always)]
-pub(in crate::hooks) fn sees_opens() -> bool {
+pub(in crate::hooks) fn asked_of_opens() -> u64 {
     run::active()
         .and_then(run::filter)
-        .is_some_and(|filter| filter.known >> point(kind::OPEN) & 1 != 0)
+        .map_or(0, |filter| filter.known & (OPENS | WRITERS))
 }
 
 /// An open returned `fd`: records it if a decision point saw it, and says so by 1. `how` are its flags, of openat2 unknown.
@@ -287,7 +294,7 @@ pub(in crate::hooks) extern "C" fn sumun_seen_open(compat: u32, fd: u64, how: u6
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(in crate::hooks) extern "C" fn sumun_failed_seen_open() -> u64 {
-    if sees_opens() {
+    if asked_of_opens() & OPENS != 0 {
         let tid = Task::current().tid();
         // Most opens that fail have not come so far.
         if OPENED.get_ptr(&tid).is_some() {

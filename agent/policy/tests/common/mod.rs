@@ -9,7 +9,7 @@ use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
 use sumun_abi::record::{FLAW_DELETED, FLAW_LOST, FLAW_RACY, FLAW_TRUNCATED};
-use sumun_proto::v1::{Batch, Event, Exit, File, Image, Kind, Network, Source};
+use sumun_proto::v1::{Batch, Event, Exit, File, Image, Kind, Network, Source, Writer};
 use sumun_proto::{Host, View};
 
 /// Choices read from bytes; zeros when they run out.
@@ -152,6 +152,7 @@ const TEXTS: &[&str] = &[
     "dns.question.name",
     "dns.question.type",
     "dns.rcode",
+    "proc.exe.written_by",
 ];
 const INTS: &[&str] = &[
     "net.dst.port",
@@ -179,6 +180,7 @@ const INTS: &[&str] = &[
     "net.folded",
     "socket.protocol",
     "proc.exe.age",
+    "proc.exe.written_by_exec_id",
 ];
 const BOOLS: &[&str] = &[
     "file.access.read",
@@ -189,6 +191,7 @@ const BOOLS: &[&str] = &[
     "net.dst.private",
     "proc.exe.deleted",
     "proc.exe.in_image",
+    "proc.exe.written_by_lineage",
     "file.deleted",
     "file.new_setuid",
     "file.new_exec",
@@ -368,6 +371,11 @@ fn image(dice: &mut Dice<'_>, parent: u32, unknowns: bool) -> Image {
         },
         cwd: dice.pick(PATHS).to_owned(),
         in_image: dice.chance(8).then_some(dice.chance(5)).filter(|_| seen),
+        writer: dice.chance(6).then(|| Writer {
+            exec_id: dice.pick(&[0, 7]),
+            path: (!(unknowns && dice.chance(3))).then(|| dice.pick(PATHS).to_owned()),
+            lineage: dice.chance(5),
+        }),
         exe_changed_ns: dice.pick(&[0, 1_767_225_599_000_000_000, 1_767_225_605_000_000_000]),
         auid: dice.chance(8).then_some(1000),
         kernel_thread: dice.chance(1),

@@ -82,6 +82,8 @@ pub(crate) struct Scratch {
     pub(crate) words: [Lineage; 2],
     /// The cgroup that is looked up.
     pub(crate) scope: ScopeKey,
+    /// Address of its `struct cgroup`; 0: nothing above it can be found.
+    pub(crate) cgroup: u64,
     /// What the process satisfies by its cgroup: yes, and unknown.
     pub(crate) scoped: [u64; 2],
     /// Numbers that rules that kill ask for, by `verdict::id`.

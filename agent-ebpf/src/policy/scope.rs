@@ -15,10 +15,15 @@ use crate::{
     run::{Run, scratch},
 };
 
-/// Answers what the plan asks about whose the process is, if it asks; the answers are left in the scratch.
+/// Answers what the plan asks about whose the process is, which may be nothing; the answers are left in the scratch.
 #[inline(always)]
 pub(super) fn answer(level: u32, index: u32) {
-    if VERDICTS.get(index & 1).is_some_and(|plan| plan.scope != 0) {
+    let (Some(scratch), Some(plan)) = (scratch(level), VERDICTS.get(index & 1)) else {
+        return;
+    };
+    // SAFETY: the scratch is this run's.
+    unsafe { addr_of_mut!((*scratch).scoped).write([0; 2]) };
+    if plan.scope != 0 {
         sumun_scope(level, index);
     }
 }
@@ -43,45 +48,68 @@ extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
         return 1;
     };
     // What is judged begins with a header and who did it.
-    // SAFETY: record and scratch are this run's, the actor is written; map values are live, and user space replaces them as a
-    // whole.
+    // SAFETY: record and scratch are this run's, the actor is written.
     unsafe {
-        let mut id = addr_of!((*record).actor.cgroup_id).read();
+        let id = addr_of!((*record).actor.cgroup_id).read();
         let mut cgroup = Task::current_plain().cgroup_address();
         if cgroup_id(cgroup) != id {
             cgroup = 0;
         }
-        let key = addr_of_mut!((*scratch).scope);
-        let (mut yes, mut unknown) = (0, plan.scope);
-        let mut step = 0;
-        while step <= SCOPE_STEPS {
-            key.write(ScopeKey {
-                cgroup: id,
-                plan: index & 1,
-                pad: 0,
-            });
-            if let Some(scope) = SCOPES.get_ptr(&*key)
-                && (*scope).generation == plan.generation
-            {
-                if step == 0 {
-                    yes = (*scope).yes;
-                    unknown = (*scope).unknown;
-                } else {
-                    yes = (*scope).below_yes;
-                    unknown = (*scope).below_unknown;
-                }
-                yes |= unknown & plan.presumed;
-                unknown &= !plan.presumed;
-                break;
-            }
-            cgroup = get(get(cgroup, slot::CGROUP_PARENT), slot::CSS_CGROUP);
-            if cgroup == 0 {
-                break;
-            }
-            id = cgroup_id(cgroup);
-            step += 1;
+        addr_of_mut!((*scratch).cgroup).write(cgroup);
+        addr_of_mut!((*scratch).scope).write(ScopeKey {
+            cgroup: id,
+            plan: index & 1,
+            pad: 0,
+        });
+        addr_of_mut!((*scratch).scoped).write([0, plan.scope]);
+    }
+    let mut step = 0;
+    while step <= SCOPE_STEPS {
+        if sumun_scope_step(level, index, u32::from(step > 0)) != 0 {
+            break;
         }
-        addr_of_mut!((*scratch).scoped).write([yes & plan.scope, unknown & plan.scope]);
+        step += 1;
+    }
+    0
+}
+
+/// Looks a cgroup up, and if nothing is said of it goes on to the one above; 1 if there is an answer or no further cgroup. `below` is 1 once the
+/// process is in one below. (A function of its own: the verifier looks at it once and not at every turn of the loop.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_scope_step(level: u32, index: u32, below: u32) -> u64 {
+    if level >= LEVELS {
+        return 1;
+    }
+    let Some(scratch) = scratch(level) else {
+        return 1;
+    };
+    let Some(plan) = VERDICTS.get(index & 1) else {
+        return 1;
+    };
+    // SAFETY: the scratch is this run's; map values are live, and user space replaces them as a whole.
+    unsafe {
+        let key = addr_of_mut!((*scratch).scope);
+        if let Some(scope) = SCOPES.get_ptr(&*key)
+            && (*scope).generation == plan.generation
+        {
+            let (yes, unknown) = if below == 0 {
+                ((*scope).yes, (*scope).unknown)
+            } else {
+                ((*scope).below_yes, (*scope).below_unknown)
+            };
+            let yes = yes | unknown & plan.presumed;
+            let unknown = unknown & !plan.presumed;
+            addr_of_mut!((*scratch).scoped).write([yes & plan.scope, unknown & plan.scope]);
+            return 1;
+        }
+        let here = addr_of!((*scratch).cgroup).read();
+        let above: u64 = get(get(here, slot::CGROUP_PARENT), slot::CSS_CGROUP);
+        if here == 0 || above == 0 {
+            return 1;
+        }
+        addr_of_mut!((*scratch).cgroup).write(above);
+        addr_of_mut!((*key).cgroup).write(cgroup_id(above));
     }
     0
 }

@@ -418,15 +418,13 @@ extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
             lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
         }
     }
-    if plan.scope != 0 {
-        // SAFETY: as above.
-        unsafe {
-            yes |= (*scratch).scoped[0];
-            unknown |= (*scratch).scoped[1];
-        }
-    }
+    // Whether or not the plan asks: two ways through all that follows would be verified one by one.
     // SAFETY: as above.
-    unsafe { set_ids(scratch, actor) };
+    unsafe {
+        yes |= (*scratch).scoped[0];
+        unknown |= (*scratch).scoped[1];
+        set_ids(scratch, actor);
+    }
     yes |= numbers(plan, scratch) & !unknown;
     let (rule, open) = matched(plan, kind, yes, unknown);
     let Some(rule) = rule else {

@@ -95,7 +95,9 @@ impl Told {
         for workload in again {
             let version = boot_ns().unwrap_or_default();
             match core.workloads.facts_of(workload) {
+                // Those that it has of its pod bear no number yet.
                 Some(facts) => self.unwritten.push(Facts {
+                    workload,
                     version,
                     ..facts.clone()
                 }),
@@ -128,13 +130,15 @@ impl Told {
                 }
                 Some(facts) => {
                     let now = boot_ns().unwrap_or_default();
-                    let pending_ns = match (core.workloads.facts_of(workload), made_ns) {
-                        // More of one that had its names before.
+                    // More of one that had its names before, and not only those of its pod.
+                    let known = core.workloads.facts_of(workload);
+                    let known = known.filter(|known| !known.container_name.is_empty());
+                    let pending_ns = match (known, made_ns) {
                         (Some(known), _) => known.pending_ns,
                         (None, 0) => 0,
                         (None, made) => now.saturating_sub(made),
                     };
-                    if pending_ns != 0 {
+                    if known.is_none() && pending_ns != 0 {
                         let ms = pending_ns / 1_000_000;
                         self.windows.count += 1;
                         self.windows.sum_ms += ms;

@@ -47,6 +47,17 @@ pub fn is_of_workload(id: FieldId) -> bool {
     OF_FACTS[..14].contains(&id)
 }
 
+/// Whether it is the kubelet that tells it, after the runtime.
+fn is_of_kubelet(id: FieldId) -> bool {
+    matches!(
+        id,
+        FieldId::K8sOwnerKind
+            | FieldId::K8sOwnerName
+            | FieldId::K8sServiceAccount
+            | FieldId::K8sNode
+    )
+}
+
 /// Whether the field is told of hosts.
 #[must_use]
 pub fn is_of_host(id: FieldId) -> bool {
@@ -123,10 +134,59 @@ impl<'a> View<'a> {
             Some(workload) => match &workload.facts {
                 // Of a container that is not named yet its pod may be.
                 Some(facts) => {
-                    value(facts, id).or_else(|| workload.pending.then_some(Value::Unknown))
+                    let asked = facts.pod_pending && is_of_kubelet(id);
+                    let pending = workload.pending || asked;
+                    value(facts, id).or_else(|| pending.then_some(Value::Unknown))
                 }
                 None => workload.pending.then_some(Value::Unknown),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Host;
+    use crate::v1::{Batch, Event, Image, Workload};
+
+    #[test]
+    fn what_the_kubelet_is_asked_for_is_unknown_until_it_has_answered() {
+        let judged = |pod_pending, owner: &str, id| {
+            let facts = Facts {
+                pod_name: "cart-1".into(),
+                owner_kind: owner.into(),
+                pod_pending,
+                ..Facts::default()
+            };
+            let batch = Batch {
+                workloads: vec![Workload {
+                    facts: Some(facts),
+                    ..Workload::default()
+                }],
+                images: vec![Image {
+                    workload: 1,
+                    ..Image::default()
+                }],
+                ..Batch::default()
+            };
+            let event = Event {
+                image: 1,
+                ..Event::default()
+            };
+            let view = View {
+                host: &Host::default(),
+                batch: &batch,
+                event: &event,
+                alert: None,
+            };
+            format!("{:?}", view.get(id))
+        };
+        let kind = FieldId::K8sOwnerKind;
+        assert_eq!(judged(true, "", kind), "Some(Unknown)");
+        assert_eq!(judged(false, "", kind), "None");
+        assert!(judged(true, "Job", kind).contains("Job"));
+        assert!(judged(true, "", FieldId::K8sPodName).contains("cart-1"));
+        assert_eq!(judged(true, "", FieldId::ContainerName), "None");
     }
 }

@@ -263,9 +263,13 @@ async fn serve(
             let (workload, made_ns) = (question.workload, question.made_ns);
             // Others go on while a container that nobody knows yet is waited for.
             let mut turn = Some(turn);
-            let facts = sources.patiently(&question, &mut turn).await;
+            let mut facts = sources.patiently(&question, &mut turn).await;
             drop(turn);
-            let of_pod = facts.clone().filter(|facts| !facts.pod_uid.is_empty());
+            let asks = sources.kubelet.is_some();
+            if let Some(facts) = &mut facts {
+                facts.pod_pending = asks && !facts.pod_uid.is_empty();
+            }
+            let of_pod = facts.clone().filter(|facts| facts.pod_pending);
             // Nobody listens any more only when the agent ends.
             let answer = |facts| Learned {
                 workload,
@@ -273,10 +277,13 @@ async fn serve(
                 facts,
             };
             let _ = answers.send(answer(facts)).await;
-            // What the runtime said is not held up by it.
-            if let Some(facts) = of_pod
-                && let Some(more) = sources.of_pod(facts).await
-            {
+            // What the runtime said is not held up by it. Of who does not answer nothing more is to come.
+            if let Some(facts) = of_pod {
+                let facts = Facts {
+                    pod_pending: false,
+                    ..facts
+                };
+                let more = sources.of_pod(&facts).await.unwrap_or(facts);
                 let _ = answers.send(answer(Some(more))).await;
             }
         });
@@ -399,7 +406,7 @@ impl Sources {
     }
 
     /// What the kubelet adds to the facts of a pod's container.
-    async fn of_pod(&self, facts: Facts) -> Option<Facts> {
+    async fn of_pod(&self, facts: &Facts) -> Option<Facts> {
         let (source, kubelet) = self.kubelet.as_ref()?;
         if source.is_resting().await {
             return None;
@@ -408,7 +415,7 @@ impl Sources {
             self.told.dropped.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        let answer = tokio::time::timeout(PODS_PATIENCE, kubelet.add(&facts)).await;
+        let answer = tokio::time::timeout(PODS_PATIENCE, kubelet.add(facts)).await;
         source.settle(&self.told, answer).await.map(bounded)
     }
 

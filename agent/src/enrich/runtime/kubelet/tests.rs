@@ -310,12 +310,13 @@ async fn asked_beside(double: &Double) -> tokio::sync::mpsc::Receiver<Learned> {
     learned
 }
 
-fn owner_of(learned: Option<Learned>) -> String {
+/// And whether more is to come.
+fn owner_of(learned: Option<Learned>) -> (String, bool) {
     let learned = learned.expect("an answer");
     assert_eq!(learned.workload, 7);
     let facts = learned.facts.expect("facts");
     assert_eq!(facts.pod_name, "cart-1");
-    facts.owner_name
+    (facts.owner_name, facts.pod_pending)
 }
 
 #[test]
@@ -323,12 +324,17 @@ fn the_runtimes_word_comes_first_and_what_the_kubelet_adds_after_it() {
     on_this_thread(async {
         let double = Double::start(list(&[pod("uid-1", "cart-5d8f")])).await;
         let mut learned = asked_beside(&double).await;
-        assert_eq!(owner_of(learned.recv().await), "");
-        assert_eq!(owner_of(learned.recv().await), "cart-5d8f");
+        assert_eq!(owner_of(learned.recv().await), (String::new(), true));
+        assert_eq!(owner_of(learned.recv().await), ("cart-5d8f".into(), false));
+        // Of a pod that it does not know nothing more will be said.
+        let double = Double::start(list(&[])).await;
+        let mut learned = asked_beside(&double).await;
+        assert_eq!(owner_of(learned.recv().await), (String::new(), true));
+        assert_eq!(owner_of(learned.recv().await), (String::new(), false));
         // One that hangs does not hold up the runtime's word.
         let double = Double::start(Mood::Silent).await;
         let mut learned = asked_beside(&double).await;
-        assert_eq!(owner_of(learned.recv().await), "");
+        assert_eq!(owner_of(learned.recv().await), (String::new(), true));
         let more = tokio::time::timeout(Duration::from_millis(300), learned.recv()).await;
         assert!(!matches!(more, Ok(Some(_))), "{more:?}");
     });

@@ -250,7 +250,7 @@ assert_size!(Lineage, 64);
 /// Cgroups in `SCOPES`: twice as many as one plan may take.
 pub const SCOPES_ENTRIES: u32 = 32 * 1024;
 /// Most cgroups above a process's own that are asked: what lies deeper below one that has an entry needs one of its own.
-pub const SCOPE_STEPS: u32 = 16;
+pub const SCOPE_STEPS: u32 = 64;
 
 /// Key of `SCOPES`.
 #[repr(C)]

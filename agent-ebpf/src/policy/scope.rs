@@ -61,7 +61,9 @@ extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
             plan: index & 1,
             pad: 0,
         });
-        addr_of_mut!((*scratch).scoped).write([0, plan.scope]);
+        // What holds where nothing is known, also of who is too far below what is.
+        let presumed = plan.scope & plan.presumed;
+        addr_of_mut!((*scratch).scoped).write([presumed, plan.scope & !plan.presumed]);
     }
     let mut step = 0;
     while step <= SCOPE_STEPS {

@@ -142,9 +142,11 @@ impl Engine {
         let rules = all()
             .map(|(policy, rule)| Compiled {
                 matcher: Matcher::compile(&rule.predicate),
+                // Nothing else is done for a doubt.
                 presumed: rule
                     .presumed
                     .as_ref()
+                    .filter(|_| matches!(rule.effect, Effect::Kill | Effect::Deny))
                     .map(|presumed| [&presumed.selector, &presumed.when].map(Matcher::compile)),
                 reads_result: rule.predicate.fields().contains(&FieldId::Result),
                 effect: rule.effect,

@@ -5,6 +5,7 @@
 //! have none. A pod's cgroup says what its name and labels decide before its first container is made.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use sumun_abi::verdict::{SCOPE_STEPS, SCOPES_ENTRIES, Scope};
 use sumun_policy::verdict::scope::Question;
@@ -19,6 +20,10 @@ use crate::kernel::Kernel;
 
 /// Most cgroups with an entry: two plans are in the kernel's map during a swap.
 const TOLD_MAX: usize = SCOPES_ENTRIES as usize / 2;
+/// With fewer than so many, those that were left out are tried again.
+const ROOM_AGAIN: usize = TOLD_MAX / 16 * 15;
+/// When the kernel did not take an entry, all are tried again after so long.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What the kernel is told of cgroups.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub struct Scopes {
     active: Plan,
     /// All cgroups have to be looked at again.
     stale: bool,
+    /// When all cgroups are looked at again, because the kernel did not take some.
+    retry: Option<Instant>,
     left_out: u64,
 }
 
@@ -41,6 +48,8 @@ pub struct Plan {
     told: HashMap<u64, Scope>,
     /// Cgroups for which there was no room.
     left_out: u64,
+    /// There are such cgroups now.
+    is_short: bool,
 }
 
 /// An entry that the kernel does not have.
@@ -181,6 +190,7 @@ impl Plan {
                     continue;
                 }
                 if self.told.len() >= TOLD_MAX {
+                    self.is_short = true;
                     self.left_out += 1;
                     continue;
                 }
@@ -207,13 +217,20 @@ impl Scopes {
             facts: v1::Facts::default(),
             active: Plan::default(),
             stale: false,
+            retry: None,
             left_out: 0,
         }
     }
 
     /// Takes what others than the kernel say of the host.
     pub fn set_host(&mut self, facts: &v1::Facts) {
-        let told = |facts: &v1::Facts| (facts.cloud.clone(), facts.system.clone());
+        let told = |facts: &v1::Facts| {
+            (
+                facts.cloud.clone(),
+                facts.system.clone(),
+                facts.cloud_pending,
+            )
+        };
         self.stale |= told(&self.facts) != told(facts);
         self.facts = facts.clone();
     }
@@ -239,8 +256,13 @@ impl Scopes {
         let left_out = plan.left_out + unwritten as u64;
         self.left_out += left_out;
         self.active = plan;
-        // What the kernel did not take has no entry, whatever is kept here.
-        self.stale = unwritten > 0;
+        self.retry = None;
+        self.stale = false;
+        if unwritten > 0 {
+            // Which ones it took is not known: all are told again.
+            self.active.told.clear();
+            self.retry = Some(Instant::now() + RETRY);
+        }
         left_out
     }
 
@@ -249,6 +271,14 @@ impl Scopes {
         let changed = workloads.take_changed();
         if self.active.questions.is_empty() {
             return;
+        }
+        if self.retry.is_some_and(|at| Instant::now() >= at) {
+            self.retry = None;
+            self.stale = true;
+        }
+        if self.active.is_short && self.active.told.len() < ROOM_AGAIN {
+            self.active.is_short = false;
+            self.stale = true;
         }
         let mut round: HashSet<u64> = match std::mem::take(&mut self.stale) {
             true => workloads.there().map(|(id, ..)| id).collect(),
@@ -274,7 +304,10 @@ impl Scopes {
             for one in differing {
                 if let Err(error) = kernel.scope(one.cgroup, one.scope) {
                     tracing::debug!(%error, "the kernel has no room for whose a cgroup is");
+                    // What it had is not right any more.
+                    kernel.unscope(one.cgroup);
                     self.active.told.remove(&one.cgroup);
+                    self.retry = Some(Instant::now() + RETRY);
                     self.left_out += 1;
                 } else if one.moves_below
                     && let Some((path, _)) = workloads.there_is(one.cgroup)
@@ -282,10 +315,11 @@ impl Scopes {
                     moved.insert(path.to_owned());
                 }
             }
+            if moved.is_empty() {
+                break;
+            }
             let below = workloads.there().filter(|(id, path, _)| {
-                !moved.is_empty()
-                    && !self.active.told.contains_key(id)
-                    && above(path).any(|path| moved.contains(path))
+                !self.active.told.contains_key(id) && above(path).any(|path| moved.contains(path))
             });
             round = below.map(|(id, ..)| id).collect();
         }
@@ -303,10 +337,10 @@ impl Scopes {
         !self.active.questions.is_empty()
     }
 
-    /// There is no room for more.
+    /// There are cgroups of which the kernel should know more and does not.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.active.told.len() >= TOLD_MAX
+        self.active.is_short || self.retry.is_some()
     }
 
     /// Cgroups that the kernel was told of.

@@ -71,6 +71,7 @@ impl Told {
         let host = Facts {
             source: "host".into(),
             system: Some(system),
+            cloud_pending: settings.cloud.is_some(),
             ..Facts::default()
         };
         Ok(Self {
@@ -126,6 +127,11 @@ impl Told {
             match facts {
                 Some(facts) if workload == 0 => {
                     self.host.cloud = facts.cloud;
+                    self.host.cloud_pending = false;
+                    self.of_host(core);
+                }
+                None if workload == 0 => {
+                    self.host.cloud_pending = false;
                     self.of_host(core);
                 }
                 Some(facts) => {
@@ -198,10 +204,10 @@ impl Told {
         self.unwritten.push(self.host.clone());
     }
 
-    /// The cloud has told of the host.
+    /// The cloud has told of the host, or there is none.
     #[must_use]
     pub fn knows_cloud(&self) -> bool {
-        self.host.cloud.is_some()
+        !self.host.cloud_pending
     }
 }
 

@@ -123,7 +123,9 @@ impl<'a> View<'a> {
     /// Inside the agent: at the collector facts are joined to rows, not to events.
     pub(super) fn told(&self, id: FieldId) -> Option<Value<'a>> {
         if is_of_host(id) {
-            return value(self.batch.host.as_ref()?, id);
+            let host = self.batch.host.as_ref()?;
+            let pending = host.cloud_pending && id.info().name.starts_with("cloud.");
+            return value(host, id).or_else(|| pending.then_some(Value::Unknown));
         }
         if !is_of_workload(id) {
             return None;

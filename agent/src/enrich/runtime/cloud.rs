@@ -94,10 +94,17 @@ pub fn is_asked(events: &[Event]) -> bool {
     network.is_some_and(|network| network.dst_ip == ADDRESS.octets() && network.dst_port == 80)
 }
 
-/// Asks again and again, and sends what has changed.
+/// Asks again and again, and sends what has changed; off the clouds once that there is nothing.
 pub async fn serve(settings: Settings, answers: mpsc::Sender<Learned>) {
+    let none = || Learned {
+        made_ns: 0,
+        workload: 0,
+        facts: None,
+    };
     let told = provider(&settings);
     let Some((provider, certain)) = told else {
+        // Nobody listens any more only when the agent ends.
+        let _ = answers.send(none()).await;
         return;
     };
     let mut last = None;
@@ -130,7 +137,10 @@ pub async fn serve(settings: Settings, answers: mpsc::Sender<Learned>) {
                 REFRESH
             }
             // Not in a cloud, for all that anybody can tell.
-            Err(Failure::Silent(_)) if !certain && last.is_none() => return,
+            Err(Failure::Silent(_)) if !certain && last.is_none() => {
+                let _ = answers.send(none()).await;
+                return;
+            }
             Err(failure) => {
                 if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(

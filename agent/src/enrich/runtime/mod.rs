@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use sumun_proto::text;
 use sumun_proto::v1::Facts;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::cri::Cri;
 use self::kubelet::Kubelet;
@@ -64,6 +64,10 @@ const REST_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The same while there is none: the containers of one that has just begun are not to be taken for nobody's.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// While a runtime could not be asked, a container is asked about again after so long …
+const UNASKED_AGAIN: Duration = Duration::from_secs(2);
+/// … and for so long. What is not known then stays unknown.
+const UNASKED_MAX: Duration = Duration::from_secs(3600);
 /// Bytes of all labels of a container or pod; what is more is left out, which is said.
 pub const LABELS_MAX: usize = 64 * 1024;
 /// Bytes of a name that is not a label.
@@ -259,12 +263,16 @@ async fn serve(
             break;
         };
         let (sources, answers) = (Arc::clone(&sources), answers.clone());
+        let turns = Arc::clone(&turns);
         tokio::spawn(async move {
             let (workload, made_ns) = (question.workload, question.made_ns);
             // Others go on while a container that nobody knows yet is waited for.
-            let mut turn = Some(turn);
-            let mut facts = sources.patiently(&question, &mut turn).await;
-            drop(turn);
+            let mut facts = match sources.patiently(&question, turn, &turns).await {
+                Answer::Known(facts) => Some(facts),
+                Answer::Nobody => None,
+                // Its names stay unknown: nobody has said that there are none.
+                Answer::Unasked => return,
+            };
             let asks = sources.kubelet.is_some();
             if let Some(facts) = &mut facts {
                 facts.pod_pending = asks && !facts.pod_uid.is_empty();
@@ -385,24 +393,44 @@ impl Sources {
         }
     }
 
-    /// Asks until somebody knows the container, or nobody will.
+    /// Asks until somebody knows the container, or nobody will. Who could not be asked may know it: that is waited for, and if it takes too
+    /// long, nothing is said.
     async fn patiently(
         &self,
         question: &Question,
-        turn: &mut Option<tokio::sync::OwnedSemaphorePermit>,
-    ) -> Option<Facts> {
+        turn: OwnedSemaphorePermit,
+        turns: &Arc<Semaphore>,
+    ) -> Answer {
+        let mut turn = Some(turn);
+        let mut last = Answer::Nobody;
         for pause in AGAIN {
             if !pause.is_zero() {
                 turn.take();
                 tokio::time::sleep(pause).await;
             }
-            if let Some(facts) = self.ask(question).await {
-                self.told.known.fetch_add(1, Ordering::Relaxed);
-                return Some(bounded(facts));
+            last = self.ask(question).await;
+            if let Answer::Known(_) = last {
+                break;
             }
         }
-        self.told.unknown.fetch_add(1, Ordering::Relaxed);
-        None
+        let begun = Instant::now();
+        while matches!(last, Answer::Unasked) && begun.elapsed() < UNASKED_MAX {
+            tokio::time::sleep(UNASKED_AGAIN).await;
+            let Ok(_turn) = turns.acquire().await else {
+                break;
+            };
+            last = self.ask(question).await;
+        }
+        match last {
+            Answer::Known(facts) => {
+                self.told.known.fetch_add(1, Ordering::Relaxed);
+                Answer::Known(bounded(facts))
+            }
+            last => {
+                self.told.unknown.fetch_add(1, Ordering::Relaxed);
+                last
+            }
+        }
     }
 
     /// What the kubelet adds to the facts of a pod's container.
@@ -419,47 +447,68 @@ impl Sources {
         source.settle(&self.told, answer).await.map(bounded)
     }
 
-    async fn ask(&self, question: &Question) -> Option<Facts> {
+    async fn ask(&self, question: &Question) -> Answer {
         let id = question.container.as_str();
         let runtime = question.runtime.as_str();
         let may_be = |names: &[&str]| runtime.is_empty() || names.contains(&runtime);
+        let mut unasked = false;
         if may_be(&["containerd", "cri-o"]) {
-            for source in &self.cri {
-                if source.socket.exists() && !source.is_resting().await {
-                    // A connection for each: one that hangs is given up with its question.
-                    let client = Cri::new(&source.socket);
-                    let answer = tokio::time::timeout(PATIENCE, client.container(id)).await;
-                    let facts = source.settle(&self.told, answer).await;
-                    if facts.is_some() {
-                        return facts;
-                    }
+            for source in self.cri.iter().filter(|source| source.socket.exists()) {
+                if source.is_resting().await {
+                    unasked = true;
+                    continue;
+                }
+                // A connection for each: one that hangs is given up with its question.
+                let client = Cri::new(&source.socket);
+                let answer = tokio::time::timeout(PATIENCE, client.container(id)).await;
+                unasked |= !matches!(answer, Ok(Ok(_)));
+                if let Some(facts) = source.settle(&self.told, answer).await {
+                    return Answer::Known(facts);
                 }
             }
         }
-        for source in &self.docker {
-            if may_be(&[source.name]) && source.socket.exists() && !source.is_resting().await {
-                let asked = docker::container(&source.socket, source.name, id);
-                let answer = tokio::time::timeout(PATIENCE, asked).await;
-                let facts = source.settle(&self.told, answer).await;
-                if facts.is_some() {
-                    return facts;
-                }
+        for source in self.docker.iter().filter(|source| source.socket.exists()) {
+            if !may_be(&[source.name]) {
+                continue;
+            }
+            if source.is_resting().await {
+                unasked = true;
+                continue;
+            }
+            let asked = docker::container(&source.socket, source.name, id);
+            let answer = tokio::time::timeout(PATIENCE, asked).await;
+            unasked |= !matches!(answer, Ok(Ok(_)));
+            if let Some(facts) = source.settle(&self.told, answer).await {
+                return Answer::Known(facts);
             }
         }
         if may_be(&["podman"]) {
             for store in &self.settings.stores {
                 match docker::stored(store, id) {
                     Ok(None) => {}
-                    Ok(found) => return found,
+                    Ok(Some(facts)) => return Answer::Known(facts),
                     Err(error) => {
+                        unasked = true;
                         self.told.failed.fetch_add(1, Ordering::Relaxed);
                         tracing::debug!(store = %store.display(), %error, "podman's store cannot be read");
                     }
                 }
             }
         }
-        None
+        match unasked {
+            true => Answer::Unasked,
+            false => Answer::Nobody,
+        }
     }
+}
+
+/// What came of asking about a container.
+enum Answer {
+    Known(Facts),
+    /// All that may know it were asked, and do not.
+    Nobody,
+    /// Some could not be asked: they may know it.
+    Unasked,
 }
 
 /// Name with tag or digest, and the tag: `docker.io/library/nginx:1.25` has `1.25`.

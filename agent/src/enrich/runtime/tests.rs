@@ -97,7 +97,14 @@ pub(super) fn serve_cri(socket: &std::path::Path, runtime: Runtime) -> tokio::ta
     })
 }
 
-pub(super) fn nobody() -> Settings {
+pub(super) fn known(answer: Answer) -> Option<Facts> {
+    match answer {
+        Answer::Known(facts) => Some(facts),
+        _ => None,
+    }
+}
+
+fn nobody() -> Settings {
     Settings {
         cri: Vec::new(),
         docker: Vec::new(),
@@ -143,7 +150,7 @@ fn a_container_and_its_pod_are_told_and_labels_are_cut() {
             ..nobody()
         };
         let sources = Sources::new(settings, Arc::default());
-        let facts = sources.ask(&question("known")).await.expect("facts");
+        let facts = known(sources.ask(&question("known")).await).expect("facts");
         assert_eq!(
             (facts.container_name.as_str(), facts.image_tag.as_str()),
             ("web", "1.25")
@@ -158,12 +165,15 @@ fn a_container_and_its_pod_are_told_and_labels_are_cut() {
         );
         assert_eq!(facts.pod_labels, ["app=cart"]);
         // The container that only holds the pod.
-        let pod = sources.ask(&question("pod-1")).await.expect("facts");
+        let pod = known(sources.ask(&question("pod-1")).await).expect("facts");
         assert_eq!(
             (pod.pod_uid.as_str(), pod.container_name.as_str()),
             ("uid-1", "")
         );
-        assert!(sources.ask(&question("another")).await.is_none());
+        assert!(matches!(
+            sources.ask(&question("another")).await,
+            Answer::Nobody
+        ));
     });
 }
 
@@ -184,11 +194,17 @@ fn a_runtime_that_hangs_is_left_alone_and_one_that_restarts_is_asked_again() {
         let told = Arc::new(Told::default());
         let sources = Sources::new(settings, Arc::clone(&told));
         let begun = Instant::now();
-        assert!(sources.ask(&question("known")).await.is_none());
+        assert!(matches!(
+            sources.ask(&question("known")).await,
+            Answer::Unasked
+        ));
         assert!(begun.elapsed() >= PATIENCE);
         // Nobody waits for it a second time.
         let begun = Instant::now();
-        assert!(sources.ask(&question("known")).await.is_none());
+        assert!(matches!(
+            sources.ask(&question("known")).await,
+            Answer::Unasked
+        ));
         assert!(begun.elapsed() < PATIENCE / 2);
         assert_eq!(told.failed.load(Ordering::Relaxed), 1);
         server.abort();
@@ -201,7 +217,7 @@ fn a_runtime_that_hangs_is_left_alone_and_one_that_restarts_is_asked_again() {
         let _server = serve_cri(&socket, healthy);
         let begun = Instant::now();
         let facts = loop {
-            if let Some(facts) = sources.ask(&question("known")).await {
+            if let Answer::Known(facts) = sources.ask(&question("known")).await {
                 break facts;
             }
             assert!(
@@ -253,7 +269,7 @@ fn docker_answers_in_json_and_podman_leaves_files() {
         };
         assert!(settings.present());
         let sources = Sources::new(settings, Arc::default());
-        let web = sources.ask(&question("abc")).await.expect("facts");
+        let web = known(sources.ask(&question("abc")).await).expect("facts");
         assert_eq!(
             (web.container_name.as_str(), web.source.as_str()),
             ("shop_web_1", "docker")
@@ -264,13 +280,16 @@ fn docker_answers_in_json_and_podman_leaves_files() {
             ("registry:5000/nginx", "")
         );
         assert_eq!(web.container_labels, ["a=1"]);
-        let quiet = sources.ask(&question("def")).await.expect("facts");
+        let quiet = known(sources.ask(&question("def")).await).expect("facts");
         assert_eq!(
             (quiet.container_name.as_str(), quiet.image_tag.as_str()),
             ("quiet", "2")
         );
         assert_eq!(quiet.image_digest, "sha256:99");
-        assert!(sources.ask(&question("ghi")).await.is_none());
+        assert!(matches!(
+            sources.ask(&question("ghi")).await,
+            Answer::Nobody
+        ));
     });
 }
 

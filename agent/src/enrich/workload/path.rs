@@ -140,6 +140,14 @@ impl Walk {
             }
             return;
         }
+        if place.kind == Kind::Pod && is_monitor(component) {
+            // What watches over a pod's containers, and starts them, is the runtime's.
+            place.kind = Kind::Cgroup;
+            place.root = end;
+            place.pod_uid.clear();
+            place.pod_qos = "";
+            return;
+        }
         if let Some((id, runtime)) = container(component, above) {
             place.by_host = !self.of_user && (place.unit.is_empty() || is_runtime(place.unit));
             place.kind = Kind::Container;
@@ -274,6 +282,15 @@ const PREFIXES: [(&str, &str); 5] = [
     ("libpod-", "podman"),
     ("nerdctl-", "containerd"),
 ];
+
+/// `crio-conmon-ID` and `libpod-conmon-ID`, with systemd as scopes.
+fn is_monitor(component: &str) -> bool {
+    let name = component.strip_suffix(".scope").unwrap_or(component);
+    let mut ids = ["crio-conmon-", "libpod-conmon-"]
+        .iter()
+        .filter_map(|prefix| name.strip_prefix(prefix));
+    ids.any(is_hex_id)
+}
 
 /// A container's id and runtime, if the component is its cgroup.
 fn container(component: &str, above: Above) -> Option<(&str, &'static str)> {

@@ -276,7 +276,7 @@ fn a_token_that_is_not_taken_is_asked_for_anew() {
 fn off_the_cloud_nobody_is_asked_or_only_for_a_moment() {
     on_this_thread(async {
         let double = double(Mood::Silent).await;
-        let (answers, mut learned) = mpsc::channel(1);
+        let (answers, mut learned) = mpsc::channel(2);
         let other = firmware("QEMU");
         serve(settings(double.address, other.path()), answers.clone()).await;
         assert!(double.asked.lock().expect("a lock").is_empty());
@@ -285,6 +285,11 @@ fn off_the_cloud_nobody_is_asked_or_only_for_a_moment() {
         let begun = Instant::now();
         serve(settings(double.address, none.path()), answers).await;
         assert!(begun.elapsed() < Duration::from_secs(2));
+        // Each time that is said.
+        for _ in 0..2 {
+            let told = learned.recv().await.expect("a word");
+            assert!(told.workload == 0 && told.facts.is_none());
+        }
         assert!(learned.recv().await.is_none());
     });
 }

@@ -74,6 +74,11 @@ fn what_runtimes_and_systemd_name_is_told() {
         &format!("/kubepods.slice/{slice}/crio-{ID}.scope"),
         ["container cri-o", ID, &guaranteed, "", &slice, ""],
     );
+    // What watches over a pod's containers is not the pod.
+    expect(
+        &format!("/kubepods.slice/{slice}/crio-conmon-{ID}.scope"),
+        ["cgroup", "", "", "", &slice, ""],
+    );
     expect(
         &format!(
             "/system.slice/containerd.service/kubepods-burstable-pod{under}.slice:cri-containerd:{ID}"

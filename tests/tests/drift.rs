@@ -240,7 +240,7 @@ fn programs_that_did_not_come_with_the_image_are_told_and_killed_before_they_sta
         .expect("an answer");
     assert_eq!(text(&found.rows[0], "proc.exe.name"), "drift-own");
     // By its id the writer's own exec is found, though it has long ended.
-    let writer = text(&rows["drift-job"][0], "proc.exe.written_by_exec_id");
+    let writer = text(rows["drift-job"][0], "proc.exe.written_by_exec_id");
     let filter = format!(r#"kind == "exec" && proc.exec_id == {writer}"#);
     let found = ctl
         .complete_events(since, until, &filter, LIMIT)

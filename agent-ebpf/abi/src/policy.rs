@@ -140,8 +140,12 @@ pub mod action {
     pub const LISTEN: u8 = 59;
     /// socket(family, type, protocol)
     pub const SOCKET: u8 = 60;
+    /// shmat(id, address, flags)
+    pub const SHMAT: u8 = 61;
+    /// ipc(call, first, second, third, pointer): 32-bit x86. As `SHMAT` for one of its calls
+    pub const IPC: u8 = 62;
     /// Number of actions; at most 64.
-    pub const COUNT: u8 = 61;
+    pub const COUNT: u8 = 63;
 }
 
 /// System call numbers in `SYSCALLS`; higher ones are of no interest.

@@ -36,6 +36,13 @@ const PTRACE_TOLD: u64 = 1 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 13 | 1 << 15 | 1 <<
 
 /// `PROT_WRITE | PROT_EXEC`
 const WRITE_EXECUTE: u64 = 2 | 4;
+/// The number of shmat in ipc; above it stands a version.
+const IPC_SHMAT: u64 = 21;
+/// `SHM_EXEC` and `SHM_RDONLY`
+const SHM_EXEC: u64 = 0o100_000;
+const SHM_RDONLY: u64 = 0o10_000;
+/// What `SHM_EXEC` without `SHM_RDONLY` gives: `PROT_READ`, too.
+const SHM_PROTECTION: u64 = 1 | WRITE_EXECUTE;
 /// `MAP_ANONYMOUS`
 const MAP_ANONYMOUS: u64 = 0x20;
 
@@ -56,6 +63,8 @@ pub(super) fn is_idle(action: u8, a: u64, c: u64, result: i64) -> bool {
             !told && a != PTRACE_SEIZE && a != PTRACE_SETREGSET
         }
         action::MPROTECT | action::MMAP => c & WRITE_EXECUTE != WRITE_EXECUTE,
+        action::SHMAT => c & (SHM_EXEC | SHM_RDONLY) != SHM_EXEC,
+        action::IPC => a & 0xffff != IPC_SHMAT || c & (SHM_EXEC | SHM_RDONLY) != SHM_EXEC,
         action::UNSHARE => a & (CLONE_NEW | CLONE_NEWTIME) == 0,
         // The child returns from it, too.
         action::CLONE => result == 0 || a & CLONE_NEW == 0,
@@ -286,6 +295,14 @@ extern "C" fn sumun_memory(call: u64) -> u64 {
             is_file = true;
         }
         action::MPROTECT => (address, call_flags) = (a, 0),
+        // As long as the segment, which no argument tells. ipc returns 0 and writes the address where its third argument leads, after which
+        // other threads may change it.
+        action::SHMAT | action::IPC => {
+            if handed.action == action::IPC {
+                address = read_user::<u32>(call_flags).unwrap_or(0).into();
+            }
+            (call_flags, len, protection) = (protection, 0, SHM_PROTECTION);
+        }
         action::MMAP_OLD => {
             let Some([_, length, prot, flags, from, _]) = read_user::<[u32; 6]>(a) else {
                 return 0;

@@ -266,6 +266,7 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
             }
             sumun_privilege(call)
         }
+        action::SHMAT | action::IPC => sumun_privilege(call),
         _ => sumun_kernel(call),
     }
 }

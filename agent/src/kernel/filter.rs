@@ -58,7 +58,11 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         (Kind::MemfdCreate, whole::MEMFD, &[MEMFD]),
         (Kind::Unshare, whole::UNSHARE, &[UNSHARE, CLONE, CLONE3]),
         (Kind::Setns, whole::SETNS, &[SETNS]),
-        (Kind::MapWx, whole::MAP_WX, &[MPROTECT, MMAP, MMAP_OLD]),
+        (
+            Kind::MapWx,
+            whole::MAP_WX,
+            &[MPROTECT, MMAP, MMAP_OLD, SHMAT, IPC],
+        ),
         (
             Kind::ModuleLoad,
             whole::MODULE_LOAD,

@@ -394,6 +394,25 @@ fn memories(seen: &[Seen]) -> Vec<(Kind, Memory, String)> {
     .collect()
 }
 
+/// `SHM_EXEC`, include/uapi/linux/shm.h.
+const SHM_EXEC: i32 = 0o100_000;
+
+/// Shared memory of a page, removed when it is dropped.
+struct Segment(c_long);
+
+impl Segment {
+    fn new() -> Self {
+        Self(done!(libc::SYS_shmget, libc::IPC_PRIVATE, 4096, 0o700))
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: integers only.
+        unsafe { syscall(libc::SYS_shmctl, self.0, libc::IPC_RMID, 0, 0) };
+    }
+}
+
 #[test]
 fn memory_that_can_be_written_and_executed_is_told() {
     let Some(mut bench) = bench::take("memory") else {
@@ -436,6 +455,15 @@ fn memory_that_can_be_written_and_executed_is_told() {
     let memfd = done!(libc::SYS_memfd_create, name_of_file.as_ptr(), 1);
     // SAFETY: a new descriptor of ours.
     let memfd = fs::File::from(unsafe { OwnedFd::from_raw_fd(memfd as i32) });
+    let segment = Segment::new();
+    let attach = |flags: i32| {
+        let at = done!(libc::SYS_shmat, segment.0, 0, c_long::from(flags)) as usize;
+        done!(libc::SYS_shmdt, at);
+        at
+    };
+    attach(0);
+    attach(SHM_EXEC | libc::SHM_RDONLY);
+    let attached = attach(SHM_EXEC);
     let seen = bench.settle();
     for at in [plain, both, mapped] {
         done!(libc::SYS_munmap, at, 4096);
@@ -459,7 +487,16 @@ fn memory_that_can_be_written_and_executed_is_told() {
             (Kind::MapWx, "mmap", mapped, write | execute),
             (Kind::MapWx, "mprotect", plain, read | write | execute),
             (Kind::MemfdCreate, "memfd_create", 0, 0),
+            (Kind::MapWx, "shmat", attached, read | write | execute),
         ]
+    );
+    assert_eq!(
+        (
+            found[4].1.len,
+            found[4].1.call_flags as i32,
+            found[4].2.as_str()
+        ),
+        (0, SHM_EXEC, "")
     );
     assert_eq!(found[0].1.len, 4096);
     assert_eq!(
@@ -489,6 +526,8 @@ fn thirty_two_bit_calls_are_told_too() {
         let words = [0_u32, 4096, 7, 0x22, u32::MAX, 0];
         low.put(&words.map(u32::to_ne_bytes).concat())
     });
+    let segment = Segment::new();
+    let (id, place) = (segment.0 as u32, low.put(&[0; 4]));
     bench.ask(&[Kind::Setid, Kind::MapWx, Kind::MemfdCreate, Kind::Unshare]);
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
@@ -502,6 +541,11 @@ fn thirty_two_bit_calls_are_told_too() {
             assert!(fd >= 0, "{fd}");
             // SAFETY: a new descriptor of ours.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            // shmat by ipc: without and with the right to execute; and, from 5.1 on, by itself.
+            assert_eq!(int80(117, 21, id, 0, place), 0);
+            assert_eq!(int80(117, 21, id, SHM_EXEC as u32, place), 0);
+            let at = int80(397, id, 0, SHM_EXEC as u32, 0);
+            assert!(!(-4095..=0).contains(&at), "{at}");
             assert_eq!(int80(310, libc::CLONE_NEWUTS as u32, 0, 0, 0), 0);
         });
         thread.join().unwrap();
@@ -527,6 +571,8 @@ fn thirty_two_bit_calls_are_told_too() {
             ("mprotect", 4096, String::new()),
             ("mmap", 4096, String::new()),
             ("memfd_create", 0, "memfd:low".to_owned()),
+            ("shmat", 0, String::new()),
+            ("shmat", 0, String::new()),
         ]
     );
     let made = spaces(&seen);

@@ -87,6 +87,9 @@ fn by_child(act: &str, path: &Path) -> u32 {
     child.id()
 }
 
+/// Opens a file for writing.
+type Open = fn(&CStr) -> OwnedFd;
+
 fn text(path: &Path) -> CString {
     CString::new(path.to_str().unwrap()).unwrap()
 }
@@ -162,7 +165,7 @@ fn whatever_the_call(bench: &mut Bench) {
     assert_eq!(run(bench, &again).pid, own);
 
     // Calls that the standard library does not make.
-    let calls: &[(&str, fn(&CStr) -> OwnedFd)] = &[
+    let calls: &[(&str, Open)] = &[
         ("openat2", |path| {
             let how = nix::fcntl::OpenHow::new().flags(nix::fcntl::OFlag::O_RDWR);
             nix::fcntl::openat2(nix::fcntl::AT_FDCWD, path, how).unwrap()

@@ -267,7 +267,7 @@ fn oldest(row: &SqliteRow) -> Result<(Forgotten, usize), sqlx::Error> {
 
 /// What hosts have to give up so that so many bytes are free: those that hold most come down to one level.
 fn shares(mut held: Vec<(String, usize)>, over: usize) -> Vec<(String, usize)> {
-    held.sort_unstable_by(|one, other| other.1.cmp(&one.1));
+    held.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let (mut sum, mut level, mut count) = (0_usize, 0, 0);
     for (index, (_, bytes)) in held.iter().enumerate() {
         sum += bytes;

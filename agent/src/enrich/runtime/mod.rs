@@ -503,6 +503,10 @@ impl Sources {
 }
 
 /// What came of asking about a container.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and taken apart where it comes out"
+)]
 enum Answer {
     Known(Facts),
     /// All that may know it were asked, and do not.

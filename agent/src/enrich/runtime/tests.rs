@@ -104,7 +104,7 @@ pub(super) fn known(answer: Answer) -> Option<Facts> {
     }
 }
 
-fn nobody() -> Settings {
+pub(super) fn nobody() -> Settings {
     Settings {
         cri: Vec::new(),
         docker: Vec::new(),

@@ -185,10 +185,10 @@ mod tests {
             format!("{:?}", view.get(id))
         };
         let kind = FieldId::K8sOwnerKind;
-        assert_eq!(judged(true, "", kind), "Some(Unknown)");
-        assert_eq!(judged(false, "", kind), "None");
+        assert_eq!(judged(true, "", kind), "Unknown");
+        assert_eq!(judged(false, "", kind), "Absent");
         assert!(judged(true, "Job", kind).contains("Job"));
         assert!(judged(true, "", FieldId::K8sPodName).contains("cart-1"));
-        assert_eq!(judged(true, "", FieldId::ContainerName), "None");
+        assert_eq!(judged(true, "", FieldId::ContainerName), "Absent");
     }
 }

@@ -52,7 +52,8 @@ impl Limit {
     #[must_use]
     pub fn begin(&self, address: IpAddr) -> Option<Try<'_>> {
         let address = network(address);
-        self.may(&address).then_some(Try {
+        // Lazily: one that is made counts.
+        self.may(&address).then(|| Try {
             limit: self,
             address,
             counts: true,

@@ -61,9 +61,8 @@ extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
             plan: index & 1,
             pad: 0,
         });
-        // What holds where nothing is known, also of who is too far below what is.
-        let presumed = plan.scope & plan.presumed;
-        addr_of_mut!((*scratch).scoped).write([presumed, plan.scope & !plan.presumed]);
+        // Where nothing at all is known of any cgroup above, nothing is presumed either: a plan without answers would stop a host.
+        addr_of_mut!((*scratch).scoped).write([0, plan.scope]);
     }
     let mut step = 0;
     while step <= SCOPE_STEPS {

@@ -427,6 +427,10 @@ pub(crate) fn segments(site: &Site) -> Vec<PathBuf> {
 }
 
 pub(crate) fn contains(path: &Path, bytes: &[u8]) -> bool {
-    let content = std::fs::read(path).expect("a file");
-    content.windows(bytes.len()).any(|window| window == bytes)
+    match std::fs::read(path) {
+        Ok(content) => content.windows(bytes.len()).any(|window| window == bytes),
+        // Removed since it was listed.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => panic!("{}: {error}", path.display()),
+    }
 }

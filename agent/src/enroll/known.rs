@@ -20,6 +20,8 @@ use crate::status::Peers;
 
 /// Longest wait for the collector's answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How often it is asked.
+const TRIES: usize = 3;
 
 /// What there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,25 +54,40 @@ pub(super) async fn look(args: &Enroll, config: &Path) -> Result<State, Error> {
         // Its faults are told at the agent's start, or mended by the settings.
         return Ok(State::Good);
     };
-    let identity = Identity::load(&config.collector)?;
-    let (address, name) = (&config.collector.address, &config.collector.name);
-    let Ok(channel) = connect::connect(address, name, identity.tls, &Peers::default()).await else {
-        return Ok(State::Good);
-    };
-    // For some days after its end the collector takes it for a renewal. An empty request is refused, after who sent it was
-    // looked at.
-    let mut client = IngestClient::new(channel);
-    let asked = client.renew(RenewRequest::default());
-    match tokio::time::timeout(ANSWER, asked).await {
-        Ok(Err(status)) if connect::chain(&status).contains("CertificateExpired") => {
-            Ok(State::Ended(holder.tenant))
+    // The collector's word is an alert after the handshake, which may be lost when the connection ends.
+    for _ in 0..TRIES {
+        let identity = Identity::load(&config.collector)?;
+        let (address, name) = (&config.collector.address, &config.collector.name);
+        let said = match connect::connect(address, name, identity.tls, &Peers::default()).await {
+            Err(error) => connect::chain(&error),
+            Ok(channel) => {
+                // For some days after its end the collector takes it for a renewal. An empty request is refused, after who sent it was
+                // looked at.
+                let mut client = IngestClient::new(channel);
+                let asked = client.renew(RenewRequest::default());
+                match tokio::time::timeout(ANSWER, asked).await {
+                    Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied => {
+                        return Err(Error::Unwanted {
+                            agent: holder.agent_id,
+                            reason: status.message().to_owned(),
+                        });
+                    }
+                    Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => break,
+                    Ok(Err(status)) => connect::chain(&status),
+                    _ => break,
+                }
+            }
+        };
+        if said.contains("CertificateExpired") {
+            return Ok(State::Ended(holder.tenant));
         }
-        Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied => Err(Error::Unwanted {
-            agent: holder.agent_id,
-            reason: status.message().to_owned(),
-        }),
-        _ => Ok(State::Good),
+        let said = said.to_lowercase();
+        let lost = ["reset", "closed", "broken pipe", "eof", "protocol error"];
+        if !lost.iter().any(|word| said.contains(word)) {
+            break;
+        }
     }
+    Ok(State::Good)
 }
 
 /// Whether the authority that was given vouches for the certificate, or did so before the collector had another one.

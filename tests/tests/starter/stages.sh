@@ -90,8 +90,8 @@ negative() {
     "$bin/postgres" -c '/bin/sh -c "test ! -f /mnt/w/1 && cp pg_wal/1 /mnt/w/1"; true'
     "$bin/java" -c '/bin/sh -c "echo curl"; true'
     /usr/bin/id
-    # A server that runs what was there before it, and an application server that builds and runs.
-    "$bin/nginx" -c "$bin/notaminer; true"
+    # A server that runs what nobody has written meanwhile, and an application server that builds and runs.
+    "$bin/nginx" -c "/bin/true; true"
     cp /bin/true "$bin/helper"
     "$bin/java" -c "cp /bin/true $bin/built; $bin/built; true"
     "$bin/helper"

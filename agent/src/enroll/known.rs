@@ -1,8 +1,10 @@
 //! Of a host that is enrolled already: whether its identity is still one, at the collector that is asked for.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sumun_proto::v1::RenewRequest;
@@ -20,8 +22,6 @@ use crate::status::Peers;
 
 /// Longest wait for the collector's answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How often it is asked.
-const TRIES: usize = 3;
 
 /// What there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,38 +54,30 @@ pub(super) async fn look(args: &Enroll, config: &Path) -> Result<State, Error> {
         // Its faults are told at the agent's start, or mended by the settings.
         return Ok(State::Good);
     };
-    // The collector's word is an alert after the handshake, which may be lost when the connection ends.
-    for _ in 0..TRIES {
-        let identity = Identity::load(&config.collector)?;
-        let (address, name) = (&config.collector.address, &config.collector.name);
-        let said = match connect::connect(address, name, identity.tls, &Peers::default()).await {
-            Err(error) => connect::chain(&error),
-            Ok(channel) => {
-                // For some days after its end the collector takes it for a renewal. An empty request is refused, after who sent it was
-                // looked at.
-                let mut client = IngestClient::new(channel);
-                let asked = client.renew(RenewRequest::default());
-                match tokio::time::timeout(ANSWER, asked).await {
-                    Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied => {
-                        return Err(Error::Unwanted {
-                            agent: holder.agent_id,
-                            reason: status.message().to_owned(),
-                        });
-                    }
-                    Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => break,
-                    Ok(Err(status)) => connect::chain(&status),
-                    _ => break,
-                }
-            }
-        };
-        if said.contains("CertificateExpired") {
+    let identity = Identity::load(&config.collector)?;
+    let (address, name) = (&config.collector.address, &config.collector.name);
+    match connect::refusal(address, name, Arc::clone(&identity.tls)).await {
+        Ok(Some(AlertDescription::CertificateExpired)) => {
             return Ok(State::Ended(holder.tenant));
         }
-        let said = said.to_lowercase();
-        let lost = ["reset", "closed", "broken pipe", "eof", "protocol error"];
-        if !lost.iter().any(|word| said.contains(word)) {
-            break;
-        }
+        // It says otherwise what it has against it, or cannot be asked now.
+        Ok(Some(_)) | Err(_) => return Ok(State::Good),
+        Ok(None) => {}
+    }
+    // For some days after its end the collector takes it for a renewal. An empty request is refused, after who sent it was looked at.
+    let peers = Peers::default();
+    let Ok(channel) = connect::connect(address, name, identity.tls, &peers).await else {
+        return Ok(State::Good);
+    };
+    let mut client = IngestClient::new(channel);
+    let asked = client.renew(RenewRequest::default());
+    if let Ok(Err(status)) = tokio::time::timeout(ANSWER, asked).await
+        && status.code() == tonic::Code::PermissionDenied
+    {
+        return Err(Error::Unwanted {
+            agent: holder.agent_id,
+            reason: status.message().to_owned(),
+        });
     }
     Ok(State::Good)
 }

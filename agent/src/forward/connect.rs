@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -98,6 +99,34 @@ pub async fn connect(
             address: address.to_owned(),
             source,
         })
+}
+
+/// What the collector at `address` has against the certificate in `tls`, if anything.
+///
+/// With TLS 1.3 a server looks at it after the client's handshake is done, and its alert is lost to a client that writes meanwhile:
+/// the connection is reset. So nothing is written here: what comes first is the alert, or the server's part of HTTP/2.
+///
+/// # Errors
+/// There is no connection, or it ended otherwise than by an alert. After 10 s at most.
+pub async fn refusal(
+    address: &str,
+    name: &ServerName<'static>,
+    tls: Arc<ClientConfig>,
+) -> io::Result<Option<AlertDescription>> {
+    let heard = async {
+        let stream = TcpStream::connect(address).await?;
+        let mut stream = TlsConnector::from(tls)
+            .connect(name.clone(), stream)
+            .await?;
+        stream.read_u8().await
+    };
+    match tokio::time::timeout(CONNECT, heard).await? {
+        Ok(_) => Ok(None),
+        Err(error) => match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+            Some(rustls::Error::AlertReceived(alert)) => Ok(Some(*alert)),
+            _ => Err(error),
+        },
+    }
 }
 
 /// An error with all its causes in one line; a cause that says the same again is left out.

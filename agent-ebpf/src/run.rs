@@ -174,11 +174,18 @@ impl Run {
         let Some(scratch) = scratch(self.level) else {
             return 0;
         };
-        // SAFETY: a live map value that this run owns.
-        unsafe {
-            ptr::write_volatile(addr_of_mut!((*scratch).number), pointer);
-            ptr::read_volatile(addr_of_mut!((*scratch).number))
-        }
+        forgotten(scratch, pointer)
+    }
+}
+
+/// The same number, of which the verifier knows nothing any more: what it knows of a number in a loop makes each turn another
+/// state, and one known value more another way through all that follows.
+#[inline(always)]
+pub(crate) fn forgotten(scratch: *mut Scratch, number: u64) -> u64 {
+    // SAFETY: callers pass their run's scratch.
+    unsafe {
+        ptr::write_volatile(addr_of_mut!((*scratch).number), number);
+        ptr::read_volatile(addr_of_mut!((*scratch).number))
     }
 }
 

@@ -94,6 +94,20 @@ pub(crate) fn opaque(mut value: u64) -> u64 {
     value
 }
 
+/// All ones if the highest bit is set, else 0: a comparison without a branch. (Of a loop's turn with branches the verifier walks each way
+/// apart, in each turn.)
+#[inline(always)]
+pub(crate) fn spread(value: u64) -> u64 {
+    // Opaque, or the compiler makes a branch of what is done with it.
+    opaque((value as i64 >> 63) as u64)
+}
+
+/// All ones if it is not 0, likewise.
+#[inline(always)]
+pub(crate) fn nonzero(value: u64) -> u64 {
+    spread(value | opaque(value.wrapping_neg()))
+}
+
 /// Reads `T` at a kernel address; zero if it cannot be read.
 #[inline(always)]
 pub(crate) fn read<T: Copy + Plain>(address: u64) -> T {

@@ -34,13 +34,13 @@ use super::{
 use crate::{
     hooks::told,
     kernel::{
-        Object, get, layer,
+        Object, get, layer, nonzero,
         path::{self, Tail, Walked},
         read,
         task::Task,
     },
     maps::{Answers, LEASE, Scratch, VERDICTS},
-    run::{Run, scratch},
+    run::{Run, forgotten, scratch},
 };
 
 // All begin with a header and who did it.
@@ -266,7 +266,7 @@ fn ask(level: u32, index: u32, kind: u32) -> Judged {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
-    let none = Judged::new(outcome::NONE, 0, 0, false).0;
+    let none = Judged::new(outcome::NONE, 0, 0, 0).0;
     if level >= LEVELS {
         return none;
     }
@@ -284,7 +284,8 @@ extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
     let who = Image::of_actor(actor);
     // SAFETY: as above.
     let (mut yes, mut unknown) = unsafe { ((*answers).yes, (*answers).unknown) };
-    let mut lineage_unknown = false;
+    // As in `verdict::sumun_judge`.
+    let mut lineage_unknown = forgotten(scratch, 0);
     if lineage::is_kept(plan) {
         // SAFETY: the scratch is this run's.
         let words = unsafe { addr_of_mut!((*scratch).words[0]) };
@@ -297,7 +298,7 @@ extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
                 yes |= (*words).exe_yes;
                 unknown |= (*words).exe_unknown;
             }
-            lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
+            lineage_unknown = (*words).above_unknown | (*words).exe_unknown;
         }
     }
     // Whether or not the plan asks: two ways through all that follows would be verified one by one.
@@ -308,19 +309,20 @@ extern "C" fn sumun_ask(level: u32, index: u32, kind: u32) -> u64 {
         set_ids(scratch, actor);
     }
     yes |= numbers(plan, scratch) & !unknown;
-    decide(plan, kind, yes, unknown, lineage_unknown)
+    decide(plan, scratch, kind, (yes, unknown), lineage_unknown)
 }
 
 #[inline(always)]
-fn decide(plan: &Verdicts, kind: u32, yes: u64, unknown: u64, lineage_unknown: bool) -> u64 {
-    let (rule, open) = matched(plan, kind, yes, unknown);
+fn decide(
+    plan: &Verdicts,
+    scratch: *mut Scratch,
+    kind: u32,
+    (yes, unknown): (u64, u64),
+    lineage_unknown: u64,
+) -> u64 {
+    let (rule, open) = matched(plan, scratch, kind, yes, unknown);
     let Some(rule) = rule else {
-        let outcome = if open {
-            outcome::UNDECIDED
-        } else {
-            outcome::NONE
-        };
-        return Judged::new(outcome, 0, 0, lineage_unknown).0;
+        return Judged::open(open, lineage_unknown).0;
     };
     // SAFETY: a live map value, written by user space as a whole.
     let until = LEASE
@@ -416,13 +418,17 @@ fn is_called_so(dentry: u64) -> bool {
         };
         word += 1;
     }
-    let mut called = false;
+    let mut other = u64::MAX;
     let mut place = 0;
     while place < GUARDED.len() {
         let (known, words) = &GUARDED[place];
-        called |=
-            *known == len && words[0] == found[0] && words[1] == found[1] && words[2] == found[2];
+        other &= nonzero(
+            u64::from(*known ^ len)
+                | words[0] ^ found[0]
+                | words[1] ^ found[1]
+                | words[2] ^ found[2],
+        );
         place += 1;
     }
-    called
+    other == 0
 }

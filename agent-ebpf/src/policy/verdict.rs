@@ -32,9 +32,9 @@ use super::{
     lookup_walked, scope,
 };
 use crate::{
-    kernel::{Object, file::File, get, layer, path::Walked, task::Task},
+    kernel::{Object, file::File, get, layer, nonzero, path::Walked, spread, task::Task},
     maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
-    run::{Run, scratch},
+    run::{Run, forgotten, scratch},
 };
 
 /// `SIGKILL`
@@ -137,14 +137,26 @@ pub(crate) fn set_in_image(level: u32, flags: u32) {
 pub(crate) struct Judged(pub(crate) u64);
 
 impl Judged {
+    /// `unknown` is what is not known of lineage, if anything.
     #[inline(always)]
-    pub(super) fn new(outcome: u32, rule: u32, error: u64, unknown: bool) -> Judged {
+    pub(super) fn new(outcome: u32, rule: u32, error: u64, unknown: u64) -> Judged {
         Judged(
             u64::from(outcome & 0xff)
-                | u64::from(unknown) << 8
+                | u64::from(unknown != 0) << 8
                 | (error & 0xffff) << 16
                 | u64::from(rule) << 32,
         )
+    }
+
+    /// No clause holds; with what is `open`, if anything, one could.
+    #[inline(always)]
+    pub(super) fn open(open: u64, unknown: u64) -> Judged {
+        let outcome = if open == 0 {
+            outcome::NONE
+        } else {
+            outcome::UNDECIDED
+        };
+        Judged::new(outcome, 0, 0, unknown)
     }
 
     #[inline(always)]
@@ -384,7 +396,7 @@ pub(crate) fn judge(level: u32, index: u32, kind: u32) -> Judged {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
-    let none = Judged::new(outcome::NONE, 0, 0, false).0;
+    let none = Judged::new(outcome::NONE, 0, 0, 0).0;
     if level >= LEVELS {
         return none;
     }
@@ -402,7 +414,8 @@ extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
     let who = Image::of_actor(actor);
     // SAFETY: as above.
     let (mut yes, mut unknown) = unsafe { ((*answers).yes, (*answers).unknown) };
-    let mut lineage_unknown = false;
+    // Told apart from 0 at the end only.
+    let mut lineage_unknown = forgotten(scratch, 0);
     if lineage::is_kept(plan) {
         // SAFETY: the scratch is this run's.
         let words = unsafe { addr_of_mut!((*scratch).words[0]) };
@@ -415,7 +428,7 @@ extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
         unsafe {
             yes |= (*words).above_yes | (*words).exe_yes;
             unknown |= (*words).above_unknown | (*words).exe_unknown;
-            lineage_unknown = (*words).above_unknown | (*words).exe_unknown != 0;
+            lineage_unknown = (*words).above_unknown | (*words).exe_unknown;
         }
     }
     // Whether or not the plan asks: two ways through all that follows would be verified one by one.
@@ -426,14 +439,9 @@ extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
         set_ids(scratch, actor);
     }
     yes |= numbers(plan, scratch) & !unknown;
-    let (rule, open) = matched(plan, kind, yes, unknown);
+    let (rule, open) = matched(plan, scratch, kind, yes, unknown);
     let Some(rule) = rule else {
-        let outcome = if open {
-            outcome::UNDECIDED
-        } else {
-            outcome::NONE
-        };
-        return Judged::new(outcome, 0, 0, lineage_unknown).0;
+        return Judged::open(open, lineage_unknown).0;
     };
     let (outcome, error) = kill(who, kind);
     Judged::new(outcome, rule, error, lineage_unknown).0
@@ -459,10 +467,16 @@ pub(super) unsafe fn set_ids(scratch: *mut Scratch, actor: *const Actor) {
     }
 }
 
-/// The rule of the first clause that holds, and whether one could hold if the unknown were known.
+/// The rule of the first clause that holds, and what is unknown of clauses that could hold if it were known.
 #[inline(always)]
-pub(super) fn matched(plan: &Verdicts, kind: u32, yes: u64, unknown: u64) -> (Option<u32>, bool) {
-    let (mut rule, mut open) = (None, false);
+pub(super) fn matched(
+    plan: &Verdicts,
+    scratch: *mut Scratch,
+    kind: u32,
+    yes: u64,
+    unknown: u64,
+) -> (Option<u32>, u64) {
+    let (mut rule, mut open) = (None, forgotten(scratch, 0));
     let mut place = 0;
     while place < CLAUSES {
         if place as u32 >= plan.clauses {
@@ -470,16 +484,15 @@ pub(super) fn matched(plan: &Verdicts, kind: u32, yes: u64, unknown: u64) -> (Op
         }
         let clause = &plan.clause[place];
         place += 1;
-        if clause.kinds & kind != 0
-            && (yes | unknown) & clause.need == clause.need
-            && yes & clause.forbid == 0
-        {
-            if unknown & (clause.need | clause.forbid) == 0 {
-                rule = Some(clause.rule);
-                break;
-            }
-            open = true;
+        let against = clause.need & !(yes | unknown)
+            | clause.forbid & yes
+            | !nonzero(u64::from(clause.kinds & kind));
+        let unknown = unknown & (clause.need | clause.forbid);
+        if against | unknown == 0 {
+            rule = Some(clause.rule);
+            break;
         }
+        open |= unknown & !nonzero(against);
     }
     (rule, open)
 }
@@ -514,7 +527,7 @@ fn kill(who: Image, kind: u32) -> (u32, u64) {
 /// Atoms about numbers that are yes.
 #[inline(always)]
 pub(super) fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
-    let mut yes = 0;
+    let mut yes = forgotten(scratch, 0);
     let mut place = 0;
     while place < NUMBERS {
         if place as u32 >= plan.numbers {
@@ -529,9 +542,9 @@ pub(super) fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
                 .add(number.id as usize & (id::COUNT - 1))
                 .read()
         };
-        if number.first <= value && value <= number.last {
-            yes |= number.atom;
-        }
+        let below = u64::from(value).wrapping_sub(u64::from(number.first));
+        let above = u64::from(number.last).wrapping_sub(u64::from(value));
+        yes |= number.atom & !spread(below | above);
     }
     yes
 }

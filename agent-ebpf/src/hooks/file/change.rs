@@ -1,6 +1,6 @@
 //! Permissions, owners, lengths, links and extended attributes, when the call returns.
 
-use core::ptr::addr_of_mut;
+use core::ptr::{self, addr_of_mut};
 
 use sumun_abi::{
     event::{
@@ -26,8 +26,9 @@ const CWD: i32 = -100;
 
 /// What a call says, in its own places.
 struct Asked {
-    /// Descriptor of the file itself.
-    object: Option<u64>,
+    /// 1 if the call names the file itself, by a descriptor.
+    by_object: u64,
+    object: u64,
     dirfd: i32,
     name: u64,
     to_dirfd: i32,
@@ -55,7 +56,8 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
     };
     let [a, b, c, d, e] = handed.given.arguments;
     let mut asked = Asked {
-        object: None,
+        by_object: 0,
+        object: a,
         dirfd: CWD,
         name: a,
         to_dirfd: CWD,
@@ -66,10 +68,10 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
     };
     match handed.action {
         action::CHMOD => asked.value = b,
-        action::FCHMOD => (asked.object, asked.value) = (Some(a), b),
+        action::FCHMOD => (asked.by_object, asked.value) = (1, b),
         action::FCHMODAT => (asked.dirfd, asked.name, asked.value) = (a as i32, b, c),
         action::CHOWN => (asked.user, asked.group) = (b, c),
-        action::FCHOWN => (asked.object, asked.user, asked.group) = (Some(a), b, c),
+        action::FCHOWN => (asked.by_object, asked.user, asked.group) = (1, b, c),
         action::FCHOWNAT => {
             (asked.dirfd, asked.name) = (a as i32, b);
             (asked.user, asked.group, asked.value) = (c, d, e);
@@ -77,7 +79,7 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         // The longer form of 32-bit calls has the upper half in a register of its own.
         action::TRUNCATE => asked.value = b | half(handed.flags, c),
         action::FTRUNCATE => {
-            asked.object = Some(a);
+            asked.by_object = 1;
             asked.value = b | half(handed.flags, c);
         }
         action::LINK => asked.to_name = b,
@@ -87,20 +89,36 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         }
         action::SYMLINK => asked.to_name = b,
         action::SYMLINKAT => (asked.to_dirfd, asked.to_name) = (b as i32, c),
-        action::FSETXATTR => (asked.object, asked.to_name, asked.value) = (Some(a), b, e),
+        action::FSETXATTR => (asked.by_object, asked.to_name, asked.value) = (1, b, e),
         _ => (asked.to_name, asked.value) = (b, e),
     }
+    let run = handed.run;
+    // The verifier need not know any more which call it was: it would walk through all that follows once for each.
+    let kind = run.number(u64::from(kind)) as u16;
+    let asked = Asked {
+        by_object: run.number(asked.by_object),
+        object: run.number(asked.object),
+        dirfd: run.number(asked.dirfd as u64) as i32,
+        name: run.number(asked.name),
+        to_dirfd: run.number(asked.to_dirfd as u64) as i32,
+        to_name: run.number(asked.to_name),
+        value: run.number(asked.value),
+        user: run.number(asked.user),
+        group: run.number(asked.group),
+    };
+    let mut flags = run.number(u64::from(handed.flags)) as u32;
     let task = handed.task;
     let known = match handed.action {
         // The kernel does not come by the decision point of the calls on a path.
         action::FTRUNCATE => None,
         _ => run::filter(call.filter()).and_then(|filter| point::of(filter, kind)),
     };
-    let Some(record) = handed.run.record::<Change>() else {
+    // One word: of an `Option` older verifiers see the half that is not there being read.
+    let known = known.unwrap_or(ptr::null());
+    let Some(record) = run.record::<Change>() else {
         return 0;
     };
-    let mut tail = Tail::after::<Change>(handed.run.level);
-    let mut flags = handed.flags;
+    let mut tail = Tail::after::<Change>(run.level);
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));
@@ -109,7 +127,7 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         addr_of_mut!((*record).uid).write(asked.user as u32);
         addr_of_mut!((*record).gid).write(asked.group as u32);
         let (name, above) = (addr_of_mut!((*record).name), addr_of_mut!((*record).base));
-        if let Some(known) = known {
+        if !known.is_null() {
             addr_of_mut!((*record).flags).write(flags | CHANGE_OBJECT | CHANGE_TO_OBJECT);
             addr_of_mut!((*record).dev).write((*known).dev);
             addr_of_mut!((*record).mode).write((*known).mode);
@@ -121,16 +139,17 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
             point::forget(task);
             return handed.send(kind, tail.end());
         }
-        let file = match asked.object {
-            Some(fd) => File::of(task, fd as i32),
-            None => File::LOST,
+        let file = if asked.by_object != 0 {
+            File::of(task, asked.object as i32)
+        } else {
+            File::LOST
         };
         file.identity(
             addr_of_mut!((*record).dev),
             addr_of_mut!((*record).mode),
             addr_of_mut!((*record).ino),
         );
-        if asked.object.is_some() {
+        if asked.by_object != 0 {
             flags |= CHANGE_OBJECT;
             let racy = if task.shares_files() { FLAW_RACY } else { 0 };
             Text::NONE.store(above, 0);

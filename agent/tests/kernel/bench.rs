@@ -310,6 +310,20 @@ impl Bench {
         of(&self.kernel().missed().unwrap()) - of(&self.known.1)
     }
 
+    /// No more records are missing than the kernel says it left out runs of this program.
+    pub(crate) fn nothing_else_missing(&mut self, program: &str, missing: usize) {
+        let most = self.left_out(program);
+        assert!(
+            missing as u64 <= most,
+            "{missing} records are missing, and of runs at most {most}"
+        );
+        if most > 0 {
+            eprintln!(
+                "{missing} records are missing; of runs that the kernel left out at most {most}"
+            );
+        }
+    }
+
     /// Everything that is in both rings now; given up.
     pub(crate) fn drain(&mut self) -> Vec<Seen> {
         let kernel = self.kernel();

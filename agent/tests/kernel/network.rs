@@ -519,18 +519,6 @@ fn mptcp() -> Option<OwnedFd> {
 const STATE: &str = "inet_sock_set_state";
 const EXIT: &str = "sys_exit";
 
-/// No more records are missing than the kernel says it left out runs of this program.
-fn nothing_else_missing(bench: &mut Bench, program: &str, missing: usize) {
-    let most = bench.left_out(program);
-    assert!(
-        missing as u64 <= most,
-        "{missing} records are missing, and of runs at most {most}"
-    );
-    if most > 0 {
-        eprintln!("{missing} records are missing; of runs that the kernel left out at most {most}");
-    }
-}
-
 #[test]
 fn two_thousand_connects_at_once_are_two_thousand() {
     const THREADS: usize = 4;
@@ -584,7 +572,7 @@ fn two_thousand_connects_at_once_are_two_thousand() {
                 "{source} twice, or never connected"
             );
         }
-        nothing_else_missing(&mut bench, hook, wanted.len() - sources.len());
+        bench.nothing_else_missing(hook, wanted.len() - sources.len());
     }
     assert_eq!(bench.lost(), 0);
 }
@@ -622,8 +610,8 @@ fn accept_and_lose(bench: &mut Bench, listener: &TcpListener, rounds: usize) -> 
     });
     let (connects, accepts) = settled(bench);
     assert!(connects.len() <= rounds && accepts.len() <= rounds);
-    nothing_else_missing(bench, STATE, rounds - connects.len());
-    nothing_else_missing(bench, EXIT, rounds - accepts.len());
+    bench.nothing_else_missing(STATE, rounds - connects.len());
+    bench.nothing_else_missing(EXIT, rounds - accepts.len());
     let mut sources: HashMap<SocketAddr, usize> = HashMap::new();
     for found in &connects {
         *sources.entry(ends(found).0).or_default() += 1;

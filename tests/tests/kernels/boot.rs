@@ -29,6 +29,8 @@ const BETWEEN: &[&str] = &[
     "probe::the_probe",
     "--skip",
     "deny::without_the_agent",
+    "--skip",
+    "points::the_next_agent",
 ];
 
 pub const BOOTS: [Boot; 5] = [

@@ -207,6 +207,14 @@ pub fn run(
         json!(per(cpu, expected)),
         "",
     );
+    // Of all its threads, delivery too: what one core can do from the ring to the spool is more.
+    put(
+        "agent_events_per_core",
+        "events a second that one core's time is enough for in the agent",
+        format!("{:.0}", 1e9 / per(cpu, expected)),
+        json!(1e9 / per(cpu, expected)),
+        "goal: 400000",
+    );
     put(
         "collector_cpu_ns_per_event",
         "collector's processor time an event, ns",

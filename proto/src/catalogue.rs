@@ -109,6 +109,8 @@ pub const KINDS: &[(&str, crate::v1::Kind)] = &[
     ("unshare", crate::v1::Kind::Unshare),
     ("setns", crate::v1::Kind::Setns),
     ("map_wx", crate::v1::Kind::MapWx),
+    ("prctl", crate::v1::Kind::Prctl),
+    ("userfaultfd", crate::v1::Kind::Userfaultfd),
     ("module_load", crate::v1::Kind::ModuleLoad),
     ("module_unload", crate::v1::Kind::ModuleUnload),
     ("bpf", crate::v1::Kind::Bpf),
@@ -155,7 +157,9 @@ pub fn family(kind: crate::v1::Kind) -> &'static str {
         | Kind::MemfdCreate
         | Kind::Unshare
         | Kind::Setns
-        | Kind::MapWx => "privilege",
+        | Kind::MapWx
+        | Kind::Prctl
+        | Kind::Userfaultfd => "privilege",
         Kind::ModuleLoad
         | Kind::ModuleUnload
         | Kind::Bpf

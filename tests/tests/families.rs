@@ -20,7 +20,7 @@ version = 1
 
 [[rule]]
 id = "privilege"
-on = ["setid", "capset", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "memfd_create", "unshare", "setns", "map_wx"]
+on = ["setid", "capset", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "memfd_create", "unshare", "setns", "map_wx", "prctl", "userfaultfd"]
 effect = "record"
 
 [[rule]]
@@ -55,11 +55,12 @@ when = 'file.new_setuid && file.new_exec && file.name == "b"'
 /// A shell's work in a mount namespace of its own, in a directory.
 fn work(dir: &Path) -> String {
     let dir = dir.display();
-    let (ptrace, mprotect, memfd, bpf) = (
+    let (ptrace, mprotect, memfd, bpf, faults) = (
         libc_number("ptrace"),
         libc_number("mprotect"),
         libc_number("memfd_create"),
         libc_number("bpf"),
+        libc_number("userfaultfd"),
     );
     format!(
         r#"set -e
@@ -85,6 +86,8 @@ unshare -u true
 perl -e 'my $page = "x" x 16384; my $at = unpack("J", pack("P", $page)); $at = ($at + 4095) & ~4095; syscall({mprotect}, $at, 4096, 7) == 0 or die $!'
 perl -e 'my $name = "code\0"; syscall({memfd}, $name, 0) > 0 or die $!'
 perl -e 'syscall({bpf}, (1 << 32) + 5, 0, 0) == -1 or die "it went well"'
+perl -e 'syscall({faults}, 0x80801)'
+perl -e '$0 = "kworker/u9:7-events"'
 perl -MIO::Socket::INET -e 'IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => 0, Listen => 1, Proto => "tcp") or die $!'
 "#
     )
@@ -96,6 +99,7 @@ fn libc_number(name: &str) -> u32 {
         "ptrace" => (101, 117),
         "mprotect" => (10, 226),
         "bpf" => (321, 280),
+        "userfaultfd" => (323, 282),
         _ => (319, 279),
     };
     if cfg!(target_arch = "x86_64") {
@@ -219,6 +223,18 @@ fn each_new_kind_is_stored_with_its_words() {
     let loads =
         ask(r#"kind == "bpf" && bpf.command == "prog_load" && proc.exe.name.startsWith("perl")"#);
     assert!(int(&loads[0], "result") < Some(0), "{}", loads[0]);
+    let asked = ask(r#"kind == "userfaultfd" && proc.exe.name.startsWith("perl")"#);
+    let flags = list(&asked[0], "userfaultfd.flags");
+    // Where the kernel has none, it was asked for all the same.
+    assert!(
+        flags.contains(&"nonblock") && flags.contains(&"cloexec"),
+        "{flags:?}"
+    );
+    let named = one(
+        r#"kind == "prctl" && prctl.option == "set_name" && prctl.name.startsWith("kworker/") && proc.exe.name.startsWith("perl")"#,
+    );
+    assert_eq!(text(&named, "prctl.name"), "kworker/u9:7-ev");
+    assert_eq!(int(&named, "result"), Some(0));
     for kind in ["bind", "listen"] {
         let own = ask(&format!(
             r#"kind == "{kind}" && proc.exe.name.startsWith("perl") && net.dst.ip == "127.0.0.1""#

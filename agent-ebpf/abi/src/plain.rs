@@ -50,6 +50,8 @@ unsafe impl Plain for privilege::Spaces {}
 // SAFETY: as above.
 unsafe impl Plain for privilege::Memory {}
 // SAFETY: as above.
+unsafe impl Plain for privilege::Control {}
+// SAFETY: as above.
 unsafe impl Plain for kernel::Module {}
 // SAFETY: as above.
 unsafe impl Plain for kernel::Program {}

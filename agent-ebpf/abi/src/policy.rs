@@ -144,8 +144,16 @@ pub mod action {
     pub const SHMAT: u8 = 61;
     /// ipc(call, first, second, third, pointer): 32-bit x86. As `SHMAT` for one of its calls
     pub const IPC: u8 = 62;
-    /// Number of actions; at most 64.
-    pub const COUNT: u8 = 63;
+    /// prctl(option, second, third, …)
+    pub const PRCTL: u8 = 63;
+    /// userfaultfd(flags). A mask of actions has 64 bits: those from here on share the bit of the one 64 below, and
+    /// [`super::whole`] tells which of the two is asked for.
+    pub const USERFAULTFD: u8 = 64 + PRCTL;
+    /// The bit of an action in a mask.
+    #[must_use]
+    pub const fn bit(action: u8) -> u64 {
+        1 << (action & 63)
+    }
 }
 
 /// System call numbers in `SYSCALLS`; higher ones are of no interest.
@@ -236,8 +244,12 @@ pub mod whole {
     pub const SOCKET: u32 = 28;
     /// DNS.
     pub const DNS: u32 = 29;
+    /// How the kernel and others treat a process.
+    pub const PRCTL: u32 = 30;
+    /// Page faults that a process handles by itself.
+    pub const USERFAULTFD: u32 = 31;
     /// Number of kinds; at most 64.
-    pub const COUNT: usize = 30;
+    pub const COUNT: usize = 32;
 }
 
 /// Bit of `Filter::known`: who opens a file for writing is remembered.

@@ -3,12 +3,13 @@
 
 use core::ptr::{self, addr_of, addr_of_mut};
 
+use aya_ebpf::helpers::generated::bpf_get_current_comm;
 use sumun_abi::{
     event::{
         kind,
         privilege::{
-            CREDS_BEFORE_UNKNOWN, Credentials, Creds, MEMORY_FILE, Memory, Reach, SPACES_UNKNOWN,
-            Spaces,
+            CREDS_BEFORE_UNKNOWN, Control, Credentials, Creds, MEMORY_FILE, Memory, Reach,
+            SPACES_UNKNOWN, Spaces, TASK_NAME,
         },
     },
     policy::{action, whole},
@@ -54,6 +55,15 @@ const CLONE_NEW: u64 = 0x7e02_0000;
 // include/uapi/linux/bpf.h: PROG_LOAD, PROG_ATTACH, RAW_TRACEPOINT_OPEN, LINK_CREATE
 const BPF_TOLD: u64 = 1 << 5 | 1 << 8 | 1 << 17 | 1 << 28;
 
+// include/uapi/linux/prctl.h
+const PR_SET_NAME: u64 = 15;
+const PR_CAP_AMBIENT: u64 = 47;
+const PR_CAP_AMBIENT_RAISE: u64 = 2;
+const PR_SET_PTRACER: u64 = 0x5961_6d61;
+/// `PR_SET_DUMPABLE`, `PR_SET_NAME`, `PR_SET_SECUREBITS`, `PR_SET_MM`, `PR_CAP_AMBIENT`, `PR_SET_SYSCALL_USER_DISPATCH`
+const PRCTL_TOLD: u64 =
+    1 << 4 | 1 << PR_SET_NAME | 1 << 28 | 1 << 35 | 1 << PR_CAP_AMBIENT | 1 << 59;
+
 /// True for what these calls are used for every day: no record comes of it.
 #[inline(always)]
 pub(super) fn is_idle(action: u8, a: u64, c: u64, result: i64) -> bool {
@@ -73,6 +83,12 @@ pub(super) fn is_idle(action: u8, a: u64, c: u64, result: i64) -> bool {
             // The kernel takes 32 bits of the command.
             let command = a & 0xffff_ffff;
             command >= 64 || BPF_TOLD >> (command & 63) & 1 == 0
+        }
+        action::PRCTL => {
+            // The kernel takes 32 bits of the option.
+            let option = a & 0xffff_ffff;
+            let told = option < 64 && PRCTL_TOLD >> (option & 63) & 1 != 0;
+            !told && option != PR_SET_PTRACER
         }
         _ => false,
     }
@@ -102,6 +118,7 @@ pub(crate) extern "C" fn sumun_privilege(call: u64) -> u64 {
             sumun_reach(call)
         }
         action::UNSHARE | action::CLONE | action::CLONE3 | action::SETNS => sumun_spaces(call),
+        action::PRCTL | action::USERFAULTFD => sumun_control(call),
         _ => sumun_memory(call),
     }
 }
@@ -358,4 +375,50 @@ extern "C" fn sumun_memory(call: u64) -> u64 {
         kind::MAP_WX
     };
     handed.send(kind, tail.end())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_control(call: u64) -> u64 {
+    let call = Call(call);
+    let prctl = call.action() == action::PRCTL;
+    let place = if prctl {
+        whole::PRCTL
+    } else {
+        whole::USERFAULTFD
+    };
+    let Some(handed) = call.handed(place) else {
+        return 0;
+    };
+    let task = handed.task;
+    let [a, b, c, ..] = handed.given.arguments;
+    let option = if prctl { a & 0xffff_ffff } else { 0 };
+    // What a thread is named is seldom of interest, and said often; by the first thread's name a process is known. To lower and to
+    // ask for ambient capabilities gives nobody any.
+    if option == PR_SET_NAME && task.tid() != task.pid()
+        || option == PR_CAP_AMBIENT && b != PR_CAP_AMBIENT_RAISE
+    {
+        return 0;
+    }
+    let Some(record) = handed.run.record::<Control>() else {
+        return 0;
+    };
+    // SAFETY: the record is this run's, and all fields are written: the helper fills the name, whatever it returns.
+    unsafe {
+        task.actor(addr_of_mut!((*record).actor));
+        addr_of_mut!((*record).number).write(handed.given.number as u32);
+        addr_of_mut!((*record).flags).write(handed.flags);
+        addr_of_mut!((*record).result).write(handed.result());
+        addr_of_mut!((*record).option).write(option as u32);
+        addr_of_mut!((*record).second).write(if prctl { b } else { a });
+        addr_of_mut!((*record).third).write(if prctl { c } else { 0 });
+        let name = addr_of_mut!((*record).name);
+        bpf_get_current_comm(name.cast(), TASK_NAME as u32);
+    }
+    let kind = if prctl {
+        kind::PRCTL
+    } else {
+        kind::USERFAULTFD
+    };
+    handed.send(kind, size_of::<Control>() as u32)
 }

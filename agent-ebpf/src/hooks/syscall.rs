@@ -161,7 +161,8 @@ const FAILURES: u64 = 1 << action::CONNECT
     | 1 << action::DELETE_MODULE
     | 1 << action::BPF
     | 1 << action::KEXEC
-    | 1 << action::SOCKET;
+    | 1 << action::SOCKET
+    | action::bit(action::PRCTL);
 
 /// Calls that pass decision points.
 const DECIDED: u64 = 1 << action::RENAME
@@ -266,7 +267,7 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
             }
             sumun_privilege(call)
         }
-        action::SHMAT | action::IPC => sumun_privilege(call),
+        action::SHMAT | action::IPC | action::PRCTL | action::USERFAULTFD => sumun_privilege(call),
         _ => sumun_kernel(call),
     }
 }

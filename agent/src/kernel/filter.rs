@@ -88,6 +88,8 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         (Kind::Sysctl, whole::SYSCTL, &[]),
         (Kind::Socket, whole::SOCKET, &[SOCKET, SOCKETCALL]),
         (Kind::Dns, whole::DNS, &[]),
+        (Kind::Prctl, whole::PRCTL, &[PRCTL]),
+        (Kind::Userfaultfd, whole::USERFAULTFD, &[USERFAULTFD]),
     ]
 };
 
@@ -516,7 +518,7 @@ impl Compiler {
 fn actions(filter: &Filter) -> (u64, u64) {
     use action::*;
     let mode = &filter.mode;
-    let bits = |these: &[u8]| these.iter().fold(0, |all, one| all | 1_u64 << one);
+    let bits = |these: &[u8]| these.iter().fold(0, |all, one| all | action::bit(*one));
     let mut actions = 0;
     let mut add = |when: bool, these: &[u8]| {
         if when {
@@ -639,7 +641,7 @@ mod tests {
             for (_, place, actions) in whole {
                 assert_eq!(compiled.filter.whole, 1 << place, "{name}");
                 for action in *actions {
-                    assert_ne!(compiled.filter.actions >> action & 1, 0, "{name}");
+                    assert_ne!(compiled.filter.actions & action::bit(*action), 0, "{name}");
                 }
             }
         }

@@ -172,6 +172,8 @@ pub(super) const HOOKS: &[Hook] = &[
             "unshare",
             "setns",
             "map_wx",
+            "prctl",
+            "userfaultfd",
             "module_load",
             "module_unload",
             "bpf",

@@ -502,6 +502,7 @@ fn other(record: &Record<'_>, names: &mut Names) -> Event {
         Body::Reach(kind, reach) => privilege::reach(*kind, record, reach),
         Body::Spaces(kind, spaces) => privilege::spaces(*kind, spaces),
         Body::Memory(kind, memory) => privilege::memory(*kind, record, memory),
+        Body::Control(kind, control) => privilege::control(*kind, control),
         Body::Module(kind, module) => kernel::module(*kind, record, module),
         Body::Program(kind, program) => kernel::program(*kind, program),
         Body::Mount(kind, mount) => kernel::mount(*kind, record, mount),

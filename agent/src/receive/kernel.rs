@@ -43,7 +43,7 @@ fn event(kind: Kind, tid: u32, (number, flags): (u32, u32), kernel: KernelChange
 }
 
 /// A name in a field of its own, ended by NUL.
-fn name(bytes: &[u8]) -> Option<String> {
+pub(super) fn name(bytes: &[u8]) -> Option<String> {
     let len = bytes.iter().position(|byte| *byte == 0);
     let bytes = &bytes[..len.unwrap_or(bytes.len())];
     (!bytes.is_empty()).then(|| text::from_bytes(bytes))

@@ -2,12 +2,14 @@
 
 use sumun_abi::event::file::CALL_COMPAT;
 use sumun_abi::event::privilege::{
-    CREDS_BEFORE_UNKNOWN, Credentials, Creds, MEMORY_FILE, Memory, Reach, SPACES_UNKNOWN, Spaces,
+    CREDS_BEFORE_UNKNOWN, Control, Credentials, Creds, MEMORY_FILE, Memory, Reach, SPACES_UNKNOWN,
+    Spaces,
 };
 use sumun_proto::identity::exec_id;
 use sumun_proto::v1::{self, Event, File, Kind, Namespaces, Privilege, Target};
 
 use super::file::text_of;
+use super::kernel::name;
 use super::record::Record;
 use crate::kernel::syscalls;
 
@@ -133,4 +135,19 @@ pub fn memory(kind: Kind, record: &Record<'_>, memory: &Memory) -> Event {
         });
     }
     event
+}
+
+/// prctl and userfaultfd.
+#[must_use]
+pub fn control(kind: Kind, control: &Control) -> Event {
+    let privilege = Privilege {
+        result: Some(control.result),
+        option: control.option,
+        second: control.second,
+        third: control.third,
+        name: name(&control.name),
+        ..Privilege::default()
+    };
+    let call = (control.number, control.flags);
+    event(kind, control.actor.tid, call, privilege)
 }

@@ -10,7 +10,7 @@ use sumun_abi::event::file::{Change, FailedOpen, Names, Open};
 use sumun_abi::event::kernel::{Module, Mount, Program, Setting, Setup};
 use sumun_abi::event::kind;
 use sumun_abi::event::network::{Connection, Datagram, Dns, Socket, UnixConnect};
-use sumun_abi::event::privilege::{Credentials, Memory, Reach, Spaces};
+use sumun_abi::event::privilege::{Control, Credentials, Memory, Reach, Spaces};
 use sumun_abi::event::process::{Actor, Exec, Exit, Fork};
 use sumun_abi::plain::{Plain, read};
 use sumun_abi::record::{Header, LEVELS, RECORD_MAX, RINGS, Span};
@@ -111,6 +111,8 @@ pub enum Body {
     Spaces(Kind, Spaces),
     /// Memory that can hold code.
     Memory(Kind, Memory),
+    /// How a process is treated.
+    Control(Kind, Control),
     /// A kernel module.
     Module(Kind, Module),
     /// A BPF program.
@@ -149,6 +151,7 @@ impl Body {
             Body::Reach(_, reach) => reach.actor,
             Body::Spaces(_, spaces) => spaces.actor,
             Body::Memory(_, memory) => memory.actor,
+            Body::Control(_, control) => control.actor,
             Body::Module(_, module) => module.actor,
             Body::Program(_, program) => program.actor,
             Body::Mount(_, mount) => mount.actor,
@@ -255,6 +258,7 @@ impl<'a> Record<'a> {
             | Body::Socket(_)
             | Body::Credentials(..)
             | Body::Spaces(..)
+            | Body::Control(..)
             | Body::Program(..)
             | Body::Setup(..) => Vec::new(),
         }
@@ -292,6 +296,7 @@ fn later(kind: Kind, bytes: &[u8]) -> Result<Body, Malformed> {
         }
         Kind::Unshare | Kind::Setns => Body::Spaces(kind, fixed(bytes)?),
         Kind::MemfdCreate | Kind::MapWx => Body::Memory(kind, fixed(bytes)?),
+        Kind::Prctl | Kind::Userfaultfd => Body::Control(kind, fixed(bytes)?),
         Kind::ModuleLoad | Kind::ModuleUnload => Body::Module(kind, fixed(bytes)?),
         Kind::Bpf => Body::Program(kind, fixed(bytes)?),
         Kind::Mount | Kind::Umount | Kind::PivotRoot | Kind::Chroot => {

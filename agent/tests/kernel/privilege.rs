@@ -19,7 +19,7 @@ use crate::bench::{self, Seen};
 use libc::{c_long, syscall};
 use sumun_abi::event::{
     file::CALL_COMPAT,
-    privilege::{CREDS_BEFORE_UNKNOWN, Credentials, MEMORY_FILE, Memory, Reach, Spaces},
+    privilege::{CREDS_BEFORE_UNKNOWN, Control, Credentials, MEMORY_FILE, Memory, Reach, Spaces},
 };
 use sumun_agent::{kernel::syscalls, receive::record::Body};
 use sumun_proto::v1::Kind;
@@ -509,6 +509,134 @@ fn memory_that_can_be_written_and_executed_is_told() {
     assert_eq!(found[3].1.ino, memfd.metadata().unwrap().ino());
 }
 
+#[test]
+fn how_a_process_is_treated_is_told() {
+    let Some(mut bench) = bench::take("controls") else {
+        return;
+    };
+    let was = done!(libc::SYS_prctl, libc::PR_GET_DUMPABLE);
+    bench.ask(&[Kind::Prctl, Kind::Userfaultfd]);
+    done!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0);
+    done!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, was);
+    // A 32-bit option: what stands above it is nothing.
+    done!(
+        libc::SYS_prctl,
+        1_u64 << 32 | libc::PR_SET_DUMPABLE as u64,
+        was
+    );
+    // Every day's: not told. Nor is the name of a thread that is not the first.
+    done!(libc::SYS_prctl, libc::PR_GET_DUMPABLE);
+    apart(|| {
+        done!(libc::SYS_prctl, libc::PR_SET_NAME, c"kworker/0:1".as_ptr());
+    });
+    // Nor is asking for capabilities; to raise one that it does not inherit is refused.
+    let ambient = |what: i32| {
+        // SAFETY: no memory is involved.
+        unsafe { syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, what, 21, 0, 0) }
+    };
+    assert_eq!(ambient(libc::PR_CAP_AMBIENT_IS_SET), 0);
+    let raised = match ambient(libc::PR_CAP_AMBIENT_RAISE) {
+        0 => 0,
+        _ => -std::io::Error::last_os_error().raw_os_error().unwrap(),
+    };
+    let mut seen = bench.settle();
+    let own = |seen: &[Seen]| -> Vec<Control> {
+        own(seen, |body| match body {
+            Body::Control(kind, record) => Some((*kind, *record)),
+            _ => None,
+        })
+        .into_iter()
+        .map(|(_, record, _)| record)
+        .collect()
+    };
+    let found = own(&seen);
+    let short: Vec<_> = found
+        .iter()
+        .map(|record| (record.option as i32, record.second as i64, record.result))
+        .collect();
+    let dumpable = libc::PR_SET_DUMPABLE;
+    let expected = [
+        (dumpable, 0, 0),
+        (dumpable, was, 0),
+        (dumpable, was, 0),
+        (libc::PR_CAP_AMBIENT, 2, raised),
+    ];
+    assert_eq!(short, expected);
+    assert!(
+        found
+            .iter()
+            .all(|record| name_of(record) == "prctl" && record.number == libc::SYS_prctl as u32)
+    );
+    assert_eq!(found[3].third, 21);
+
+    // The first thread of a process has its name told, as the kernel has it.
+    let renamed = format!("{}-and-more", "kworker/0:9");
+    let mut child = Command::new("/bin/true");
+    let text = CString::new(renamed).unwrap();
+    // SAFETY: prctl may be called between fork and exec.
+    unsafe {
+        child.pre_exec(
+            move || match syscall(libc::SYS_prctl, libc::PR_SET_NAME, text.as_ptr()) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        );
+    }
+    let mut child = child.spawn().unwrap();
+    let pid = child.id();
+    child.wait().unwrap();
+    // Refused to many: told all the same.
+    // SAFETY: no memory is involved.
+    let fault = unsafe { syscall(libc::SYS_userfaultfd, 0x8_0800) };
+    let refused = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    let fault = if fault < 0 {
+        -refused
+    } else {
+        // SAFETY: a new descriptor of ours.
+        drop(unsafe { OwnedFd::from_raw_fd(fault as i32) });
+        0
+    };
+    seen = bench.settle();
+    let named: Vec<_> = seen
+        .iter()
+        .filter(|record| record.actor().pid == pid)
+        .filter_map(|record| match &record.body {
+            Body::Control(Kind::Prctl, control) => Some(*control),
+            _ => None,
+        })
+        .collect();
+    let [named] = &named[..] else {
+        panic!("{named:?}")
+    };
+    assert_eq!(named.option as i32, libc::PR_SET_NAME);
+    assert_eq!(&named.name, b"kworker/0:9-and\0");
+    let [made] = &own(&seen)[..] else {
+        panic!("{seen:?}")
+    };
+    assert_eq!(
+        (name_of(made), made.second, made.result),
+        ("userfaultfd", 0x8_0800, fault)
+    );
+    if fault == -libc::ENOSYS {
+        eprintln!(
+            "SKIPPED how_a_process_is_treated_is_told: this kernel has no userfaultfd; only that it was asked for was seen"
+        );
+    }
+
+    // Each is sent for itself, though they share a bit of the filter.
+    bench.ask(&[Kind::Userfaultfd]);
+    done!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, was);
+    assert_eq!(own(&bench.settle()), []);
+    bench.ask(&[Kind::Prctl]);
+    // SAFETY: no memory is involved; what it returns is closed with the process.
+    unsafe { syscall(libc::SYS_userfaultfd, 0x8_0800) };
+    assert_eq!(own(&bench.settle()), []);
+}
+
+fn name_of(record: &Control) -> &'static str {
+    name(record.number, record.flags)
+}
+
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_calls_are_told_too() {
@@ -528,7 +656,14 @@ fn thirty_two_bit_calls_are_told_too() {
     });
     let segment = Segment::new();
     let (id, place) = (segment.0 as u32, low.put(&[0; 4]));
-    bench.ask(&[Kind::Setid, Kind::MapWx, Kind::MemfdCreate, Kind::Unshare]);
+    bench.ask(&[
+        Kind::Setid,
+        Kind::MapWx,
+        Kind::MemfdCreate,
+        Kind::Unshare,
+        Kind::Prctl,
+        Kind::Userfaultfd,
+    ]);
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             // setresuid32, mprotect, mmap, memfd_create, unshare.
@@ -547,6 +682,9 @@ fn thirty_two_bit_calls_are_told_too() {
             let at = int80(397, id, 0, SHM_EXEC as u32, 0);
             assert!(!(-4095..=0).contains(&at), "{at}");
             assert_eq!(int80(310, libc::CLONE_NEWUTS as u32, 0, 0, 0), 0);
+            // prctl, and userfaultfd with a flag that there is none of.
+            assert_eq!(int80(172, libc::PR_SET_DUMPABLE as u32, 1, 0, 0), 0);
+            assert!(int80(374, 2, 0, 0, 0) < 0);
         });
         thread.join().unwrap();
     });
@@ -579,6 +717,17 @@ fn thirty_two_bit_calls_are_told_too() {
     assert_eq!(
         (made.len(), made[0].1.namespaces as i32),
         (1, libc::CLONE_NEWUTS)
+    );
+    let controls: Vec<_> = own(&seen, |body| match body {
+        Body::Control(kind, record) => Some((*kind, *record)),
+        _ => None,
+    })
+    .into_iter()
+    .map(|(_, record, _)| (name_of(&record), record.second, record.flags))
+    .collect();
+    assert_eq!(
+        controls,
+        [("prctl", 1, CALL_COMPAT), ("userfaultfd", 2, CALL_COMPAT)]
     );
 }
 

@@ -204,6 +204,15 @@ pub(crate) fn what(row: &Value) -> String {
             let (call, prot) = (text(row, "call"), items(row, "mem.prot"));
             format!("{call} {length} bytes {prot}{file}")
         }
+        "prctl" => {
+            let option = text(row, "prctl.option");
+            let with = match text(row, "prctl.name") {
+                "" => integer(row, "prctl.arg2").map_or_else(String::new, |arg| format!(" {arg}")),
+                name => format!(" {}", safe(name)),
+            };
+            format!("{option}{with}{}", error(row))
+        }
+        "userfaultfd" => items(row, "userfaultfd.flags") + &error(row),
         "module_load" | "module_unload" => {
             let known = [text(row, "module.name"), text(row, "file.path")];
             let known: Vec<_> = known.into_iter().filter(|name| !name.is_empty()).collect();

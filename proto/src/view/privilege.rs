@@ -79,6 +79,25 @@ const REQUESTS: &[(u32, &str)] = &[
     (0x4206, "seize"),
 ];
 
+/// Options of prctl that are recorded (include/uapi/linux/prctl.h).
+const OPTIONS: &[(u32, &str)] = &[
+    (4, "set_dumpable"),
+    (SET_NAME, "set_name"),
+    (28, "set_securebits"),
+    (35, "set_mm"),
+    (47, "cap_ambient_raise"),
+    (59, "set_syscall_user_dispatch"),
+    (0x5961_6d61, "set_ptracer"),
+];
+const SET_NAME: u32 = 15;
+
+/// Flags of userfaultfd (include/uapi/linux/userfaultfd.h).
+const FAULT_FLAGS: &[(u64, &str)] = &[
+    (1, "user_mode_only"),
+    (0x800, "nonblock"),
+    (0x8_0000, "cloexec"),
+];
+
 impl<'a> View<'a> {
     pub(super) fn privilege(&self, id: FieldId) -> Option<Value<'a>> {
         let privilege = self.event.privilege.as_ref()?;
@@ -88,6 +107,13 @@ impl<'a> View<'a> {
             Kind::MapWx => memory(privilege, id),
             Kind::Ptrace | Kind::ProcessVmReadv | Kind::ProcessVmWritev | Kind::PidfdGetfd => {
                 reach(privilege, self.kind(), id)
+            }
+            Kind::Prctl | Kind::Userfaultfd if id == FieldId::Result => {
+                Some(Value::Int(privilege.result?.into()))
+            }
+            Kind::Prctl => prctl(privilege, id),
+            Kind::Userfaultfd if id == FieldId::UserfaultfdFlags => {
+                Some(list(Items::Bits(privilege.second, FAULT_FLAGS), true))
             }
             _ => None,
         }
@@ -180,6 +206,22 @@ fn memory(privilege: &Privilege, id: FieldId) -> Option<Value<'static>> {
             let bits = privilege.protection.into();
             Some(list(Items::Bits(bits, PROTECTIONS), true))
         }
+        _ => None,
+    }
+}
+
+fn prctl(privilege: &Privilege, id: FieldId) -> Option<Value<'_>> {
+    let names = privilege.option == SET_NAME;
+    match id {
+        FieldId::PrctlOption => {
+            let option = privilege.option;
+            let known = OPTIONS.iter().find(|(known, _)| *known == option)?;
+            Some(text(known.1))
+        }
+        // Of a name they are an address.
+        FieldId::PrctlArg2 if !names => Some(int(privilege.second)),
+        FieldId::PrctlArg3 if !names => Some(int(privilege.third)),
+        FieldId::PrctlName if names => optional(privilege.name.as_deref(), 0),
         _ => None,
     }
 }

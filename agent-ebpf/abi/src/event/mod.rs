@@ -83,6 +83,10 @@ pub mod kind {
     pub const SETNS: u16 = 308;
     /// [`super::privilege::Memory`]
     pub const MAP_WX: u16 = 309;
+    /// [`super::privilege::Control`]
+    pub const PRCTL: u16 = 310;
+    /// [`super::privilege::Control`]
+    pub const USERFAULTFD: u16 = 311;
     /// [`super::kernel::Module`]
     pub const MODULE_LOAD: u16 = 400;
     /// [`super::kernel::Module`]

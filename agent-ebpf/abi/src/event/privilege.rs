@@ -159,3 +159,31 @@ assert_size!(Memory, 32 + 56 + 24 + 16 + 16);
 
 /// There is a file, or was: nothing else is said of it if it was gone when looked for.
 pub const MEMORY_FILE: u32 = 1 << 0;
+
+/// Bytes of a task's name with its NUL (`TASK_COMM_LEN`, include/linux/sched.h).
+pub const TASK_NAME: usize = 16;
+
+/// A process changed how the kernel or others treat it, or asked to handle page faults by itself. Also attempts that failed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Header, kind `PRCTL` or `USERFAULTFD`.
+    pub header: Header,
+    /// Who.
+    pub actor: Actor,
+    /// Number of the system call.
+    pub number: u32,
+    /// `CALL_COMPAT`.
+    pub flags: u32,
+    /// 0, or a negative errno.
+    pub result: i32,
+    /// `PRCTL`: `PR_*`.
+    pub option: u32,
+    /// `PRCTL`: the second argument; `USERFAULTFD`: the flags.
+    pub second: u64,
+    /// `PRCTL`: the third argument.
+    pub third: u64,
+    /// The thread's name after the call, ended by NUL if it is shorter.
+    pub name: [u8; TASK_NAME],
+}
+assert_size!(Control, 32 + 56 + 16 + 16 + 16);

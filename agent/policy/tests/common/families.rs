@@ -85,6 +85,10 @@ pub(super) fn privilege(dice: &mut Dice<'_>, unknowns: bool) -> Privilege {
         address: Some(4096),
         length: dice.pick(&[0, 22, 4096]),
         protection: dice.pick(&[6, 7]),
+        option: dice.pick(&[4, 15, 28, 99]),
+        second: dice.pick(&[0, 1, 0x8_0800, u64::MAX]),
+        third: dice.pick(&[0, 22]),
+        name: (!dice.chance(3)).then(|| dice.pick(WORDS).to_owned()),
     }
 }
 

@@ -232,6 +232,8 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind::Unshare,
     Kind::MemfdCreate,
     Kind::MapWx,
+    Kind::Prctl,
+    Kind::Userfaultfd,
     Kind::ModuleLoad,
     Kind::Bpf,
     Kind::Mount,
@@ -329,7 +331,13 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
             event.kernel = Some(families::kernel(dice, unknowns));
             event.call = dice.pick(families::CALLS).to_owned();
         }
-        Kind::Setid | Kind::Ptrace | Kind::PidfdGetfd | Kind::Unshare | Kind::MapWx => {
+        Kind::Setid
+        | Kind::Ptrace
+        | Kind::PidfdGetfd
+        | Kind::Unshare
+        | Kind::MapWx
+        | Kind::Prctl
+        | Kind::Userfaultfd => {
             event.privilege = Some(families::privilege(dice, unknowns));
             event.call = dice.pick(families::CALLS).to_owned();
         }

@@ -39,6 +39,9 @@
 //!     { net = "10.0.0.0/8", protocol = "tcp", local_port = 22 },
 //! ]
 //!
+//! [integrity]                   # what the kernel does not show: hidden processes and modules, hooked functions
+//! every = "5m"                  # looked at so often while a rule asks for it; "off"
+//!
 //! [privacy]
 //! redact = true                 # secrets in arguments are replaced before anything is written or sent
 //! names = []                    # more names whose values are secret: "customer-pin"
@@ -99,6 +102,10 @@ pub const METRICS_DEFAULT: SocketAddr =
 /// nobody looks, and not for ever on a host that nobody can tell otherwise.
 pub const HOLD_DEFAULT: Duration = Duration::from_hours(24);
 
+/// How often is looked for what the kernel does not show when the file says nothing: a rootkit is there for weeks, and a look
+/// takes some hundredths of a second.
+pub const INTEGRITY_DEFAULT: Duration = Duration::from_mins(5);
+
 /// Smallest quota of a lane: several of the largest batches and the room the
 /// spool keeps for gap records.
 pub const QUOTA_MIN: u64 = 16 << 20;
@@ -143,6 +150,8 @@ struct File {
     rings: RawRings,
     #[serde(default)]
     enforce: RawEnforce,
+    #[serde(default)]
+    integrity: RawIntegrity,
     #[serde(default)]
     privacy: RawPrivacy,
     #[serde(default)]
@@ -208,6 +217,12 @@ struct RawEnforce {
     hold: Option<Spanned<String>>,
     #[serde(default)]
     isolate: isolate::Raw,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIntegrity {
+    every: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -282,6 +297,8 @@ pub struct Config {
     pub hold: Duration,
     /// What goes on while a rule isolates the host.
     pub isolate: Settings,
+    /// How often is looked for what the kernel does not show; `None` = never.
+    pub integrity: Option<Duration>,
     /// What is taken out of arguments.
     pub privacy: privacy::Rules,
     /// Where Prometheus may ask; `None` = nowhere.
@@ -438,6 +455,19 @@ impl Config {
                 })?,
             },
             isolate: isolate::check(file.enforce.isolate, at)?,
+            integrity: match file.integrity.every {
+                None => Some(INTEGRITY_DEFAULT),
+                Some(every) if every.get_ref() == "off" => None,
+                Some(every) => Some(length(every.get_ref()).ok_or_else(|| {
+                    at(
+                        every.span().start,
+                        format!(
+                            "every {:?} is neither \"off\" nor a time from 10 seconds to 366 days such as \"5m\" (s, m, h or d)",
+                            every.get_ref()
+                        ),
+                    )
+                })?),
+            },
             privacy: file.privacy.check().map_err(|(offset, message)| at(offset, message))?,
             identity: identity::check(file.identity, at)?,
             metrics: match file.metrics.listen {

@@ -1,6 +1,6 @@
 //! The agent: from kernel records to the collector. Folders are the stages in order:
 //! `kernel` → `receive` → `enrich` → `detect` → `enforce` → `spool` → `forward`; `pipeline` drives the
-//! first six on one thread, `run` wires everything together.
+//! first six on one thread, `run` wires everything together. `integrity` looks, beside them, for what the kernel does not show.
 
 pub mod cli;
 pub mod command;
@@ -11,6 +11,7 @@ pub mod enforce;
 pub mod enrich;
 pub mod enroll;
 pub mod forward;
+pub mod integrity;
 pub mod kernel;
 pub mod pipeline;
 pub mod privacy;

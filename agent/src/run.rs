@@ -74,6 +74,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         tree: Limits { bytes: TREE_BYTES },
         hold: config.hold,
         isolate: config.isolate.clone(),
+        integrity: config.integrity,
         redactor: Redactor::new(config.privacy.clone()),
         runtimes: config.identity.clone(),
         system: crate::enrich::host::system(&kernel_release()),

@@ -121,6 +121,7 @@ pub const KINDS: &[(&str, crate::v1::Kind)] = &[
     ("kexec_load", crate::v1::Kind::KexecLoad),
     ("io_uring_setup", crate::v1::Kind::IoUringSetup),
     ("sysctl", crate::v1::Kind::Sysctl),
+    ("integrity", crate::v1::Kind::Integrity),
 ];
 
 /// Table of the lake that holds events of a kind.
@@ -169,7 +170,8 @@ pub fn family(kind: crate::v1::Kind) -> &'static str {
         | Kind::Chroot
         | Kind::KexecLoad
         | Kind::IoUringSetup
-        | Kind::Sysctl => "kernel",
+        | Kind::Sysctl
+        | Kind::Integrity => "kernel",
     }
 }
 

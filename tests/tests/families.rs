@@ -1,14 +1,18 @@
 //! The kinds that change privileges, files and the kernel: from the call to the answer of a search.
 
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
 
 use serde_json::Value;
 use sumun_tests::check::{int, list, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::ctl::Answer;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
+use sumun_tests::programs;
 
 /// How long the store may take until an answer is complete.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -257,4 +261,131 @@ fn each_new_kind_is_stored_with_its_words() {
     );
     // What nobody asks for is not collected, and the answer says so.
     agent.stop().expect("the agent stops when told to");
+}
+
+/// A process that waits; ends with the test.
+struct Sleeps(Child);
+
+impl Drop for Sleeps {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_show_is_found() {
+    let Some(turn) = Turn::take("what_the_kernel_does_not_show") else {
+        return;
+    };
+    const HIDDEN: &str = r#"
+[policy]
+name = "integrity"
+version = 1
+
+[[rule]]
+id = "hidden"
+title = "Something is hidden"
+on = ["integrity"]
+when = 'integrity.check == "hidden_process" && proc.exe.name == "sleep"'
+severity = "critical"
+"#;
+    let scratch = scratch();
+    let said = |command: &mut Command| {
+        let output = command.output().expect("the program can be started");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{output:?}");
+        text
+    };
+    // A mount namespace of this thread and of the agent that it starts: nobody else is fooled.
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+    said(Command::new("mount").args(["--make-rprivate", "/"]));
+    let collector = Collector::start().expect("a collector");
+    let [shown, hidden, swapped] = [(); 3].map(|()| {
+        Sleeps(
+            Command::new("sleep")
+                .arg("600")
+                .spawn()
+                .expect("sleep can be started"),
+        )
+    });
+    let folder = |of: &Sleeps| format!("/proc/{}", of.0.id());
+    let (over, of_shown) = (scratch.path().as_os_str(), folder(&shown));
+    said(
+        Command::new("mount")
+            .arg("--bind")
+            .arg(over)
+            .arg(folder(&hidden)),
+    );
+    said(
+        Command::new("mount")
+            .arg("--bind")
+            .args([&of_shown, &folder(&swapped)]),
+    );
+    let since = unix_ns();
+    let stop = AtomicBool::new(false);
+    let (stop, ctl) = (&stop, collector.ctl());
+    std::thread::scope(|scope| {
+        // Whoever begins and ends meanwhile is not hidden.
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = Command::new("/bin/true").status();
+            }
+        });
+        // The threads end also if an assertion fails.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _stop = Stop(stop);
+        let mut agent = Agent::start(turn, &collector, &[("integrity", HIDDEN)]).expect("an agent");
+        let begun = Instant::now();
+        let rows = loop {
+            let rows = ctl
+                .complete_events(since, unix_ns(), r#"kind == "integrity""#, LIMIT)
+                .expect("a complete answer")
+                .rows;
+            let of_process = |row: &&Value| text(row, "integrity.check") == "hidden_process";
+            let rows: Vec<Value> = rows.iter().filter(of_process).cloned().collect();
+            if rows.len() >= 2 || begun.elapsed() > Duration::from_secs(30) {
+                break rows;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        };
+        let mut found: Vec<_> = rows.iter().map(|row| int(row, "proc.pid")).collect();
+        found.sort_unstable();
+        let mut wanted = [&hidden, &swapped].map(|one| Some(i64::from(one.0.id())));
+        wanted.sort_unstable();
+        assert_eq!(found, wanted, "{rows:?}");
+        for row in &rows {
+            assert_eq!(text(row, "proc.exe.name"), "sleep");
+            assert_eq!(
+                text(row, "integrity.object"),
+                int(row, "proc.pid").unwrap_or(0).to_string()
+            );
+            assert!(
+                text(row, "integrity.detail").contains("a mount lies over"),
+                "{row}"
+            );
+        }
+        let status = said(
+            Command::new(programs::path("sumun-agent"))
+                .args(["status", "-o", "json", "--config"])
+                .arg(agent.config()),
+        );
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        let told = status["integrity"]["findings"]
+            .as_array()
+            .expect("findings");
+        let of_process = told.iter().filter(|one| one["check"] == "hidden_process");
+        assert_eq!(of_process.count(), 2, "{}", status["integrity"]);
+        println!("{}", status["integrity"]);
+        let alerts = ctl
+            .complete_alerts(since, unix_ns(), r#"rule.id == "hidden""#, LIMIT)
+            .expect("a complete answer");
+        assert_eq!(alerts.rows.len(), 2, "{:?}", alerts.rows);
+        agent.stop().expect("the agent stops when told to");
+    });
 }

@@ -15,7 +15,9 @@ use crate::file::{CheckedPolicy, Effect, Mode, Rule};
 use crate::ir::{Expr, Operand, Predicate, Set, Type};
 use crate::list::List;
 use crate::narrow::{asks_for_failures, never};
-use crate::plan::{Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life, reads_names};
+use crate::plan::{
+    Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life, reads_names, watches_modules,
+};
 use crate::verdict::scope::{is_scope, remark};
 use crate::verdict::{AFTER, Late, VerdictPlan};
 
@@ -298,6 +300,7 @@ fn one(
         cost: match kind {
             // For the names that it reads on other kinds.
             Kind::Dns if reads_names(rule) => Cost::EveryEvent,
+            Kind::ModuleLoad | Kind::ModuleUnload if watches_modules(rule) => Cost::EveryEvent,
             _ if by_error => Cost::Narrow,
             _ => Cost::of(&alone.plan, kind),
         },

@@ -121,7 +121,7 @@ pub fn is_life(kind: Kind) -> bool {
 
 /// True for kinds whose name is the caller's word on the rung without
 /// decision points: a filter could be misled, so every event is sent and stored if any rule
-/// asks for the kind.
+/// asks for the kind. So is what the agent finds by itself ([`is_own`]).
 #[must_use]
 pub fn is_unfiltered(kind: Kind) -> bool {
     matches!(
@@ -138,7 +138,13 @@ pub fn is_unfiltered(kind: Kind) -> bool {
             | Kind::Umount
             | Kind::PivotRoot
             | Kind::Chroot
-    )
+    ) || is_own(kind)
+}
+
+/// True for what no record of the kernel tells: the agent looks for it while a rule asks for the kind.
+#[must_use]
+pub fn is_own(kind: Kind) -> bool {
+    kind == Kind::Integrity
 }
 
 /// True for kinds that the kernel side does not filter: every record is sent if any rule asks for the kind. Those
@@ -155,6 +161,12 @@ pub fn is_whole(kind: Kind) -> bool {
 pub fn reads_names(rule: &Rule) -> bool {
     let connects = |kind: &Kind| matches!(kind, Kind::Connect | Kind::ConnectUdp);
     rule.kinds.iter().any(connects) && reads(rule, &[FieldId::NetDstName])
+}
+
+/// True if a rule asks for what the agent finds by itself: which modules there are is known from their loading and their removal.
+#[must_use]
+pub fn watches_modules(rule: &Rule) -> bool {
+    rule.kinds.iter().any(|kind| is_own(*kind))
 }
 
 /// True if a rule reads who wrote an executable: only then it is watched.
@@ -215,6 +227,10 @@ impl Plan {
                 plan.ask(Kind::Dns);
             }
             plan.writers |= reads_writers(rule);
+            if watches_modules(rule) {
+                plan.ask(Kind::ModuleLoad);
+                plan.ask(Kind::ModuleUnload);
+            }
         }
         let entries: usize = plan.clauses().map(Clause::entries).sum();
         if entries > ENTRIES_MAX {

@@ -15,7 +15,7 @@ use crate::explain::{ISOLATED, loosened};
 use crate::file::{CheckedPolicy, Effect, Presumed, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
 use crate::narrow::{narrow, never, on_kind};
-use crate::plan::{Clause, is_life, is_unfiltered, is_whole};
+use crate::plan::{Clause, is_life, is_own, is_unfiltered, is_whole};
 use crate::problem::Problem;
 use crate::read::{Reader, Value};
 use crate::selector::Selector;
@@ -472,7 +472,7 @@ impl Reader<'_> {
             if is_life(*kind) {
                 continue;
             }
-            if is_unfiltered(*kind) {
+            if is_unfiltered(*kind) && !is_own(*kind) {
                 self.warnings.push(Problem::at(
                     self.source.text,
                     offset,

@@ -347,6 +347,11 @@ impl Kernel {
         &self.hooks
     }
 
+    /// Adds what sees a kind without a hook, after [`Kernel::attach`].
+    pub fn note(&mut self, status: HookStatus) {
+        self.hooks.push(status);
+    }
+
     /// What the kernel's verifier walked through before it took each program that is loaded, in instructions by the
     /// program's name; told from 5.16 on.
     #[must_use]

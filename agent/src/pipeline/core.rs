@@ -15,6 +15,7 @@ use sumun_proto::v1::{self, Event, Gap, Kind, Lane, Verdict};
 use super::clock::Clock;
 use super::consumed::Consumed;
 use super::folds::{Folds, Sample};
+use super::integrity::Modules;
 use super::lanes::LaneWriter;
 use super::streams::{Seen, Streams};
 use crate::detect::Detector;
@@ -72,6 +73,8 @@ pub struct Core {
     pub detector: Detector,
     /// Names that addresses were resolved from.
     pub names: Names,
+    /// Modules that were loaded.
+    pub(super) modules: Modules,
     /// What rules that kill lead to.
     pub enforcer: Enforcer,
     /// What became of rules that deny.
@@ -158,6 +161,9 @@ impl Core {
                 let actor = body.actor();
                 let mut event = other(&record, &mut self.names);
                 self.names.name(&mut event, &actor);
+                if let Body::Module(..) = body {
+                    self.modules.told(&event);
+                }
                 (event, tree.find(&actor), actor)
             }
         };
@@ -235,6 +241,7 @@ impl Core {
             self.repair = true;
             self.life.gap(gap);
         } else {
+            self.modules.forget();
             self.bulk.gap(gap);
         }
     }
@@ -247,7 +254,7 @@ impl Core {
         seen
     }
 
-    fn emit(
+    pub(super) fn emit(
         &mut self,
         mut event: Event,
         node: &Rc<Node>,

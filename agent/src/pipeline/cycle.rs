@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sumun_abi::loss::{Stream, reason};
 use sumun_abi::verdict::Guard;
+use sumun_policy::plan::KindPlan;
 use sumun_proto::Host;
 use sumun_proto::catalogue::{KINDS, kind_name};
 use sumun_proto::v1::{Door, Gap, Kind, Lane, Loss, Scope, System};
@@ -20,6 +21,7 @@ use super::consumed::{Before, Consumed};
 use super::core::Core;
 use super::denied::{Pending, Unsaid};
 use super::folds::{self, Folds};
+use super::integrity::{Findings, Modules};
 use super::lanes::LaneWriter;
 use super::policies::{self, Loaded};
 use super::streams::Streams;
@@ -33,9 +35,10 @@ use crate::enforce::isolate::{self, Isolation};
 use crate::enforce::lineage::{self, Untold};
 use crate::enforce::scope::{self, Scopes};
 use crate::enrich::names::Names;
-use crate::enrich::process::{Limits, Tree};
+use crate::enrich::process::{ImageKey, Limits, Tree};
 use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
+use crate::integrity::{Check, Finding, Process, Report, Standing, Turn, Watch};
 use crate::kernel::{DoorStatus, HookStatus, Kernel, Known, PointStatus, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
 use crate::spool::{Found, Spool};
@@ -115,6 +118,8 @@ pub struct Setup {
     pub hold: Duration,
     /// What goes on while a rule isolates the host.
     pub isolate: isolate::Settings,
+    /// How often is looked for what the kernel does not show; `None` = never.
+    pub integrity: Option<Duration>,
     /// Takes secrets out of arguments.
     pub redactor: Redactor,
     /// Whom to ask of containers and of the host.
@@ -138,6 +143,9 @@ pub struct Pipeline {
     holding: fanotify::Report,
     pending: Pending,
     unsaid: Unsaid,
+    watch: Watch,
+    findings: Findings,
+    standing: Standing,
     host: Host,
     hold: Duration,
     told: Told,
@@ -183,6 +191,7 @@ impl Pipeline {
             tree,
             hold,
             isolate,
+            integrity,
             redactor,
             runtimes,
             system,
@@ -248,6 +257,7 @@ impl Pipeline {
             clock,
             detector: Detector::new(host.clone()),
             names: Names::default(),
+            modules: Modules::default(),
             enforcer: Enforcer::new(kernel.sharers()),
             denier: Denier::default(),
             isolation: Isolation::open(
@@ -283,6 +293,9 @@ impl Pipeline {
             holding: fanotify::Report::default(),
             pending: Pending::default(),
             unsaid: Unsaid::new(&state),
+            watch: Watch::new(integrity),
+            findings: Findings::default(),
+            standing: Standing::default(),
             host: host.clone(),
             hold,
             told: Told::start(runtimes, system)?,
@@ -317,6 +330,15 @@ impl Pipeline {
         // The filter first: what is attached is judged by it from the first record on.
         pipeline.apply(loaded, true)?;
         pipeline.kernel.attach()?;
+        pipeline.kernel.note(HookStatus {
+            hook: "integrity",
+            kinds: vec![kind_name(Kind::Integrity)],
+            available: integrity.is_some(),
+            reason: integrity
+                .is_none()
+                .then(|| "[integrity] every is \"off\" in agent.toml".to_owned()),
+            verified_instructions: None,
+        });
         let doors = pipeline.kernel.deniable();
         if doors != *pipeline.loaded.doors() {
             // One of them could be tried, but not kept.
@@ -430,6 +452,7 @@ impl Pipeline {
                 self.pending
                     .emit(&mut self.core, (self.through_boot_ns, now_ns));
             }
+            self.findings.emit(&mut self.core);
             let bulk = drain(
                 &mut self.kernel.bulk,
                 bulk_ahead.min(CYCLE_BYTES),
@@ -460,6 +483,7 @@ impl Pipeline {
         }
         if life_emptied {
             self.pending.written();
+            self.findings.written();
         }
         self.told.written();
         self.look_at_keeper();
@@ -480,6 +504,7 @@ impl Pipeline {
             self.core.folds.retire(self.generation);
         }
         self.repair();
+        self.look_at_kernel();
         self.relax(read);
         self.expire();
         match read {
@@ -848,18 +873,110 @@ impl Pipeline {
         self.last_repair = Some(Instant::now());
         self.core.repair = false;
         self.bootstrap_cgroups();
+        if let Err(error) = self.who_runs() {
+            tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
+        }
+    }
+
+    /// Who runs now, by the task iterator; the tree is brought to that.
+    fn who_runs(&mut self) -> Result<HashSet<ImageKey>, crate::kernel::Error> {
         let mut alive = HashSet::new();
         let core = &mut self.core;
-        if let Err(error) = self
-            .kernel
-            .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))
-        {
-            tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
-            return;
-        }
+        self.kernel
+            .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
         self.core.tree.join();
         // Exits may have been lost, too.
         self.core.tree.retire_all_but(&alive);
+        Ok(alive)
+    }
+
+    /// Goes on with the look at what the kernel does not show, which a thread of its own takes, while a rule asks for it.
+    fn look_at_kernel(&mut self) {
+        let asked = *self.loaded.plan().kind(Kind::Integrity) != KindPlan::None;
+        let process = |key: ImageKey| Process {
+            pid: key.pid,
+            start_ns: key.start_ns,
+        };
+        match self.watch.turn(asked) {
+            Turn::Nothing => {}
+            Turn::Begin => {
+                let living = self.core.tree.living();
+                let processes = living.map(|node| process(node.key)).collect();
+                let modules = self.core.modules.names();
+                if let Err(reason) = self.watch.look(processes, modules) {
+                    self.blind(reason);
+                }
+            }
+            Turn::Confirm(mut missing) => {
+                // Most have ended, and their records have been read since.
+                let living = self.core.tree.living();
+                let living: HashSet<Process> = living.map(|node| process(node.key)).collect();
+                missing.retain(|one| living.contains(one));
+                if !missing.is_empty() {
+                    // Records may be late, or lost: the kernel's own list decides.
+                    let alive: HashSet<Process> = match self.who_runs() {
+                        Ok(alive) => alive.into_iter().map(process).collect(),
+                        Err(error) => {
+                            tracing::warn!(%error, "processes that /proc does not show cannot be confirmed");
+                            HashSet::new()
+                        }
+                    };
+                    missing.retain(|one| alive.contains(one));
+                }
+                self.watch.alive(missing);
+            }
+            Turn::Done(mut report) => {
+                let modules = self.core.modules.names();
+                report
+                    .findings
+                    .retain(|one| !one.needs_module() || modules.contains(&one.object));
+                self.found(report);
+            }
+            Turn::Failed(reason) => self.blind(reason),
+        }
+        if self.standing.asked != asked || self.standing.every != self.watch.every() {
+            self.standing.asked = asked;
+            self.standing.every = self.watch.every();
+            self.publish();
+        }
+    }
+
+    /// Nothing could be looked at.
+    fn blind(&mut self, reason: String) {
+        let blind = Check::ALL.into_iter().map(|check| (check, reason.clone()));
+        let report = Report {
+            blind: blind.collect(),
+            ..Report::default()
+        };
+        self.found(report);
+    }
+
+    /// A look has ended.
+    fn found(&mut self, report: Report) {
+        let now_ns = boot_ns().unwrap_or(self.through_boot_ns);
+        let when = (self.generation, now_ns, self.through_boot_ns);
+        for Finding {
+            check,
+            object,
+            detail,
+            ..
+        } in self.findings.add(&report, when)
+        {
+            tracing::warn!(
+                check = check.name(),
+                object,
+                detail,
+                "the kernel does not show what it knows"
+            );
+        }
+        for (check, reason) in &report.blind {
+            if self.standing.report.blind.get(check) != Some(reason) {
+                tracing::warn!(check = check.name(), reason, "cannot be looked at");
+            }
+        }
+        self.standing.looked_ns = policies::wall_ns();
+        self.standing.report = report;
+        self.publish();
     }
 
     /// Says once of each exception that it has expired; the engine judges that for each event by itself,
@@ -1041,8 +1158,18 @@ impl Pipeline {
     fn publish(&mut self) {
         let hooks = self.kernel.hooks();
         let trouble = self.holding.trouble.as_deref();
-        let doors = doors(hooks, self.kernel.points(), self.kernel.doors(), trouble);
-        self.status.update(|parts| parts.doors = doors);
+        let mut doors = doors(hooks, self.kernel.points(), self.kernel.doors(), trouble);
+        if let Some(door) = doors.iter_mut().find(|door| door.kind() == Kind::Integrity)
+            && self.watch.every().is_some()
+        {
+            door.rung = "agent".into();
+            door.reason = self.standing.blind();
+        }
+        let standing = self.standing.clone();
+        self.status.update(|parts| {
+            parts.doors = doors;
+            parts.integrity = standing;
+        });
         self.holding = self.keeper.report();
         let mut report = self.loaded.report(hooks, &self.holding);
         if let Some(reason) = self.core.isolation.trouble() {

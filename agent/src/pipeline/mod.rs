@@ -21,6 +21,7 @@ mod core;
 mod cycle;
 mod denied;
 mod folds;
+mod integrity;
 pub mod lanes;
 pub mod policies;
 pub mod streams;

@@ -308,6 +308,7 @@ fn later(kind: Kind, bytes: &[u8]) -> Result<Body, Malformed> {
         | Kind::Fork
         | Kind::Exec
         | Kind::Exit
+        | Kind::Integrity
         | Kind::Open
         | Kind::CloseWrite
         | Kind::Rename

@@ -25,6 +25,7 @@ use sumun_proto::v1::{Door, Isolation, Lane, LoadedPolicies, Loss};
 
 use crate::enforce::deny;
 use crate::enforce::verdict::{MODES, OUTCOMES};
+use crate::integrity::Standing;
 use crate::spool::Spool;
 
 pub use log::start as start_log;
@@ -102,6 +103,8 @@ pub struct Parts {
     pub metrics: String,
     /// The rule for which the host is cut off from the network, and what goes on.
     pub isolation: Option<Isolation>,
+    /// What the kernel does not show.
+    pub integrity: Standing,
     /// Who cannot do its work, and why.
     troubles: BTreeMap<&'static str, String>,
 }

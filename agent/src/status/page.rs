@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Connection, LANES, Status};
+use crate::integrity::Standing;
 use crate::pipeline::policies;
 
 /// Bytes of memory of this process: proportional and resident set size.
@@ -92,6 +93,7 @@ pub(super) fn json(status: &Status) -> Value {
         })).collect::<Vec<_>>(),
         "lanes": lanes,
         "isolation": parts.isolation.as_ref().map(report::isolation_json),
+        "integrity": integrity(&parts.integrity),
         "losses": status.progress.losses().iter().map(|loss| json!({
             "ring": loss.ring,
             "cpu": loss.cpu,
@@ -149,6 +151,60 @@ pub(super) fn json(status: &Status) -> Value {
         "memory": { "pss_bytes": pss, "rss_bytes": rss },
         "metrics": parts.metrics,
     })
+}
+
+/// What was found that the kernel does not show.
+fn integrity(standing: &Standing) -> Value {
+    let report = &standing.report;
+    json!({
+        "every_seconds": standing.every.map(|every| every.as_secs()),
+        "asked": standing.asked,
+        "looked": seconds(standing.looked_ns / 1_000_000_000),
+        "took_ms": u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX),
+        "findings": report.findings.iter().map(|finding| json!({
+            "check": finding.check.name(),
+            "object": finding.object,
+            "detail": finding.detail,
+        })).collect::<Vec<_>>(),
+        "more": report.more,
+        "blind": report.blind.iter().map(|(check, reason)| json!({
+            "check": check.name(),
+            "reason": reason,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// The same for people.
+fn integrity_text(integrity: &Value) -> String {
+    let word = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let mut page = String::from("\nintegrity\n");
+    // Writing to a String cannot fail.
+    let _ = match (&integrity["every_seconds"], &integrity["asked"]) {
+        (Value::Null, _) => writeln!(page, "  off in agent.toml"),
+        (_, Value::Bool(false)) => writeln!(page, "  no rule asks for it"),
+        (every, _) => writeln!(
+            page,
+            "  every {every} s; last {}, which took {} ms",
+            integrity["looked"].as_str().unwrap_or("not yet"),
+            integrity["took_ms"]
+        ),
+    };
+    for finding in integrity["findings"].as_array().into_iter().flatten() {
+        let [check, object, detail] = ["check", "object", "detail"].map(|key| word(&finding[key]));
+        let _ = writeln!(page, "  FOUND {check} {object}: {detail}");
+    }
+    if integrity["more"].as_u64().is_some_and(|more| more > 0) {
+        let _ = writeln!(page, "  FOUND {} more", integrity["more"]);
+    }
+    for blind in integrity["blind"].as_array().into_iter().flatten() {
+        let [check, reason] = ["check", "reason"].map(|key| word(&blind[key]));
+        let _ = writeln!(page, "  cannot look at {check}: {reason}");
+    }
+    page
 }
 
 /// A status as a page for people.
@@ -209,6 +265,7 @@ pub fn text(status: &Value) -> String {
             );
         }
     }
+    page.push_str(&integrity_text(&status["integrity"]));
     let workloads = &status["workloads"];
     let _ = writeln!(
         page,

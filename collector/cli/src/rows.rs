@@ -245,6 +245,11 @@ pub(crate) fn what(row: &Value) -> String {
             let (name, value) = (text(row, "sysctl.name"), text(row, "sysctl.value"));
             format!("{} = {}{}", safe(name), safe(value), error(row))
         }
+        "integrity" => {
+            let [check, object, detail] =
+                ["check", "object", "detail"].map(|name| text(row, &format!("integrity.{name}")));
+            format!("{check} {}: {}", safe(object), safe(detail))
+        }
         "connect" | "accept" => {
             format!(
                 "{} -> {} {}{}",

@@ -95,6 +95,12 @@ impl<'a> View<'a> {
                 FieldId::SysctlValue => optional(change.value.as_deref(), change.value_flaws),
                 _ => None,
             },
+            Kind::Integrity => match id {
+                FieldId::IntegrityCheck => Some(text(&change.check)),
+                FieldId::IntegrityObject => optional(change.name.as_deref(), change.name_flaws),
+                FieldId::IntegrityDetail => optional(change.value.as_deref(), change.value_flaws),
+                _ => None,
+            },
             Kind::IoUringSetup if id == FieldId::IoUringEntries => {
                 Some(Value::Int(change.entries?.into()))
             }

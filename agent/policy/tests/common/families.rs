@@ -120,6 +120,7 @@ pub(super) fn kernel(dice: &mut Dice<'_>, unknowns: bool) -> KernelChange {
         value,
         value_flaws,
         name_flaws: 0,
+        check: dice.pick(&["hidden_process", "kprobe", "sh"]).to_owned(),
     }
 }
 

@@ -237,6 +237,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind::ModuleLoad,
     Kind::Bpf,
     Kind::Mount,
+    Kind::Integrity,
     Kind::ConnectUdp,
     Kind::ConnectUnix,
     Kind::Socket,
@@ -327,7 +328,7 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
             event.file = Some(file(dice, kind, unknowns));
             event.kernel = Some(families::kernel(dice, unknowns));
         }
-        Kind::Bpf | Kind::Mount => {
+        Kind::Bpf | Kind::Mount | Kind::Integrity => {
             event.kernel = Some(families::kernel(dice, unknowns));
             event.call = dice.pick(families::CALLS).to_owned();
         }

@@ -148,11 +148,12 @@ fn covered(mountinfo: &str) -> impl Iterator<Item = u32> {
 
 /// True if `/proc` does not show everybody's processes to everybody.
 fn hides(mountinfo: &str) -> bool {
-    let of_proc = mountinfo
-        .lines()
-        .filter(|line| line.split(' ').nth(4) == Some("/proc"));
     // The last one lies over the others.
-    of_proc.last().is_some_and(|line| {
+    let mut of_proc = mountinfo
+        .lines()
+        .rev()
+        .filter(|line| line.split(' ').nth(4) == Some("/proc"));
+    of_proc.next().is_some_and(|line| {
         line.rsplit(' ')
             .next()
             .unwrap_or_default()

@@ -269,6 +269,9 @@ assert_size!(ScopeKey, 16);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
+    /// Id of the cgroup: of another one it says nothing. From 6.1 on the kernel gives an entry that is taken out to another key at
+    /// once, while whoever has found it still reads.
+    pub cgroup: u64,
     /// The plan's generation: under another one it says nothing.
     pub generation: u32,
     /// Zero.
@@ -282,7 +285,7 @@ pub struct Scope {
     /// Atoms of which that is not known, or not the same for all.
     pub below_unknown: u64,
 }
-assert_size!(Scope, 40);
+assert_size!(Scope, 48);
 
 /// What became of an event other than an exec that the kernel judged: in the record.
 #[repr(C)]

@@ -88,17 +88,24 @@ extern "C" fn sumun_scope_step(level: u32, index: u32, below: u32) -> u64 {
     let Some(plan) = VERDICTS.get(index & 1) else {
         return 1;
     };
-    // SAFETY: the scratch is this run's; map values are live, and user space replaces them as a whole.
+    // SAFETY: the scratch is this run's; map values are live memory.
     unsafe {
         let key = addr_of_mut!((*scratch).scope);
         if let Some(scope) = SCOPES.get_ptr(&*key)
             && (*scope).generation == plan.generation
         {
             let (yes, unknown) = if below == 0 {
-                ((*scope).yes, (*scope).unknown)
+                (addr_of!((*scope).yes), addr_of!((*scope).unknown))
             } else {
-                ((*scope).below_yes, (*scope).below_unknown)
+                (addr_of!((*scope).below_yes), addr_of!((*scope).below_unknown))
             };
+            let (yes, unknown) = (yes.read_volatile(), unknown.read_volatile());
+            // Asked afterwards: an entry that was given to another key meanwhile begins with that one's cgroup and generation.
+            if addr_of!((*scope).cgroup).read_volatile() != addr_of!((*key).cgroup).read()
+                || addr_of!((*scope).generation).read_volatile() != plan.generation
+            {
+                return 1;
+            }
             let yes = yes | unknown & plan.presumed;
             let unknown = unknown & !plan.presumed;
             addr_of_mut!((*scratch).scoped).write([yes & plan.scope, unknown & plan.scope]);

@@ -324,6 +324,7 @@ impl Kernel {
             pad: 0,
         };
         let scope = Scope {
+            cgroup,
             generation,
             ..scope
         };

@@ -16,7 +16,8 @@ use crate::kernel::stat::Stat;
 /// Descriptors that are looked at: sshd has its connection among the first.
 const DESCRIPTORS: i32 = 16;
 
-/// Takes the peer of the connection, if this is an image of sshd that has one.
+/// Takes the peer of the connection, if this is an image of the host's sshd. One that has none, or more than one, is of no login that is
+/// known, whoever has started it: a session of sshd may have begun many connections for whom it forwards.
 pub fn look(node: &Node) {
     let Some(program) = node.program() else {
         return;
@@ -29,11 +30,35 @@ pub fn look(node: &Node) {
     }
 }
 
-fn peer(pid: u32, start_ns: u64) -> Option<SocketAddr> {
+/// The only connection of a process; `None` if it is not the host's sshd, or gone.
+fn peer(pid: u32, start_ns: u64) -> Option<Option<SocketAddr>> {
     let process = PidFd::open(pid).ok()?;
     // In this order: what is held is the process that began then, and it is the host's own sshd.
     if !Stat::of(pid).ok()??.began_at(start_ns) || !guard::is_sshd(pid) {
         return None;
     }
-    (0..DESCRIPTORS).find_map(|descriptor| process.peer(descriptor))
+    let peers = (0..DESCRIPTORS).filter_map(|descriptor| process.peer(descriptor));
+    Some(only(peers))
+}
+
+/// What all of them are.
+fn only(mut peers: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
+    let first = peers.next()?;
+    peers.all(|peer| peer == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_connections_none_is_taken_for_the_logins() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let (one, other) = (at("192.0.2.7:40022"), at("192.0.2.7:443"));
+        assert_eq!(only([].into_iter()), None);
+        assert_eq!(only([one].into_iter()), Some(one));
+        // Standard input, output and the connection itself.
+        assert_eq!(only([one; 3].into_iter()), Some(one));
+        assert_eq!(only([one, one, other].into_iter()), None);
+    }
 }

@@ -166,6 +166,15 @@ impl Program {
     }
 }
 
+/// Which login an image is of.
+#[derive(Clone, Debug, Default)]
+struct CameFrom {
+    peer: Option<Rc<SocketAddr>>,
+    /// As it was found of the image itself, or told before a restart: with no peer it is of no login, whatever it descends from.
+    /// Else it is as inherited, and without a peer what it descends from may tell.
+    certain: bool,
+}
+
 /// One image of one process.
 #[derive(Debug)]
 pub struct Node {
@@ -183,8 +192,7 @@ pub struct Node {
     pub ids: [u32; 4],
     /// Cgroup id and hierarchy when the image began.
     pub cgroup: (u64, u32),
-    /// The other end of the connection that it was begun for, of sshd's ([`super::login`]), or as it was before a restart.
-    came_from: OnceCell<Box<SocketAddr>>,
+    came_from: RefCell<CameFrom>,
     parent: RefCell<Option<Rc<Node>>>,
     depth: Cell<u32>,
     alive: Cell<bool>,
@@ -227,22 +235,47 @@ impl Node {
     /// Where the login came from that it is of; the last one, if several.
     #[must_use]
     pub fn login(&self) -> Option<SocketAddr> {
-        if let Some(own) = self.came_from.get() {
-            return Some(**own);
+        self.came_from_where().map(|peer| *peer)
+    }
+
+    fn came_from_where(&self) -> Option<Rc<SocketAddr>> {
+        let told = |node: &Self| {
+            let came_from = node.came_from.borrow();
+            let ends = came_from.certain || came_from.peer.is_some();
+            ends.then(|| came_from.peer.clone())
+        };
+        if let Some(own) = told(self) {
+            return own;
         }
         let mut above = self.parent();
         while let Some(node) = above {
-            if let Some(peer) = node.came_from.get() {
-                return Some(**peer);
+            if let Some(peer) = told(&node) {
+                return peer;
             }
             above = node.parent();
         }
         None
     }
 
-    /// It, and all that descends from it, is of a login from there. What is known already stays.
-    pub fn came_from(&self, peer: SocketAddr) {
-        let _ = self.came_from.set(Box::new(peer));
+    /// It, and all that descends from it, is of a login from there, or of none. What is certain already stays.
+    pub fn came_from(&self, peer: Option<SocketAddr>) {
+        let mut came_from = self.came_from.borrow_mut();
+        if !came_from.certain {
+            *came_from = CameFrom {
+                peer: peer.map(Rc::new),
+                certain: true,
+            };
+        }
+    }
+
+    /// It is of the same login as another image: noted, since the images between them may be given up before it is.
+    fn came_with(&self, other: Option<&Self>) {
+        if let Some(peer) = other.and_then(Self::came_from_where) {
+            let mut came_from = self.came_from.borrow_mut();
+            if !came_from.certain {
+                came_from.peer = Some(peer);
+            }
+        }
     }
 
     /// Its own program was only found running, or not at all, and the other was told by a record.
@@ -341,7 +374,9 @@ impl Tree {
     ) -> Rc<Node> {
         let key = ImageKey::of(child);
         let parent_node = self.find_or_stub(parent);
-        let inherited = self.find_or_stub(caller).and_then(|node| node.program());
+        let caller = self.find_or_stub(caller);
+        let inherited = caller.as_ref().and_then(|node| node.program());
+        let login = caller.or_else(|| parent_node.clone());
         let named = (parent.pid, parent_exec_id_of(parent));
         // The task iterator may have come first, and found the child with another parent,
         // because its own had exited, or with another image.
@@ -359,9 +394,11 @@ impl Tree {
                 *known.program.borrow_mut() = Some(inherited);
             }
             known.found.set(false);
+            known.came_with(login.as_deref());
             return Rc::clone(known);
         }
         let node = self.insert_with(key, parent_node, named, inherited, child, ns);
+        node.came_with(login.as_deref());
         if let Some(image) = later.filter(|image| *image > key.image) {
             self.current.insert((key.pid, key.start_ns), image);
             self.retire(&node);
@@ -415,6 +452,7 @@ impl Tree {
             self.orphans.push((Rc::clone(&node), began.parent));
         }
         if let Some(before) = before {
+            node.came_with(Some(&before));
             self.retire(&before);
         }
         node
@@ -648,7 +686,7 @@ impl Tree {
             ns,
             ids: [actor.uid, actor.gid, actor.euid, actor.egid],
             cgroup: (actor.cgroup_id, actor.cgroup_hierarchy),
-            came_from: OnceCell::new(),
+            came_from: RefCell::default(),
             parent: RefCell::new(parent),
             depth: Cell::new(depth),
             alive: Cell::new(true),
@@ -854,6 +892,66 @@ mod tests {
     fn forked(tree: &mut Tree, child: Actor, parent: Actor) -> Rc<Node> {
         let parent = ImageKey::of(&parent);
         tree.fork(&child, parent, parent, Namespaces::default())
+    }
+
+    #[test]
+    fn a_login_is_known_however_many_have_come_and_gone_between() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let peer: SocketAddr = "192.0.2.7:40022".parse().expect("an address");
+        let root = ImageKey {
+            pid: 1,
+            start_ns: 1,
+            image: 1,
+        };
+        let sshd = actor(2, 2, 2);
+        exec(&mut tree, sshd, root, "/usr/sbin/sshd").came_from(Some(peer));
+        let mut last = sshd;
+        for number in 3..3 + 4 * u64::from(DEPTH_MAX) {
+            let child = actor(u32::try_from(number).expect("a pid"), number, number);
+            forked(&mut tree, child, last);
+            tree.exit(&last);
+            tree.end_cycle(true);
+            last = child;
+        }
+        tree.end_cycle(true);
+        assert_eq!(tree.find(&last).login(), Some(peer));
+        // Also of what it executes, and of what was restored without those above.
+        let next = Actor {
+            image: last.image + 1,
+            ..last
+        };
+        assert_eq!(exec(&mut tree, next, root, "/bin/sh").login(), Some(peer));
+        let restored = actor(5000, 5000, 5000);
+        let ns = Namespaces::default();
+        let node = tree.restore(&restored, None, (1, 1), None, ns);
+        node.came_from(Some(peer));
+        let next = Actor {
+            image: 5001,
+            ..restored
+        };
+        assert_eq!(exec(&mut tree, next, root, "/bin/sh").login(), Some(peer));
+    }
+
+    #[test]
+    fn a_daemon_of_ssh_is_not_of_the_login_that_has_started_it() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let peer: SocketAddr = "192.0.2.7:40022".parse().expect("an address");
+        let root = ImageKey {
+            pid: 1,
+            start_ns: 1,
+            image: 1,
+        };
+        let (session, daemon) = (actor(2, 2, 2), actor(3, 3, 3));
+        exec(&mut tree, session, root, "/usr/lib/ssh/sshd-session").came_from(Some(peer));
+        forked(&mut tree, daemon, session);
+        let daemon = Actor { image: 4, ..daemon };
+        let node = exec(&mut tree, daemon, root, "/usr/sbin/sshd");
+        assert_eq!(node.login(), Some(peer));
+        // Nobody is at its other end.
+        node.came_from(None);
+        let child = actor(5, 5, 5);
+        assert_eq!(forked(&mut tree, child, daemon).login(), None);
+        assert_eq!(node.login(), None);
     }
 
     fn path(node: &Node) -> String {

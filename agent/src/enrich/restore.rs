@@ -49,7 +49,7 @@ pub fn images(tree: &mut Tree, batch: &Batch) {
             }),
         );
         if let (Ok(ip), Ok(port)) = (image.login_ip.parse(), image.login_port.try_into()) {
-            node.came_from(SocketAddr::new(ip, port));
+            node.came_from(Some(SocketAddr::new(ip, port)));
         }
         nodes.push(node);
     }

@@ -96,6 +96,7 @@ struct RawIngest {
 struct RawFacts {
     days: Option<toml::Spanned<u64>>,
     bytes: Option<toml::Spanned<u64>>,
+    all_bytes: Option<toml::Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,7 +130,7 @@ pub struct Config {
     pub renewal_grace: Duration,
     /// How much is kept before it is durable, and in the lake.
     pub limits: Limits,
-    /// How much of what is told of workloads is kept, of each tenant.
+    /// How much of what is told of workloads is kept.
     pub facts: Kept,
     /// Where metrics are served; loopback only.
     pub metrics: Option<SocketAddr>,
@@ -231,6 +232,7 @@ impl Config {
             facts: Kept {
                 age: Duration::from_secs(day * check.within(&raw.facts.days, 400, 2, 36_600)?),
                 bytes: check.size(&raw.facts.bytes, 64 * mib, mib, 16 * 1024 * mib)?,
+                all_bytes: check.size(&raw.facts.all_bytes, 512 * mib, mib, 64 * 1024 * mib)?,
             },
             metrics,
         })

@@ -363,9 +363,10 @@ names = [{names}]
 # buffer_bytes = 67108864
 
 [facts]
-# Names, images and labels of workloads, of each tenant: so long after they were told last, and so much.
+# Names, images and labels of workloads: so long after they were told last, and so much, of each tenant and of all.
 # days = 400
 # bytes = 67108864
+# all_bytes = 536870912
 
 [metrics]
 # Prometheus, loopback only; the address is written to metrics.addr.

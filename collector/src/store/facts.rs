@@ -1,6 +1,6 @@
 //! What agents tell of workloads and of their hosts, beside the rows: in memory whole, and in the state database.
 //!
-//! Bounded by age and by size, for each tenant ([`Kept`]). Agents tell of what lives again and again
+//! Bounded by age and by size, for each tenant and over all of them ([`Kept`]). Agents tell of what lives again and again
 //! ([`TOLD_AGAIN`]), so what was told longest ago is what ended longest ago, and goes first: of the hosts that tell most, so that none
 //! of them can crowd out what others have told. Of each host
 //! it is kept up to when its rows may be of workloads that went: later rows have all that was told of them, and a question that reaches
@@ -22,22 +22,46 @@ use sumun_proto::view::facts::TOLD_AGAIN;
 use super::Error;
 use crate::state::span_ns;
 
-/// How much is kept of each tenant.
+/// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     /// For so long after it was told last.
     pub age: Duration,
-    /// Bytes in memory, about.
+    /// Bytes of each tenant in memory, about.
     pub bytes: usize,
+    /// Bytes of all tenants.
+    pub all_bytes: usize,
 }
 
 impl Kept {
-    /// What has to go of so many bytes: with some room, so that it is not a little each time.
-    pub(super) fn over(&self, bytes: usize) -> usize {
-        match bytes.checked_sub(self.bytes) {
+    /// What has to go of each tenant, of which there are so many bytes: with some room, so that it is not a little each time. If all together
+    /// have too much, those that have most give up first.
+    pub(super) fn over<T: Clone>(&self, mut held: Vec<(T, usize)>) -> Vec<(T, usize)> {
+        let over = |bytes: usize, max: usize| match bytes.checked_sub(max) {
             None | Some(0) => 0,
-            Some(more) => more.saturating_add(self.bytes / 8),
+            Some(more) => more.saturating_add(max / 8).min(bytes),
+        };
+        let own: Vec<usize> = held
+            .iter()
+            .map(|(_, bytes)| over(*bytes, self.bytes))
+            .collect();
+        for ((_, bytes), own) in held.iter_mut().zip(&own) {
+            *bytes -= own;
         }
+        let sum = held.iter().map(|(_, bytes)| *bytes).sum();
+        let more = over(sum, self.all_bytes);
+        let indexed = held
+            .iter()
+            .enumerate()
+            .map(|(index, (_, bytes))| (index, *bytes));
+        let mut over = own;
+        for (index, share) in shares(indexed.collect(), more) {
+            over[index] += share;
+        }
+        held.into_iter()
+            .map(|(tenant, _)| tenant)
+            .zip(over)
+            .collect()
     }
 }
 
@@ -46,6 +70,7 @@ impl Default for Kept {
         Self {
             age: Duration::from_secs(400 * 86_400),
             bytes: 64 * 1024 * 1024,
+            all_bytes: 512 * 1024 * 1024,
         }
     }
 }
@@ -201,7 +226,8 @@ pub(super) async fn forget(
         .await?;
         let held = held.iter().map(|row| {
             let bytes: i64 = row.try_get("bytes")?;
-            Ok((row.try_get("host")?, usize::try_from(bytes).unwrap_or(0)))
+            let host: String = row.try_get("host")?;
+            Ok((host, usize::try_from(bytes).unwrap_or(0)))
         });
         let held = held.collect::<Result<Vec<_>, sqlx::Error>>()?;
         for (host, share) in shares(held, over - freed) {
@@ -265,8 +291,11 @@ fn oldest(row: &SqliteRow) -> Result<(Forgotten, usize), sqlx::Error> {
     Ok((facts, bytes + ENTRY_BYTES))
 }
 
-/// What hosts have to give up so that so many bytes are free: those that hold most come down to one level.
-fn shares(mut held: Vec<(String, usize)>, over: usize) -> Vec<(String, usize)> {
+/// What hosts or tenants have to give up so that so many bytes are free: those that hold most come down to one level.
+fn shares<T>(mut held: Vec<(T, usize)>, over: usize) -> Vec<(T, usize)> {
+    if over == 0 {
+        return Vec::new();
+    }
     held.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let (mut sum, mut level, mut count) = (0_usize, 0, 0);
     for (index, (_, bytes)) in held.iter().enumerate() {
@@ -321,7 +350,38 @@ async fn remove(
 
 #[cfg(test)]
 mod tests {
-    use super::shares;
+    use super::{Kept, shares};
+
+    #[test]
+    fn all_tenants_together_have_a_bound_and_who_has_most_gives_up_first() {
+        let kept = Kept {
+            bytes: 800,
+            all_bytes: 1_600,
+            ..Kept::default()
+        };
+        let over = |held: &[(&'static str, usize)]| {
+            let over = kept.over(held.to_vec());
+            over.into_iter()
+                .filter(|(_, over)| *over > 0)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(over(&[]), []);
+        assert_eq!(over(&[("a", 800), ("b", 800)]), []);
+        assert_eq!(over(&[("a", 900), ("b", 100)]), [("a", 200)]);
+        // None has too much for one.
+        assert_eq!(
+            over(&[("a", 700), ("b", 600), ("c", 400)]),
+            [("a", 200), ("b", 100)]
+        );
+        // One has, and what it gives up for that is enough for all.
+        assert_eq!(over(&[("a", 1_200), ("b", 600)]), [("a", 500)]);
+        // As many as there are bytes for: each has its share.
+        let many: Vec<(usize, usize)> = (0..100).map(|tenant| (tenant, 100)).collect();
+        let left = many.iter().zip(kept.over(many.clone()));
+        assert!(left.clone().all(|((_, had), (_, over))| over < *had));
+        let sum: usize = left.map(|((_, had), (_, over))| had - over).sum();
+        assert!(sum <= 1_600, "{sum}");
+    }
 
     #[test]
     fn who_tells_most_gives_up_first() {
@@ -340,6 +400,6 @@ mod tests {
         );
         let same = held(&[("a", 100), ("b", 100)]);
         assert_eq!(shares(same, 50), held(&[("a", 25), ("b", 25)]));
-        assert!(shares(Vec::new(), 50).is_empty());
+        assert!(shares::<&str>(Vec::new(), 50).is_empty());
     }
 }

@@ -29,6 +29,8 @@ use sqlx::SqlitePool;
 use sumun_lake::{FactTable, Family, Lake, LakeFile, RowSet};
 use sumun_proto::Host;
 use sumun_proto::v1::{Batch, Gap, Scope};
+use sumun_proto::view::boot_id_text;
+use sumun_proto::view::facts::with_pod_of;
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
@@ -203,7 +205,7 @@ impl Store {
             undecodable(&host, &batch, &why)
         });
         let scopes = scopes_of(&host, &batch);
-        let told = facts::of_batch(&host, &batch, received_ns);
+        let mut told = facts::of_batch(&host, &batch, received_ns);
         let sets = sets.into_iter().map(Arc::new).collect();
         let mut inner = self.lock();
         while inner.memory.bytes() >= self.shared.bounds.memory && inner.memory.older_than(segment)
@@ -214,7 +216,10 @@ impl Store {
         if !told.is_empty() {
             let of_tenant = inner.tenants.entry(Arc::clone(&tenant)).or_default();
             let table = Arc::make_mut(&mut of_tenant.facts);
-            for HostFacts { boot_id, facts, .. } in &told {
+            for HostFacts { boot_id, facts, .. } in &mut told {
+                if let Some(before) = table.get(&host.id, &boot_id_text(boot_id), facts.workload) {
+                    *facts = Arc::new(with_pod_of((**facts).clone(), before));
+                }
                 table.learn(&host.id, boot_id, facts);
             }
         }
@@ -284,8 +289,8 @@ impl Store {
             .map_err(failed)?;
         let before_ns = now_ns().saturating_sub(span_ns(kept.age));
         let mut forgotten = HashMap::new();
-        for (tenant, bytes) in sizes {
-            let gone = facts::forget(&mut tx, &tenant, before_ns, kept.over(bytes))
+        for (tenant, over) in kept.over(sizes) {
+            let gone = facts::forget(&mut tx, &tenant, before_ns, over)
                 .await
                 .map_err(failed)?;
             forgotten.insert(tenant, gone);

@@ -58,6 +58,31 @@ fn is_of_kubelet(id: FieldId) -> bool {
     )
 }
 
+/// Newer facts, with what the kubelet has said of the pod before if they say nothing of it: that does not change, and who tells of the
+/// pod again may not have asked yet.
+#[must_use]
+pub fn with_pod_of(mut facts: Facts, before: &Facts) -> Facts {
+    fn of_kubelet(facts: &mut Facts) -> [&mut String; 4] {
+        [
+            &mut facts.owner_kind,
+            &mut facts.owner_name,
+            &mut facts.service_account,
+            &mut facts.node,
+        ]
+    }
+    let same = !facts.pod_uid.is_empty() && facts.pod_uid == before.pod_uid;
+    if same && of_kubelet(&mut facts).iter().all(|told| told.is_empty()) {
+        let mut before = before.clone();
+        for (told, before) in of_kubelet(&mut facts)
+            .into_iter()
+            .zip(of_kubelet(&mut before))
+        {
+            *told = std::mem::take(before);
+        }
+    }
+    facts
+}
+
 /// Whether the field is told of hosts.
 #[must_use]
 pub fn is_of_host(id: FieldId) -> bool {
@@ -151,6 +176,23 @@ mod tests {
     use super::*;
     use crate::Host;
     use crate::v1::{Batch, Event, Image, Workload};
+
+    #[test]
+    fn what_the_kubelet_has_said_of_a_pod_outlives_who_tells_of_it_again() {
+        let told = |pod: &str, owner: &str, name: &str| Facts {
+            pod_uid: pod.into(),
+            owner_kind: owner.into(),
+            container_name: name.into(),
+            ..Facts::default()
+        };
+        let before = told("u-1", "Job", "old");
+        let after = |pod, owner| with_pod_of(told(pod, owner, "new"), &before);
+        assert_eq!(after("u-1", ""), told("u-1", "Job", "new"));
+        assert_eq!(after("u-1", "ReplicaSet"), told("u-1", "ReplicaSet", "new"));
+        assert_eq!(after("u-2", ""), told("u-2", "", "new"));
+        let nothing = with_pod_of(Facts::default(), &told("", "Job", "old"));
+        assert_eq!(nothing, Facts::default());
+    }
 
     #[test]
     fn what_the_kubelet_is_asked_for_is_unknown_until_it_has_answered() {

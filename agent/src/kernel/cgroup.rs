@@ -49,7 +49,8 @@ fn number_in(text: &str, controller: &str) -> Option<u32> {
 pub struct Walked {
     /// Cgroups that were told of.
     pub cgroups: usize,
-    /// Folders that were not entered: beyond the bounds, or gone before they could be read.
+    /// Folders that were not entered, or not wholly read: beyond the bounds, or the kernel said no. One that was removed
+    /// meanwhile is none of them.
     pub left_out: usize,
 }
 
@@ -58,13 +59,19 @@ pub struct Walked {
 /// # Errors
 /// The hierarchy is not mounted with its root in this mount namespace.
 pub fn walk(controller: &str, mut each: impl FnMut(u64, &str)) -> io::Result<Walked> {
-    let root = mount(controller)?;
+    Ok(walk_from(mount(controller)?, &mut each))
+}
+
+fn walk_from(root: PathBuf, each: &mut impl FnMut(u64, &str)) -> Walked {
     let mut walked = Walked::default();
     let mut open = vec![(root, String::from("/"), 0_usize)];
     while let Some((folder, path, depth)) = open.pop() {
-        let Ok(metadata) = fs::symlink_metadata(&folder) else {
-            walked.left_out += 1;
-            continue;
+        let metadata = match fs::symlink_metadata(&folder) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                walked.left_out += usize::from(!is_gone(&error));
+                continue;
+            }
         };
         if walked.cgroups >= WALK_MAX || depth > DEPTH_MAX {
             walked.left_out += 1;
@@ -73,22 +80,42 @@ pub fn walk(controller: &str, mut each: impl FnMut(u64, &str)) -> io::Result<Wal
         // On kernels of 64 bits the inode's number is the whole id (`kernfs_ino`, include/linux/kernfs.h).
         each(metadata.ino(), &path);
         walked.cgroups += 1;
-        let Ok(entries) = fs::read_dir(&folder) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let name = text::from_bytes(entry.file_name().as_bytes());
-                let below = if path == "/" {
-                    format!("/{name}")
-                } else {
-                    format!("{path}/{name}")
-                };
-                open.push((entry.path(), below, depth + 1));
+        let below = fs::read_dir(&folder).and_then(|entries| below(&path, entries));
+        match below {
+            Ok(below) => {
+                open.extend(
+                    below
+                        .into_iter()
+                        .map(|(place, path)| (place, path, depth + 1)),
+                );
             }
+            Err(error) => walked.left_out += usize::from(!is_gone(&error)),
         }
     }
-    Ok(walked)
+    walked
+}
+
+/// The folders in one, with their paths in the hierarchy.
+fn below(path: &str, entries: fs::ReadDir) -> io::Result<Vec<(PathBuf, String)>> {
+    let mut below = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // Of kernfs the kind stands in the entry itself.
+        if entry.file_type()?.is_dir() {
+            let name = text::from_bytes(entry.file_name().as_bytes());
+            let path = match path {
+                "/" => format!("/{name}"),
+                _ => format!("{path}/{name}"),
+            };
+            below.push((entry.path(), path));
+        }
+    }
+    Ok(below)
+}
+
+/// What kernfs says of a cgroup that was removed.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 /// Where the hierarchy is mounted with its root: a mount of a part of it, as in a container, tells of that part only.
@@ -144,6 +171,32 @@ fn unescape(path: &str) -> std::borrow::Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_counted_and_one_that_is_gone_is_not() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for name in ["a/inner", "b/inner", "c"] {
+            fs::create_dir_all(dir.path().join(name)).expect("a folder");
+        }
+        let mut seen = Vec::new();
+        let walked = walk_from(dir.path().to_owned(), &mut |_, path| {
+            seen.push(path.to_owned());
+            let place = dir.path().join(&path[1..]);
+            match path {
+                // It has another shape by the time that it is read.
+                "/a" => {
+                    fs::remove_dir_all(&place).expect("a folder");
+                    fs::write(&place, "").expect("a file");
+                }
+                "/b" => fs::remove_dir_all(&place).expect("a folder"),
+                _ => {}
+            }
+        });
+        seen.sort_unstable();
+        assert_eq!(seen, ["/", "/a", "/b", "/c"]);
+        let (cgroups, left_out) = (4, 1);
+        assert_eq!(walked, Walked { cgroups, left_out });
+    }
 
     #[test]
     fn a_hierarchy_is_found_by_its_controller() {

@@ -20,8 +20,12 @@ use crate::kernel::Kernel;
 
 /// Most cgroups with an entry: two plans are in the kernel's map during a swap.
 const TOLD_MAX: usize = SCOPES_ENTRIES as usize / 2;
-/// With fewer than so many, those that were left out are tried again.
-const ROOM_AGAIN: usize = TOLD_MAX / 16 * 15;
+/// Of them below units and containers of the host, where whoever runs in them may make cgroups: the rest is for these themselves.
+const DEEPER_MAX: usize = TOLD_MAX / 4 * 3;
+/// With fewer than so much of a bound, those that were left out are tried again.
+fn is_room_again(told: usize, max: usize) -> bool {
+    told < max / 16 * 15
+}
 /// When the kernel did not take an entry, all are tried again after so long.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -46,10 +50,12 @@ pub struct Plan {
     questions: Vec<(u64, Question)>,
     /// What is in the kernel's map; [`TOLD_MAX`] at most.
     told: HashMap<u64, Scope>,
+    /// Of them those below units and containers of the host; [`DEEPER_MAX`] at most.
+    deeper: HashSet<u64>,
     /// Cgroups for which there was no room.
     left_out: u64,
-    /// There are such cgroups now.
-    is_short: bool,
+    /// There are such cgroups now: of the host, and below.
+    is_short: [bool; 2],
 }
 
 /// An entry that the kernel does not have.
@@ -189,10 +195,14 @@ impl Plan {
                 }) {
                     continue;
                 }
-                if self.told.len() >= TOLD_MAX {
-                    self.is_short = true;
+                let is_deeper = classify(path).made_by_host < path.len();
+                if self.told.len() >= TOLD_MAX || is_deeper && self.deeper.len() >= DEEPER_MAX {
+                    self.is_short[usize::from(is_deeper)] = true;
                     self.left_out += 1;
                     continue;
+                }
+                if is_deeper {
+                    self.deeper.insert(*id);
                 }
             }
             differing.push(Differing {
@@ -205,6 +215,24 @@ impl Plan {
             self.told.insert(*id, scope);
         }
         differing
+    }
+
+    /// A cgroup has no entry any more. False if it had none.
+    fn forget(&mut self, id: u64) -> bool {
+        self.deeper.remove(&id);
+        self.told.remove(&id).is_some()
+    }
+
+    /// There is room again for what was left out.
+    fn has_room_again(&mut self) -> bool {
+        let all = is_room_again(self.told.len(), TOLD_MAX);
+        let deeper = all && is_room_again(self.deeper.len(), DEEPER_MAX);
+        let mut again = false;
+        for (short, room) in self.is_short.iter_mut().zip([all, deeper]) {
+            again |= *short && room;
+            *short &= !room;
+        }
+        again
     }
 }
 
@@ -261,6 +289,7 @@ impl Scopes {
         if unwritten > 0 {
             // Which ones it took is not known: all are told again.
             self.active.told.clear();
+            self.active.deeper.clear();
             self.retry = Some(Instant::now() + RETRY);
         }
         left_out
@@ -276,10 +305,7 @@ impl Scopes {
             self.retry = None;
             self.stale = true;
         }
-        if self.active.is_short && self.active.told.len() < ROOM_AGAIN {
-            self.active.is_short = false;
-            self.stale = true;
-        }
+        self.stale |= self.active.has_room_again();
         let mut round: HashSet<u64> = match std::mem::take(&mut self.stale) {
             true => workloads.there().map(|(id, ..)| id).collect(),
             false => changed
@@ -289,7 +315,7 @@ impl Scopes {
                 .collect(),
         };
         for id in changed {
-            if workloads.there_is(id).is_none() && self.active.told.remove(&id).is_some() {
+            if workloads.there_is(id).is_none() && self.active.forget(id) {
                 kernel.unscope(id);
             }
         }
@@ -306,7 +332,7 @@ impl Scopes {
                     tracing::debug!(%error, "the kernel has no room for whose a cgroup is");
                     // What it had is not right any more.
                     kernel.unscope(one.cgroup);
-                    self.active.told.remove(&one.cgroup);
+                    self.active.forget(one.cgroup);
                     self.retry = Some(Instant::now() + RETRY);
                     self.left_out += 1;
                 } else if one.moves_below
@@ -340,7 +366,7 @@ impl Scopes {
     /// There are cgroups of which the kernel should know more and does not.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.active.is_short || self.retry.is_some()
+        self.active.is_short.contains(&true) || self.retry.is_some()
     }
 
     /// Cgroups that the kernel was told of.

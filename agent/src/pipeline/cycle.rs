@@ -298,7 +298,7 @@ impl Pipeline {
             standing: Standing::default(),
             host: host.clone(),
             hold,
-            told: Told::start(runtimes, system)?,
+            told: Told::start(runtimes, system, &state, boot_id)?,
             generation: 0,
             scopes: Vec::new(),
             written: [(spool_epoch, 0); 3],
@@ -840,7 +840,10 @@ impl Pipeline {
             workloads.made(id, path, 0);
         });
         match walked {
-            Ok(cgroup::Walked { left_out: 0, .. }) => workloads.removed_all_but(&alive),
+            Ok(cgroup::Walked { left_out: 0, .. }) => {
+                workloads.removed_all_but(&alive);
+                workloads.restored();
+            }
             Ok(cgroup::Walked { left_out, .. }) => tracing::warn!(
                 left_out,
                 "some cgroups are not looked at: events of processes in them do not say whose they are"
@@ -1300,6 +1303,9 @@ fn restore(core: &mut Core, spool: &Spool, boot_id: [u8; 16]) {
         {
             crate::enrich::restore::images(&mut core.tree, &batch);
             core.workloads.restore(&batch);
+            for facts in batch.facts {
+                core.workloads.restore_facts(facts);
+            }
         }
     }
 }

@@ -1,15 +1,17 @@
 //! What others than the kernel tell, on its way into the table of workloads, the rules and the spool.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
 use sumun_proto::v1::{Facts, System};
-use sumun_proto::view::facts::TOLD_AGAIN;
+use sumun_proto::view::facts::{TOLD_AGAIN, with_pod_of};
 
 use super::clock::boot_ns;
 use super::core::Core;
+use crate::enrich::runtime::kept::Kept;
 use crate::enrich::runtime::{Learned, Runtimes, Settings};
 use crate::status::Counters;
 
@@ -21,21 +23,23 @@ const AGAIN_AT_ONCE: usize = 16;
 struct Again {
     /// Still to be told in this round; 0 is the host.
     left: VecDeque<u64>,
-    begun: Instant,
+    /// Since boot: the time that a host sleeps counts, since the collector's clock goes on.
+    begun_ns: u64,
 }
 
 impl Again {
-    fn new(now: Instant) -> Self {
+    fn new(now_ns: u64) -> Self {
         Self {
             left: VecDeque::new(),
-            begun: now,
+            begun_ns: now_ns,
         }
     }
 
     /// Whom to tell of in this cycle.
-    fn next(&mut self, now: Instant, all: impl FnOnce() -> Vec<u64>) -> Vec<u64> {
-        if self.left.is_empty() && now.saturating_duration_since(self.begun) >= TOLD_AGAIN {
-            self.begun = now;
+    fn next(&mut self, now_ns: u64, all: impl FnOnce() -> Vec<u64>) -> Vec<u64> {
+        let since = Duration::from_nanos(now_ns.saturating_sub(self.begun_ns));
+        if self.left.is_empty() && since >= TOLD_AGAIN {
+            self.begun_ns = now_ns;
             self.left.push_back(0);
             self.left.extend(all());
         }
@@ -52,6 +56,9 @@ pub struct Told {
     unwritten: Vec<Facts>,
     windows: Windows,
     again: Again,
+    kept: Kept,
+    /// What was said before a restart.
+    before: Vec<Facts>,
 }
 
 /// For how long workloads were not named: from the making of a cgroup until its runtime had told of it.
@@ -67,7 +74,13 @@ impl Told {
     ///
     /// # Errors
     /// The system has no room for a thread.
-    pub fn start(settings: Settings, system: System) -> std::io::Result<Self> {
+    pub fn start(
+        settings: Settings,
+        system: System,
+        state: &Path,
+        boot_id: [u8; 16],
+    ) -> std::io::Result<Self> {
+        let (kept, before) = Kept::open(state, boot_id);
         let host = Facts {
             source: "host".into(),
             system: Some(system),
@@ -79,12 +92,17 @@ impl Told {
             host,
             unwritten: Vec::new(),
             windows: Windows::default(),
-            again: Again::new(Instant::now()),
+            again: Again::new(boot_ns().unwrap_or_default()),
+            kept,
+            before,
         })
     }
 
     /// Before the first cgroup is known.
     pub fn begin(&mut self, core: &mut Core) {
+        for facts in std::mem::take(&mut self.before) {
+            core.workloads.restore_facts(facts);
+        }
         core.workloads.ask(self.runtimes.present());
         self.of_host(core);
     }
@@ -92,7 +110,8 @@ impl Told {
     /// Takes what has been learned, asks about what is new, and tells both. Never waits.
     pub fn cycle(&mut self, core: &mut Core) {
         self.learn(core);
-        let again = self.again.next(Instant::now(), || core.workloads.told_of());
+        let now_ns = boot_ns().unwrap_or_default();
+        let again = self.again.next(now_ns, || core.workloads.told_of());
         for workload in again {
             let version = boot_ns().unwrap_or_default();
             match core.workloads.facts_of(workload) {
@@ -138,6 +157,10 @@ impl Told {
                     let now = boot_ns().unwrap_or_default();
                     // More of one that had its names before, and not only those of its pod.
                     let known = core.workloads.facts_of(workload);
+                    let facts = match known {
+                        Some(known) => with_pod_of(facts, known),
+                        None => facts,
+                    };
                     let known = known.filter(|known| !known.container_name.is_empty());
                     let pending_ns = match (known, made_ns) {
                         (Some(known), _) => known.pending_ns,
@@ -162,18 +185,37 @@ impl Told {
                 None => core.workloads.learned(workload, None),
             }
         }
+        if !core.workloads.asking {
+            return self.give_up(core);
+        }
         // Of a host with many containers, some wait here for their turn.
         for question in core.workloads.take_questions(self.runtimes.room()) {
-            let workload = question.workload;
-            if !self.runtimes.ask(question) {
-                core.workloads.learned(workload, None);
+            if let Err(question) = self.runtimes.ask(question) {
+                core.workloads.ask_later(question);
             }
+        }
+    }
+
+    /// Nobody is there to be asked: containers do not wait for ever.
+    fn give_up(&self, core: &mut Core) {
+        let given_up = core.workloads.give_up(boot_ns().unwrap_or_default());
+        if let Some(first) = given_up.first() {
+            let count = given_up.len() as u64;
+            let unknown = &self.runtimes.told().unknown;
+            unknown.fetch_add(count, Ordering::Relaxed);
+            tracing::warn!(
+                count,
+                first,
+                "no container runtime is found here: these containers have no names, and rules that ask for names take them for such"
+            );
         }
     }
 
     /// What the cycle added is in the spool.
     pub fn written(&mut self) {
-        self.unwritten.clear();
+        for facts in self.unwritten.drain(..).filter(|facts| facts.workload != 0) {
+            self.kept.keep(&facts);
+        }
     }
 
     /// Copies the counters.
@@ -217,15 +259,16 @@ mod tests {
 
     #[test]
     fn what_lives_is_told_of_again_a_few_at_a_time() {
-        let begin = Instant::now();
+        let hours = u64::try_from(TOLD_AGAIN.as_nanos()).expect("some hours");
+        let begin = 5;
         let mut again = Again::new(begin);
         let all = || (1..=20).collect::<Vec<u64>>();
-        assert!(again.next(begin + TOLD_AGAIN / 2, all).is_empty());
-        let later = begin + TOLD_AGAIN;
+        assert!(again.next(begin + hours / 2, all).is_empty());
+        let later = begin + hours;
         let first = again.next(later, all);
         assert_eq!((first.len(), first[0]), (AGAIN_AT_ONCE, 0));
         assert_eq!(again.next(later, all), [16, 17, 18, 19, 20]);
         assert!(again.next(later, all).is_empty());
-        assert!(!again.next(later + TOLD_AGAIN, all).is_empty());
+        assert!(!again.next(later + hours, all).is_empty());
     }
 }

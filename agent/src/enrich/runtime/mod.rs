@@ -9,6 +9,7 @@ pub mod cloud;
 pub mod cri;
 pub mod docker;
 pub mod http;
+pub mod kept;
 pub mod kubelet;
 
 use std::path::{Path, PathBuf};
@@ -24,14 +25,22 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use self::cri::Cri;
 use self::kubelet::Kubelet;
 
-/// Questions that wait. Full: the question is not asked, its workload stays without facts, and it is counted.
+/// Questions that wait. Full: the question waits where it comes from, and its workload is pending; it is counted.
 const QUESTIONS: usize = 4096;
 /// Answers that wait. Full: the asking thread waits.
 const ANSWERS: usize = 1024;
 /// Containers that are asked about at once.
 const AT_ONCE: usize = 16;
-/// Pods that wait for the kubelet at once. Beyond, a pod is left without what only it says, and counted.
+/// Pods that wait for the kubelet at once. Beyond, a pod waits for its next try, and is counted.
 const PODS_AT_ONCE: usize = 256;
+/// When a pod is asked about again that the kubelet does not know, or could not be asked about; longer each time …
+const POD_AGAIN: Duration = Duration::from_secs(1);
+/// … and at most.
+const POD_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// So many answers that it does not know the pod are believed: the runtime may be faster than the kubelet's own list.
+const POD_UNKNOWN_TRIES: u32 = 3;
+/// Pods for which is waited so at all. Beyond, what only the kubelet says of further ones is given up, and counted.
+const PODS_WAITING: usize = 4096;
 /// How long the kubelet may take, with those that wait before.
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a source may take for an answer.
@@ -132,6 +141,8 @@ pub struct Question {
     pub runtime: String,
     /// When its cgroup was made, ns since boot; 0 = that was not seen.
     pub made_ns: u64,
+    /// Since when it waits for somebody to ask, ns since boot; 0 = nobody has looked yet.
+    pub waits_ns: u64,
 }
 
 /// What became of a question; of none, the facts of the host (workload 0).
@@ -198,16 +209,18 @@ impl Runtimes {
         })
     }
 
-    /// Asks about a container. False if it will not be answered: there is nobody to ask, or too many wait.
-    pub fn ask(&self, question: Question) -> bool {
+    /// Asks about a container.
+    ///
+    /// # Errors
+    /// The question, if it is not asked now: there is nobody to ask, or too many wait.
+    pub fn ask(&self, question: Question) -> Result<(), Question> {
         if !self.told.present.load(Ordering::Relaxed) {
-            return false;
+            return Err(question);
         }
-        let asked = self.questions.try_send(question).is_ok();
-        if !asked {
+        self.questions.try_send(question).map_err(|error| {
             self.told.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        asked
+            error.into_inner()
+        })
     }
 
     /// Whether there is a runtime that may be asked.
@@ -286,12 +299,9 @@ async fn serve(
             };
             let _ = answers.send(answer(facts)).await;
             // What the runtime said is not held up by it. Of who does not answer nothing more is to come.
-            if let Some(facts) = of_pod {
-                let facts = Facts {
-                    pod_pending: false,
-                    ..facts
-                };
-                let more = sources.of_pod(&facts).await.unwrap_or(facts);
+            if let Some(facts) = of_pod
+                && let Some(more) = sources.of_pod_patiently(facts, &answers).await
+            {
                 let _ = answers.send(answer(Some(more))).await;
             }
         });
@@ -311,6 +321,7 @@ struct Sources {
     docker: Vec<Source>,
     kubelet: Option<(Source, Kubelet)>,
     pods: Semaphore,
+    pods_waiting: Semaphore,
 }
 
 /// A runtime's socket.
@@ -388,6 +399,7 @@ impl Sources {
                 (source, Kubelet::new(settings))
             }),
             pods: Semaphore::new(PODS_AT_ONCE),
+            pods_waiting: Semaphore::new(PODS_WAITING),
             settings,
             told,
         }
@@ -433,18 +445,58 @@ impl Sources {
         }
     }
 
-    /// What the kubelet adds to the facts of a pod's container.
-    async fn of_pod(&self, facts: &Facts) -> Option<Facts> {
-        let (source, kubelet) = self.kubelet.as_ref()?;
-        if source.is_resting().await {
-            return None;
-        }
-        let Ok(_turn) = self.pods.try_acquire() else {
+    /// What is known of a pod's container once the kubelet has answered, whenever that is. `None`: it could not be asked for so long that
+    /// it is given up; what only it says stays unknown.
+    async fn of_pod_patiently(
+        &self,
+        facts: Facts,
+        answers: &mpsc::Sender<Learned>,
+    ) -> Option<Facts> {
+        let Ok(_place) = self.pods_waiting.try_acquire() else {
             self.told.dropped.fetch_add(1, Ordering::Relaxed);
             return None;
         };
+        let facts = Facts {
+            pod_pending: false,
+            ..facts
+        };
+        let (begun, mut pause, mut unknown) = (Instant::now(), POD_AGAIN, 0);
+        while begun.elapsed() < UNASKED_MAX && !answers.is_closed() {
+            match self.of_pod(&facts).await {
+                Answer::Known(more) => return Some(more),
+                Answer::Nobody => {
+                    unknown += 1;
+                    if unknown >= POD_UNKNOWN_TRIES {
+                        return Some(facts);
+                    }
+                }
+                Answer::Unasked => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POD_AGAIN_MAX);
+        }
+        None
+    }
+
+    /// What the kubelet adds to the facts of a pod's container.
+    async fn of_pod(&self, facts: &Facts) -> Answer {
+        let Some((source, kubelet)) = self.kubelet.as_ref() else {
+            return Answer::Nobody;
+        };
+        if source.is_resting().await {
+            return Answer::Unasked;
+        }
+        let Ok(_turn) = self.pods.try_acquire() else {
+            self.told.dropped.fetch_add(1, Ordering::Relaxed);
+            return Answer::Unasked;
+        };
         let answer = tokio::time::timeout(PODS_PATIENCE, kubelet.add(facts)).await;
-        source.settle(&self.told, answer).await.map(bounded)
+        let answered = matches!(answer, Ok(Ok(_)));
+        match source.settle(&self.told, answer).await {
+            Some(more) => Answer::Known(bounded(more)),
+            None if answered => Answer::Nobody,
+            None => Answer::Unasked,
+        }
     }
 
     async fn ask(&self, question: &Question) -> Answer {

@@ -8,14 +8,16 @@
 //! A pod is named when its first container is, which is the one that holds its namespaces: all containers that are made in it
 //! later have its name and labels from their making on.
 //!
-//! Memory is bounded by numbers: [`CGROUPS_MAX`] in all and [`NESTED_MAX`] below one workload, so that who may make
-//! cgroups crowds out only its own. What is left out is counted; its events name no workload.
+//! Memory is bounded by numbers: [`CGROUPS_MAX`] in all, [`NESTED_MAX`] below one unit or container of the host and
+//! [`BELOW_MAX`] below all of them, so that who may make cgroups crowds out only its own, whatever it calls them. What is
+//! left out is counted; its events name no workload.
 
 pub mod below;
 pub mod path;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use sumun_proto::v1;
 
@@ -23,8 +25,13 @@ use super::runtime::Question;
 
 /// Most cgroups that are kept.
 pub const CGROUPS_MAX: usize = 64 * 1024;
-/// Most cgroups that are kept below the one of a workload.
+/// Most cgroups that are kept of a unit or container of the host, with all below it, containers of users included.
 pub const NESTED_MAX: usize = 1024;
+/// Most cgroups that are kept below units and containers of the host; the rest is for these themselves.
+pub const BELOW_MAX: usize = CGROUPS_MAX / 4 * 3;
+
+/// While there is no runtime to ask, containers are pending for so long: it may be about to begin.
+const NOBODY_AFTER: Duration = Duration::from_secs(5);
 
 /// A workload: one cgroup with all below it.
 #[derive(Debug)]
@@ -54,6 +61,8 @@ struct Known {
     workload: Rc<Workload>,
     /// From a batch of before a restart: nobody has been asked of it.
     restored: bool,
+    /// The cgroup of the host's unit or container that it is counted against.
+    account: u64,
 }
 
 /// All cgroups that a record may still name, by id.
@@ -66,16 +75,22 @@ pub struct Workloads {
     gone: VecDeque<(u64, u64)>,
     /// The cgroups of each workload.
     below: HashMap<u64, Vec<u64>>,
+    /// How many cgroups count against each unit or container of the host.
+    accounts: HashMap<u64, usize>,
+    /// Those that are below them.
+    deeper: usize,
     cycle: u64,
     stats: WorkloadStats,
     /// There is a runtime that can be asked.
     pub asking: bool,
-    /// Containers to ask about, at most one question for each; the oldest first.
+    /// Containers to ask about, at most one question for each, and at most [`CGROUPS_MAX`]; the oldest first.
     questions: VecDeque<Question>,
     /// Containers that are asked about and not named yet.
     pending: HashSet<u64>,
     /// Cgroups of which something else is known than before, and such as are gone.
     changed: HashSet<u64>,
+    /// What was told of workloads before a restart, until a walk has shown which of them are there.
+    told_before: HashMap<u64, v1::Facts>,
 }
 
 impl Workloads {
@@ -89,20 +104,33 @@ impl Workloads {
             self.gone.retain(|(_, gone)| *gone != id);
             if &*known.path == path && !known.restored {
                 self.paths.insert(Rc::clone(&known.path), id);
+                // Of what is not there, nobody has told the kernel.
+                self.changed.insert(id);
                 return;
             }
         }
         self.forget(id);
         let workload = self.workload_of(id, path);
-        let below = self.below.get(&workload.told.id).map_or(0, Vec::len);
-        if self.cgroups.len() >= CGROUPS_MAX || below >= NESTED_MAX {
+        let account = self.account(id, path, &workload);
+        let of_account = self.accounts.get(&account).copied().unwrap_or(0);
+        if self.cgroups.len() >= CGROUPS_MAX
+            || of_account >= NESTED_MAX
+            || account != id && self.deeper >= BELOW_MAX
+        {
             self.stats.left_out += 1;
             return;
         }
+        self.charge(id, account);
         self.below.entry(workload.told.id).or_default().push(id);
         if workload.told.id == id && workload.told.pending {
             self.pending.insert(id);
             self.questions.push_back(question(&workload.told, made_ns));
+            if self.questions.len() > CGROUPS_MAX {
+                // There are no more that are asked about: the others have gone.
+                let pending = &self.pending;
+                self.questions
+                    .retain(|question| pending.contains(&question.workload));
+            }
         }
         let path: Rc<str> = path.into();
         self.paths.insert(Rc::clone(&path), id);
@@ -111,8 +139,13 @@ impl Workloads {
             path,
             workload,
             restored: false,
+            account,
         };
+        let named = known.workload.told.facts.clone();
         self.cgroups.insert(id, known);
+        if let Some(named) = named.filter(|named| named.workload == id) {
+            self.named(id, &named);
+        }
     }
 
     /// A cgroup has another path, and so has all below it.
@@ -195,14 +228,35 @@ impl Workloads {
             });
             self.below.entry(told.id).or_default().push(id);
             let path = path.into();
+            self.charge(id, told.id);
             let known = Known {
                 path,
                 workload,
                 restored: true,
+                account: told.id,
             };
             self.cgroups.insert(id, known);
             self.gone.push_back((self.cycle, id));
         }
+    }
+
+    /// What was told of a workload before a restart of the agent, since this boot. It is so until somebody says otherwise: who has
+    /// to be asked may be slow, and rules must not begin with less than they had.
+    pub fn restore_facts(&mut self, facts: v1::Facts) {
+        let room = self.told_before.len() < CGROUPS_MAX;
+        match self.told_before.get_mut(&facts.workload) {
+            Some(known) if known.version > facts.version => {}
+            Some(known) => *known = facts,
+            None if facts.workload != 0 && room => {
+                self.told_before.insert(facts.workload, facts);
+            }
+            None => {}
+        }
+    }
+
+    /// A walk has shown what is there: what was told of others is of no use any more.
+    pub fn restored(&mut self) {
+        self.told_before = HashMap::new();
     }
 
     /// A cycle of reading is over.
@@ -222,13 +276,13 @@ impl Workloads {
     /// There is a runtime that can be asked, or there is none any more. Once there is one, it is asked of what is there already.
     pub fn ask(&mut self, asking: bool) {
         if !std::mem::replace(&mut self.asking, asking) && asking {
-            let unasked = self.there().filter(|(id, _, workload)| {
+            let unasked = self.there().filter(|(id, path, workload)| {
                 let told = &workload.told;
-                workload.by_host
-                    && told.id == *id
-                    && told.kind == path::Kind::Container.to_string()
-                    && told.facts.is_none()
+                let named = told.facts.as_ref();
+                told.id == *id
+                    && named.is_none_or(|facts| facts.container_name.is_empty())
                     && !told.pending
+                    && is_asked_about(&path::classify(path))
             });
             let unasked: Vec<u64> = unasked.map(|(id, ..)| id).collect();
             for id in unasked {
@@ -241,10 +295,46 @@ impl Workloads {
         }
     }
 
+    /// Could not be asked now; it is still to be asked.
+    pub fn ask_later(&mut self, question: Question) {
+        self.questions.push_front(question);
+    }
+
+    /// Containers of which nobody was there to be asked for so long, at this time since boot: they have no names. Of one that begins later
+    /// they are asked all the same ([`Workloads::ask`]).
+    pub fn give_up(&mut self, now_ns: u64) -> Vec<u64> {
+        for question in &mut self.questions {
+            if question.waits_ns == 0 {
+                question.waits_ns = now_ns.max(1);
+            }
+        }
+        let mut given_up = Vec::new();
+        while let Some(question) = self.questions.front() {
+            let waited = Duration::from_nanos(now_ns.saturating_sub(question.waits_ns));
+            if waited < NOBODY_AFTER {
+                break;
+            }
+            given_up.push(question.workload);
+            self.questions.pop_front();
+        }
+        for id in &given_up {
+            self.learned(*id, None);
+        }
+        given_up
+    }
+
     /// So many of the containers to ask about.
     pub fn take_questions(&mut self, room: usize) -> Vec<Question> {
-        let room = room.min(self.questions.len());
-        self.questions.drain(..room).collect()
+        let mut taken = Vec::new();
+        while taken.len() < room
+            && let Some(question) = self.questions.pop_front()
+        {
+            // Who has gone meanwhile is not asked about.
+            if self.pending.contains(&question.workload) {
+                taken.push(question);
+            }
+        }
+        taken
     }
 
     /// Takes what a runtime said of a workload; `None`: nobody will say anything.
@@ -387,10 +477,31 @@ impl Workloads {
         }
     }
 
+    /// Whom a cgroup counts against: the outermost one above it that is the host's, else its own workload.
+    fn account(&self, id: u64, path: &str, workload: &Workload) -> u64 {
+        let end = path::classify(path).made_by_host;
+        match end < path.len() {
+            true => self.at(&path[..end]).unwrap_or(workload.told.id),
+            false => id,
+        }
+    }
+
+    fn charge(&mut self, id: u64, account: u64) {
+        *self.accounts.entry(account).or_default() += 1;
+        self.deeper += usize::from(account != id);
+    }
+
     fn forget(&mut self, id: u64) {
         let Some(known) = self.cgroups.remove(&id) else {
             return;
         };
+        if let Some(count) = self.accounts.get_mut(&known.account) {
+            *count -= 1;
+            if *count == 0 {
+                self.accounts.remove(&known.account);
+            }
+        }
+        self.deeper -= usize::from(known.account != id);
         if self.paths.get(&known.path) == Some(&id) {
             self.paths.remove(&known.path);
         }
@@ -422,6 +533,11 @@ impl Workloads {
         let pod = pod.filter(|_| place.kind == path::Kind::Container && place.by_host);
         let pod = pod.and_then(|pod| self.cgroups.get(self.paths.get(pod)?));
         let pod = pod.filter(|pod| pod.workload.told.kind == "pod");
+        let is_container = is_asked_about(&place);
+        let told_before = match rooted {
+            None if is_container => self.told_before.get(&id),
+            _ => None,
+        };
         // A container in a container is told apart, and is part of the outer one.
         let id = rooted.map_or(id, |known| known.workload.told.id);
         Rc::new(Workload {
@@ -439,17 +555,23 @@ impl Workloads {
                 slice: place.slice.to_owned(),
                 login_uid: place.login_uid,
                 login_session: place.login_session.to_owned(),
-                facts: rooted
-                    .or(pod)
-                    .and_then(|known| known.workload.told.facts.clone()),
+                facts: told_before.cloned().or_else(|| {
+                    let known = rooted.or(pod)?;
+                    known.workload.told.facts.clone()
+                }),
                 pending: match rooted {
                     Some(known) => known.workload.told.pending,
-                    None => self.asking && place.by_host && place.kind == path::Kind::Container,
+                    None => is_container,
                 },
             },
             by_host: place.by_host,
         })
     }
+}
+
+/// Whether a runtime of the host may know it. (Of the containers of lxc none of those that are asked does.)
+fn is_asked_about(place: &path::Place<'_>) -> bool {
+    place.by_host && place.kind == path::Kind::Container && place.runtime != "lxc"
 }
 
 fn question(told: &v1::Workload, made_ns: u64) -> Question {
@@ -458,6 +580,7 @@ fn question(told: &v1::Workload, made_ns: u64) -> Question {
         container: told.container_id.clone(),
         runtime: told.runtime.clone(),
         made_ns,
+        waits_ns: 0,
     }
 }
 
@@ -538,18 +661,112 @@ mod tests {
         all.made(2, &format!("/docker/{ID}"), 7);
         all.made(3, &format!("/docker/{ID}/below"), 7);
         all.made(4, "/system.slice/a.service", 7);
-        assert!(all.take_questions(9).is_empty());
+        all.made(5, "/lxc/a", 7);
+        let pending = |all: &mut Workloads| {
+            [2, 3, 4, 5].map(|id| all.of(id).expect("a workload").told.pending)
+        };
+        // Nobody has said that they have no names.
         all.ask(false);
+        assert_eq!(pending(&mut all), [true, true, false, false]);
+        let second = 1_000_000_000;
+        assert!(all.give_up(second).is_empty());
+        assert!(all.give_up(5 * second).is_empty());
+        assert_eq!(pending(&mut all), [true, true, false, false]);
+        assert_eq!(all.give_up(6 * second), [2]);
+        assert_eq!(pending(&mut all), [false; 4]);
+        assert_eq!(all.stats().pending, 0);
         all.ask(true);
         all.ask(true);
-        assert!(all.of(3).expect("a workload").told.pending);
+        assert_eq!(pending(&mut all), [true, true, false, false]);
         assert!(all.take_questions(0).is_empty());
-        let asked = all.take_questions(9);
+        let mut asked = all.take_questions(9);
         assert_eq!(
             (asked.len(), asked[0].workload, asked[0].made_ns),
             (1, 2, 0)
         );
         assert_eq!(all.stats().pending, 1);
+        all.ask_later(asked.remove(0));
+        assert_eq!(all.take_questions(9).len(), 1);
+    }
+
+    #[test]
+    fn what_was_told_before_a_restart_is_so_until_somebody_says_otherwise() {
+        const UID: &str = "8a5f1e0c-6b1d-4d57-9f5d-0c5b7c3e2a11";
+        let told = |version, name: &str| v1::Facts {
+            workload: 3,
+            version,
+            container_name: name.into(),
+            pod_name: "cart-0".into(),
+            pod_uid: UID.into(),
+            ..v1::Facts::default()
+        };
+        let mut all = Workloads::default();
+        all.restore_facts(told(8, "web"));
+        all.restore_facts(told(7, "old"));
+        all.made(2, &format!("/kubepods/pod{UID}"), 0);
+        all.made(3, &format!("/kubepods/pod{UID}/{ID}"), 0);
+        all.restored();
+        // A name of before is not that of another one.
+        all.made(
+            4,
+            &format!("/kubepods/pod{UID}/{}", ID.replace('4', "5")),
+            0,
+        );
+        let names = |all: &mut Workloads, id| {
+            let told = &all.of(id).expect("a workload").told;
+            let facts = told.facts.clone().unwrap_or_default();
+            (facts.container_name, facts.pod_name, told.pending)
+        };
+        assert_eq!(names(&mut all, 3), ("web".into(), "cart-0".into(), true));
+        assert_eq!(names(&mut all, 2), (String::new(), "cart-0".into(), false));
+        assert_eq!(names(&mut all, 4), (String::new(), "cart-0".into(), true));
+        // It is asked about all the same.
+        assert_eq!(all.take_questions(9).len(), 2);
+        all.learned(3, Some(&told(9, "renamed")));
+        assert_eq!(names(&mut all, 3).0, "renamed");
+    }
+
+    #[test]
+    fn a_user_cannot_take_the_room_of_others_by_names_of_containers() {
+        let mut all = Workloads::default();
+        let user = "/user.slice/user-7.slice/user@7.service";
+        for (id, path) in [
+            (1, "/"),
+            (2, "/user.slice"),
+            (3, "/user.slice/user-7.slice"),
+        ] {
+            all.made(id, path, 0);
+        }
+        all.made(4, user, 0);
+        let last = 10 + 4 * NESTED_MAX as u64;
+        for id in 10..last {
+            all.made(id, &format!("{user}/{id:064x}"), 0);
+        }
+        assert_eq!(all.stats().cgroups, 4 + NESTED_MAX - 1);
+        // Others' containers are none of the user's.
+        all.made(5, &format!("/docker/{ID}"), 0);
+        assert!(all.of(5).is_some());
+        for id in 10..last {
+            all.removed(id);
+        }
+        all.end_cycle(true);
+        all.end_cycle(true);
+        assert_eq!((all.stats().cgroups, all.deeper), (5, 0));
+        assert_eq!(all.accounts.values().sum::<usize>(), 5);
+
+        // Many units together, which make as many cgroups as they may.
+        let mut id = 1_000_000;
+        for unit in 0..2 * CGROUPS_MAX / NESTED_MAX {
+            let unit = format!("/system.slice/{unit}.service");
+            all.made(id, &unit, 0);
+            for number in 1..NESTED_MAX as u64 {
+                all.made(id + number, &format!("{unit}/{number}"), 0);
+            }
+            id += 2 * NESTED_MAX as u64;
+        }
+        assert_eq!(all.deeper, BELOW_MAX);
+        all.made(6, "/system.slice/late.service", 0);
+        assert!(all.of(6).is_some());
     }
 
     #[test]

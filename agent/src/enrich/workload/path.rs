@@ -55,6 +55,9 @@ pub struct Place<'a> {
     pub container: &'a str,
     /// The runtime, if the shape tells.
     pub runtime: &'static str,
+    /// Bytes of the path up to the end of the outermost thing that only root or a runtime of the host can have made: what is
+    /// further down may be anybody's.
+    pub made_by_host: usize,
     /// The innermost container inside that one.
     pub nested: &'a str,
     /// Kubernetes pod.
@@ -95,6 +98,9 @@ pub fn classify(path: &str) -> Place<'_> {
     }
     if place.pod_uid.is_empty() {
         place.pod_qos = "";
+    }
+    if place.made_by_host == 0 {
+        place.made_by_host = path.len();
     }
     if end == 0 {
         place.kind = Kind::Host;
@@ -149,6 +155,10 @@ impl Walk {
             return;
         }
         if let Some((id, runtime)) = container(component, above) {
+            place.made_by_host = match place.made_by_host {
+                0 => end,
+                above => above,
+            };
             place.by_host = !self.of_user && (place.unit.is_empty() || is_runtime(place.unit));
             place.kind = Kind::Container;
             (place.container, place.runtime, place.root) = (id, runtime, end);
@@ -171,7 +181,7 @@ impl Walk {
             place.by_host = false;
             place.kind = Kind::Machine;
             (place.container, place.runtime, place.root) = (name, runtime, end);
-            place.unit = component;
+            (place.unit, place.made_by_host) = (component, end);
             return;
         }
         if !place.unit.is_empty() && !is_runtime(place.unit) {
@@ -222,6 +232,9 @@ impl Walk {
             place.unit = component;
             place.kind = Kind::Unit;
             place.root = end;
+            if !is_runtime(component) {
+                place.made_by_host = end;
+            }
             if let Some(session) = component
                 .strip_prefix("session-")
                 .and_then(|rest| rest.strip_suffix(".scope"))

@@ -336,6 +336,28 @@ fn the_runtimes_word_comes_first_and_what_the_kubelet_adds_after_it() {
         let mut learned = asked_beside(&double).await;
         assert_eq!(owner_of(learned.recv().await), (String::new(), true));
         let more = tokio::time::timeout(Duration::from_millis(300), learned.recv()).await;
-        assert!(!matches!(more, Ok(Some(_))), "{more:?}");
+        assert!(more.is_err(), "{more:?}");
+    });
+}
+
+#[test]
+fn a_kubelet_that_could_not_be_asked_is_asked_again() {
+    on_this_thread(async {
+        let away = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+        let double = Double::start(Mood::Says(away.into())).await;
+        let mut learned = asked_beside(&double).await;
+        assert_eq!(owner_of(learned.recv().await), (String::new(), true));
+        while double.requests() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Until then it is not said that there is no owner.
+        let more = tokio::time::timeout(Duration::from_millis(300), learned.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+        double.is(list(&[pod("uid-1", "cart-5d8f")]));
+        let more = tokio::time::timeout(Duration::from_secs(20), learned.recv()).await;
+        assert_eq!(
+            owner_of(more.expect("asked again")),
+            ("cart-5d8f".into(), false)
+        );
     });
 }

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use sqlx::sqlite::SqliteRow;
@@ -72,6 +72,50 @@ impl Default for Kept {
             bytes: 64 * 1024 * 1024,
             all_bytes: 512 * 1024 * 1024,
         }
+    }
+}
+
+/// A clock that is further from where it should be was set, and by it nothing is too old …
+const JUMP: Duration = Duration::from_secs(86_400);
+/// … until it has been steady for so long: whoever has set it wrongly has time to notice.
+const STEADY: Duration = Duration::from_secs(86_400);
+/// The same of one that is so long after what was received last, when a collector begins.
+const AWAY: Duration = Duration::from_secs(30 * 86_400);
+
+/// Whether the collector's clock can be believed as to what is too old.
+#[derive(Debug)]
+pub(super) struct Clock {
+    /// When it was compared last, and what it said.
+    seen: (Instant, i64),
+    distrusted: Option<Instant>,
+}
+
+impl Clock {
+    /// As it is when a collector begins that has received something at this time last.
+    pub(super) fn new(now: Instant, now_ns: i64, newest_ns: Option<i64>) -> Self {
+        let away = newest_ns.is_some_and(|newest| now_ns.saturating_sub(newest) > span_ns(AWAY));
+        Self {
+            seen: (now, now_ns),
+            distrusted: away.then_some(now),
+        }
+    }
+
+    /// Whether it can be believed at this moment, at which it says so.
+    pub(super) fn is_trusted(&mut self, now: Instant, now_ns: i64) -> bool {
+        let (seen, seen_ns) = std::mem::replace(&mut self.seen, (now, now_ns));
+        let should = seen_ns.saturating_add(span_ns(now.saturating_duration_since(seen)));
+        if now_ns.abs_diff(should) > span_ns(JUMP).unsigned_abs() {
+            tracing::error!(
+                days = now_ns.saturating_sub(should) / span_ns(JUMP),
+                "this host's clock was set: for a day nothing that is told of workloads counts as too old"
+            );
+            self.distrusted = Some(now);
+        }
+        let since = self.distrusted;
+        if since.is_some_and(|since| now.saturating_duration_since(since) >= STEADY) {
+            self.distrusted = None;
+        }
+        self.distrusted.is_none()
     }
 }
 
@@ -157,6 +201,14 @@ pub(super) async fn load(
     Ok(whole
         .map(|(tenant, table)| (tenant, Arc::new(table)))
         .collect())
+}
+
+/// When something was told last, by the collector's clock.
+pub(super) async fn newest(database: &SqlitePool) -> Result<Option<i64>, Error> {
+    sqlx::query_scalar("SELECT max(received_ns) FROM workload_facts")
+        .fetch_one(database)
+        .await
+        .map_err(|error| Error::Database("read", error))
 }
 
 /// Writes facts; what is newer stays.
@@ -350,7 +402,34 @@ async fn remove(
 
 #[cfg(test)]
 mod tests {
-    use super::{Kept, shares};
+    use super::{AWAY, Clock, JUMP, Kept, STEADY, shares};
+    use crate::state::span_ns;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn by_a_clock_that_was_set_nothing_is_too_old_for_a_day() {
+        let begin = Instant::now();
+        let year = span_ns(Duration::from_secs(400 * 86_400));
+        let mut clock = Clock::new(begin, 1_000, Some(0));
+        let mut at = |hours: u64, set: i64| {
+            let passed = Duration::from_secs(hours * 3_600);
+            clock.is_trusted(begin + passed, 1_000 + span_ns(passed) + set)
+        };
+        assert!(at(0, 0) && at(1, 0));
+        // A little is what time servers do.
+        assert!(at(2, span_ns(JUMP) / 2));
+        assert!(!at(3, year) && !at(4, year));
+        // Back again: that is no steady clock, either.
+        assert!(!at(5, 0) && !at(20, 0));
+        assert!(at(5 + 24, 0) && at(100, 0));
+
+        // It was set before this collector began.
+        let late = 1_000 + span_ns(AWAY) + 1;
+        let mut clock = Clock::new(begin, late, Some(1_000));
+        assert!(!clock.is_trusted(begin, late));
+        assert!(clock.is_trusted(begin + STEADY, late + span_ns(STEADY)));
+        assert!(Clock::new(begin, late, None).is_trusted(begin, late));
+    }
 
     #[test]
     fn all_tenants_together_have_a_bound_and_who_has_most_gives_up_first() {

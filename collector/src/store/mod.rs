@@ -24,6 +24,7 @@ pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use sqlx::SqlitePool;
 use sumun_lake::{FactTable, Family, Lake, LakeFile, RowSet};
@@ -111,6 +112,8 @@ struct Shared {
     lake: Lake,
     bounds: Bounds,
     inner: Mutex<Inner>,
+    /// By which facts become too old.
+    clock: Mutex<facts::Clock>,
     /// Rows have left memory.
     freed: Condvar,
 }
@@ -150,6 +153,8 @@ impl Store {
             let tenant = inner.tenants.entry(tenant).or_default();
             Arc::make_mut(&mut tenant.scopes).push(Arc::new(scope));
         }
+        let newest = facts::newest(&database).await?;
+        let clock = facts::Clock::new(Instant::now(), now_ns(), newest);
         for (tenant, table) in facts::load(&database).await? {
             inner.tenants.entry(tenant).or_default().facts = table;
         }
@@ -168,6 +173,7 @@ impl Store {
                 lake,
                 bounds,
                 inner: Mutex::new(inner),
+                clock: Mutex::new(clock),
                 freed: Condvar::new(),
             }),
         })
@@ -287,7 +293,11 @@ impl Store {
         manifest::insert(&mut tx, segment, files, held)
             .await
             .map_err(failed)?;
-        let before_ns = now_ns().saturating_sub(span_ns(kept.age));
+        let now_ns = now_ns();
+        let before_ns = match self.trusts_clock(now_ns) {
+            true => now_ns.saturating_sub(span_ns(kept.age)),
+            false => i64::MIN,
+        };
         let mut forgotten = HashMap::new();
         for (tenant, over) in kept.over(sizes) {
             let gone = facts::forget(&mut tx, &tenant, before_ns, over)
@@ -298,6 +308,12 @@ impl Store {
         checkpoint.write(&mut tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         Ok(forgotten)
+    }
+
+    fn trusts_clock(&self, now_ns: i64) -> bool {
+        let clock = self.shared.clock.lock();
+        let mut clock = clock.unwrap_or_else(PoisonError::into_inner);
+        clock.is_trusted(Instant::now(), now_ns)
     }
 
     /// Step 3.

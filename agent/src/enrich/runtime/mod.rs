@@ -330,6 +330,8 @@ struct Source {
     socket: PathBuf,
     /// Who answers, as facts name it.
     name: &'static str,
+    /// It was there once: a runtime that restarts may take it away meanwhile.
+    seen: AtomicBool,
     rest: Mutex<Rest>,
 }
 
@@ -345,7 +347,19 @@ impl Source {
         Self {
             socket: socket.to_owned(),
             name,
+            seen: AtomicBool::new(false),
             rest: Mutex::default(),
+        }
+    }
+
+    /// Whether it can be asked; if not, whether it may be again. (Of a runtime that was never there nobody waits for a word.)
+    fn is_there(&self) -> Result<(), bool> {
+        match self.socket.exists() {
+            true => {
+                self.seen.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            false => Err(self.seen.load(Ordering::Relaxed)),
         }
     }
 
@@ -505,7 +519,11 @@ impl Sources {
         let may_be = |names: &[&str]| runtime.is_empty() || names.contains(&runtime);
         let mut unasked = false;
         if may_be(&["containerd", "cri-o"]) {
-            for source in self.cri.iter().filter(|source| source.socket.exists()) {
+            for source in &self.cri {
+                if let Err(was_there) = source.is_there() {
+                    unasked |= was_there;
+                    continue;
+                }
                 if source.is_resting().await {
                     unasked = true;
                     continue;
@@ -519,8 +537,12 @@ impl Sources {
                 }
             }
         }
-        for source in self.docker.iter().filter(|source| source.socket.exists()) {
+        for source in &self.docker {
             if !may_be(&[source.name]) {
+                continue;
+            }
+            if let Err(was_there) = source.is_there() {
+                unasked |= was_there;
                 continue;
             }
             if source.is_resting().await {

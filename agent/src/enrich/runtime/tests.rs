@@ -211,6 +211,10 @@ fn a_runtime_that_hangs_is_left_alone_and_one_that_restarts_is_asked_again() {
         server.abort();
         let _ = server.await;
         std::fs::remove_file(&socket).expect("a socket");
+        assert!(matches!(
+            sources.ask(&question("known")).await,
+            Answer::Unasked
+        ));
         let healthy = Runtime {
             labels: HashMap::new(),
             hangs: false,

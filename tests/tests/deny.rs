@@ -1,10 +1,13 @@
 //! Rules that deny, held by permission events: what fails, what does not, who is never made to wait, and what is told of it.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use sumun_tests::check::{int, text};
 use sumun_tests::clock::unix_ns;
+use sumun_tests::container::{Cgroup, id};
 use sumun_tests::ctl::Ctl;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::{programs, raw};
@@ -602,4 +606,183 @@ fn nobody_waits_for_an_agent_that_does_not_answer() {
 
 fn text_of<'a>(row: &'a Value, name: &str) -> &'a str {
     text(row, name)
+}
+
+const OF_WORKLOADS: &str = r#"
+[policy]
+name = "shop"
+version = 1
+mode = "enforce"
+
+[selector]
+container = { labels = { app = "cart" } }
+
+[[rule]]
+id = "by-label"
+on = ["open"]
+when = 'file.path == "DIR/secret"'
+effect = "deny"
+
+[[rule.exception]]
+name = "head"
+when = 'proc.exe.name == "head" && container.name == "cart-1"'
+owner = "ops@example.com"
+"#;
+
+const OF_ONE: &str = r#"
+[policy]
+name = "one"
+version = 1
+mode = "enforce"
+
+[[rule]]
+id = "by-path"
+on = ["open"]
+when = 'file.path == "DIR/key" && container.id == "ONE" && host.name != "another"'
+effect = "deny"
+"#;
+
+/// Docker's API, as far as it is asked: of containers with these ids, what their label is. It has nothing to say until it is well.
+fn docker(socket: &Path, well: Arc<AtomicBool>, known: [(String, &'static str); 2]) {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            let mut bytes = vec![0; 4096];
+            let len = stream.read(&mut bytes).unwrap_or(0);
+            let asked = String::from_utf8_lossy(&bytes[..len]).into_owned();
+            let found = known.iter().find(|(id, _)| asked.contains(id.as_str()));
+            let (status, body) = match (well.load(Ordering::Relaxed), found) {
+                (false, _) => (500, "{}".to_owned()),
+                (true, None) => (404, "{}".to_owned()),
+                (true, Some((id, app))) => {
+                    let config = format!(r#"{{"Image":"box","Labels":{{"app":"{app}"}}}}"#);
+                    let name = format!("/{app}-1");
+                    (
+                        200,
+                        format!(
+                            r#"{{"Id":"{id}","Name":"{name}","Image":"sha256:7","Config":{config}}}"#
+                        ),
+                    )
+                }
+            };
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+}
+
+/// Runs a program on a file in a cgroup.
+fn within(cgroup: &Cgroup, program: &str, file: &Path) -> (Output, i64) {
+    let script = r#"echo $$ > "$1/cgroup.procs" && exec "$2" "$3""#;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh"]).arg(cgroup.path());
+    raw::run_here(command.arg(program).arg(file))
+}
+
+#[test]
+fn what_is_denied_in_one_container_is_read_in_another() {
+    let Some(turn) = Turn::take("what_is_denied_in_one_container") else {
+        return;
+    };
+    let scratch = scratch();
+    let dir = fs::canonicalize(scratch.path()).expect("a path");
+    for file in ["secret", "key"] {
+        fs::write(dir.join(file), "content\n").expect("a file");
+    }
+    let (one, other) = (id(8001), id(8002));
+    let (well, socket) = (Arc::new(AtomicBool::new(false)), dir.join("docker.sock"));
+    docker(
+        &socket,
+        Arc::clone(&well),
+        [(one.clone(), "cart"), (other.clone(), "till")],
+    );
+    let collector = Collector::start().expect("a collector");
+    let ctl = collector.ctl();
+    let filled = |text: &str| {
+        let text = text.replace("DIR", &dir.display().to_string());
+        text.replace("ONE", &one)
+    };
+    let (shop, of_one) = (filled(OF_WORKLOADS), filled(OF_ONE));
+    let policies = [("shop", shop.as_str()), ("one", of_one.as_str())];
+    let mut agent = Agent::enroll(turn, &collector, &policies).expect("an agent");
+    let config = agent.config();
+    let mut written = fs::read_to_string(&config).expect("a configuration");
+    written.push_str(&format!(
+        "\n[identity]\ncloud = \"off\"\ncri = []\npodman = []\nstorage = []\ndocker = [{socket:?}]\n"
+    ));
+    fs::write(&config, written).expect("a configuration");
+    agent.run().expect("an agent that runs");
+    agent.online(&collector).expect("an agent that is online");
+    for (policy, rule) in [("shop", "by-label"), ("one", "by-path")] {
+        let begun = Instant::now();
+        let reason = loop {
+            let (mode, reason) = mode_of(&status(&agent)["policies"], policy, rule);
+            if mode == "deny-via-agent" {
+                break reason;
+            }
+            assert!(begun.elapsed() < LIMIT, "{rule} is {mode}: {reason}");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert!(reason.contains("not named yet"), "{rule}: {reason}");
+    }
+    let since = unix_ns();
+    let make = |id: &str| Cgroup::make(&format!("/docker/{id}")).expect("a cgroup");
+    let (carts, tills) = (make(&one), make(&other));
+    let read = |cgroup: &Cgroup, file: &str| {
+        let (output, pid) = within(cgroup, "/bin/cat", &dir.join(file));
+        (output.status.success(), pid)
+    };
+
+    // Whose it is the path says, from the first program in it on; nobody has to be asked.
+    let (was_read, pid) = read(&carts, "key");
+    assert!(!was_read, "a container is known by its path");
+    told_once(
+        &ctl,
+        since,
+        "open",
+        pid,
+        &dir.join("key").display().to_string(),
+        DENIED,
+    );
+    assert!(read(&tills, "key").0 && cat(&dir.join("key")).0.status.success());
+
+    // What it is called nobody has told yet: nothing is denied, and that is said.
+    let (was_read, pid) = read(&carts, "secret");
+    assert!(was_read, "what is not known denies nothing");
+    let undecided = [DENIED[0], "alert", "undecided", "not named yet"];
+    alerted_once(&ctl, since, pid, "by-label", undecided);
+    well.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    let pid = loop {
+        let (was_read, pid) = read(&carts, "secret");
+        if !was_read {
+            break pid;
+        }
+        assert!(begun.elapsed() < LIMIT, "it is named, and reads");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    alerted_once(&ctl, since, pid, "by-label", DENIED);
+    for _ in 0..3 {
+        assert!(read(&tills, "secret").0 && cat(&dir.join("secret")).0.status.success());
+        assert!(!read(&carts, "secret").0);
+    }
+    // Also below it, and not by whom an exception names.
+    let below = Cgroup::make(&format!("/docker/{one}/below")).expect("a cgroup");
+    assert!(!read(&below, "secret").0);
+    let (output, _) = within(&carts, "/usr/bin/head", &dir.join("secret"));
+    assert!(output.status.success(), "{output:?}");
+    // Another process that holds calls begins with what is known.
+    let before = holder(agent.process().pid()).expect("a holder");
+    kill(before, Signal::SIGKILL).expect("killed");
+    let begun = Instant::now();
+    while read(&carts, "secret").0 {
+        assert!(begun.elapsed() < LIMIT, "nobody holds calls any more");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(read(&tills, "secret").0);
+    agent.stop().expect("the agent stops when told to");
 }

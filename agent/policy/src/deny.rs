@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
+use crate::asking::{Asking, QUESTIONS_MAX, Questions};
 use crate::doors::{Door, Doors};
 use crate::explain::{Effective, each_list};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
@@ -17,7 +18,7 @@ use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Set, TextTest};
 use crate::list::List;
 use crate::narrow::narrow;
 use crate::plan::Clause;
-use crate::verdict::scope::remark;
+use crate::verdict::scope::{is_of_scope, remark};
 use crate::verdict::{Late, late_alone};
 
 /// Most files and folders that all rules together may name.
@@ -51,8 +52,21 @@ pub struct DenyRule {
     pub names: Names,
     /// What has to hold.
     pub predicate: Predicate,
+    /// With a selector whose pending workloads count as inside: the selector, and the rule's own condition.
+    pub presumed: Option<[Predicate; 2]>,
     /// What passes, each until a time, ns since the Unix epoch.
     pub exceptions: Vec<(Predicate, Option<i64>)>,
+}
+
+impl DenyRule {
+    /// All that it reads.
+    pub fn predicates(&self) -> impl Iterator<Item = &Predicate> {
+        let exceptions = self.exceptions.iter().map(|(predicate, _)| predicate);
+        let presumed = self.presumed.iter().flatten();
+        std::iter::once(&self.predicate)
+            .chain(presumed)
+            .chain(exceptions)
+    }
 }
 
 /// Files by their path, as bytes.
@@ -99,6 +113,7 @@ impl Names {
 pub fn plan(policies: &[CheckedPolicy], doors: &Doors, late: &[Late]) -> Vec<DenyRule> {
     let mut plan = Vec::new();
     let mut room = NAMES_MAX;
+    let mut questions = Questions::default();
     let rules = policies
         .iter()
         .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.mode, rule)));
@@ -120,18 +135,30 @@ pub fn plan(policies: &[CheckedPolicy], doors: &Doors, late: &[Late]) -> Vec<Den
             let Some(left) = room.checked_sub(names.len()) else {
                 continue;
             };
-            room = left;
-            plan.push(DenyRule {
+            let asks = DenyRule {
                 rule: number,
                 kind: *kind,
                 names,
                 predicate: rule.predicate.clone(),
+                presumed: rule
+                    .presumed
+                    .as_ref()
+                    .map(|presumed| [presumed.selector.clone(), presumed.when.clone()]),
                 exceptions: rule
                     .exceptions
                     .iter()
                     .map(|exception| (exception.predicate.clone(), exception.expires_ns))
                     .collect(),
-            });
+            };
+            let mut more = questions.clone();
+            for predicate in asks.predicates() {
+                let _ = Asking::new(predicate, &mut more);
+            }
+            if more.all().len() > QUESTIONS_MAX {
+                continue;
+            }
+            (room, questions) = (left, more);
+            plan.push(asks);
         }
     }
     plan
@@ -195,8 +222,10 @@ pub(crate) fn effective(
         }
         (Mode::Enforce, Ok(Door::WithLsm), Ok(_)) => (
             Effective::DenyViaAgent,
-            "held by a permission event until the agent has judged it, and let through if it does not within 100 ms; where BPF LSM is active the kernel denies it alone"
-                .to_owned(),
+            remarked(
+                "held by a permission event until the agent has judged it, and let through if it does not within 100 ms; where BPF LSM is active the kernel denies it alone"
+                    .to_owned(),
+            ),
         ),
         (Mode::Enforce, Ok(Door::WithLsm), Err(held)) => (
             Effective::Deny,
@@ -207,7 +236,9 @@ pub(crate) fn effective(
         ),
         (Mode::Enforce, Err(kernel), Ok(_)) => (
             Effective::DenyViaAgent,
-            format!("held by a permission event until the agent has judged it; let through if it does not within 100 ms; the kernel does not deny it alone: {kernel}"),
+            remarked(format!(
+                "held by a permission event until the agent has judged it; let through if it does not within 100 ms; the kernel does not deny it alone: {kernel}"
+            )),
         ),
         (Mode::Enforce, Err(kernel), Err(held)) => (
             Effective::Alert,
@@ -285,8 +316,8 @@ pub(crate) fn held(rule: &Rule, kind: Kind) -> Result<Names, String> {
     Ok(names)
 }
 
-/// Whether a field is known to whoever holds the call: from the file itself, from the kernel's copy of the call, and
-/// from what `/proc` tells of the one that waits.
+/// Whether a field is known to whoever holds the call: from the file itself, from the kernel's copy of the call, from
+/// what `/proc` tells of the one that waits, and of its workload and host from what the agent tells ([`crate::asking`]).
 fn is_known(field: FieldId, kind: Kind) -> bool {
     match field {
         FieldId::Kind
@@ -309,7 +340,7 @@ fn is_known(field: FieldId, kind: Kind) -> bool {
         | FieldId::FileAccessWrite
         | FieldId::FileAccessAppend
         | FieldId::FileTrunc => kind == Kind::Open,
-        _ => false,
+        field => is_of_scope(field),
     }
 }
 

@@ -2,6 +2,7 @@
 //! and the plan for the kernel's pre-filter.
 #![forbid(unsafe_code)]
 
+pub mod asking;
 mod call;
 mod canonical;
 mod check;

@@ -7,6 +7,7 @@ use sumun_proto::v1::{
     PolicyRef,
 };
 
+use crate::asking::QUESTIONS_MAX;
 use crate::deny::{DenyRule, NAMES_MAX};
 use crate::doors::Doors;
 use crate::explain::{Effective, effective};
@@ -118,7 +119,7 @@ pub fn not_held(
             let reason = match held.iter().any(planned) {
                 true => why(number, kind),
                 false => Some(format!(
-                    "all rules together name more than {NAMES_MAX} files and folders"
+                    "all rules together name more than {NAMES_MAX} files and folders, or ask more than {QUESTIONS_MAX} things of workloads and the host"
                 )),
             };
             if let Some(reason) = reason {

@@ -230,7 +230,11 @@ impl Denier {
             _ if !hit.is_certain() => (
                 ALERT,
                 UNDECIDED,
-                "a value that the rule or an exception asks for is unknown".to_owned(),
+                // Whoever held the call knows best.
+                match known.filter(|call| call.outcome == UNDECIDED) {
+                    Some(call) => call.reason.clone(),
+                    None => "a value that the rule or an exception asks for is unknown".to_owned(),
+                },
             ),
             Mode::Observe => (ALERT, WOULD_DENY, "the policy is in observe".to_owned()),
             Mode::Enforce => match (denied_by, known, carried) {

@@ -1,4 +1,4 @@
-//! Whose each cgroup is, as the kernel has to know it: the answers to what its rules ask about workloads and hosts.
+//! Whose each cgroup is, as the kernel has to know it, and who holds calls: the answers to what their rules ask about workloads and hosts.
 //!
 //! Each cgroup has two: what holds for its own processes, and what holds for those of all cgroups below, those to come
 //! included. The kernel asks the nearest cgroup that has an entry, so those that say nothing else than what is above them
@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sumun_abi::verdict::{SCOPE_STEPS, SCOPES_ENTRIES, Scope};
-use sumun_policy::verdict::scope::Question;
+use sumun_policy::Predicate;
+use sumun_policy::verdict::scope::{self, Question};
 use sumun_policy::verdict::{Atom, VerdictPlan};
 use sumun_proto::v1;
 use sumun_proto::{Host, View};
@@ -36,6 +37,8 @@ pub struct Scopes {
     /// What others than the kernel say of the host.
     facts: v1::Facts,
     active: Plan,
+    /// Of the rules by which calls are held.
+    held: Held,
     /// All cgroups have to be looked at again.
     stale: bool,
     /// When all cgroups are looked at again, because the kernel did not take some.
@@ -57,6 +60,21 @@ pub struct Plan {
     /// There are such cgroups now: of the host, and below.
     is_short: [bool; 2],
 }
+
+/// What who holds calls is told: by the paths of cgroups, which is what `/proc` tells of a process.
+#[derive(Debug, Default)]
+struct Held {
+    plan: Plan,
+    /// Of the cgroups that were told of.
+    paths: HashMap<u64, String>,
+    /// Not taken yet, in this order. Taken in each cycle.
+    changes: Vec<Told>,
+    /// All cgroups have to be looked at again.
+    stale: bool,
+}
+
+/// What is known of the cgroup of a path; `None`: it is gone.
+pub type Told = (String, Option<Scope>);
 
 /// An entry that the kernel does not have.
 struct Differing {
@@ -83,17 +101,15 @@ pub fn asked(plan: &VerdictPlan) -> bool {
     plan.atoms.iter().any(|atom| matches!(atom, Atom::Scope(_)))
 }
 
-/// Whether a plan asks what a cloud says of the host.
+/// Whether a plan, or these questions, ask what a cloud says of the host.
 #[must_use]
-pub fn asks_for_cloud(plan: &VerdictPlan) -> bool {
-    plan.atoms.iter().any(|atom| match atom {
-        Atom::Scope(scope) => scope
-            .asked
-            .fields()
-            .iter()
-            .any(|field| field.info().name.starts_with("cloud.")),
-        _ => false,
-    })
+pub fn asks_for_cloud(plan: &VerdictPlan, held: &[Predicate]) -> bool {
+    let asked = plan.atoms.iter().filter_map(|atom| match atom {
+        Atom::Scope(scope) => Some(&scope.asked),
+        _ => None,
+    });
+    let mut fields = asked.chain(held).flat_map(Predicate::fields);
+    fields.any(|field| field.info().name.starts_with("cloud."))
 }
 
 /// What may be asked of one workload after another.
@@ -217,6 +233,14 @@ impl Plan {
         differing
     }
 
+    /// The cgroups without an entry below these.
+    fn below(&self, workloads: &Workloads, moved: &HashSet<String>) -> HashSet<u64> {
+        let below = workloads.there().filter(|(id, path, _)| {
+            !self.told.contains_key(id) && above(path).any(|path| moved.contains(path))
+        });
+        below.map(|(id, ..)| id).collect()
+    }
+
     /// A cgroup has no entry any more. False if it had none.
     fn forget(&mut self, id: u64) -> bool {
         self.deeper.remove(&id);
@@ -244,6 +268,7 @@ impl Scopes {
             host,
             facts: v1::Facts::default(),
             active: Plan::default(),
+            held: Held::default(),
             stale: false,
             retry: None,
             left_out: 0,
@@ -259,7 +284,9 @@ impl Scopes {
                 facts.cloud_pending,
             )
         };
-        self.stale |= told(&self.facts) != told(facts);
+        let changed = told(&self.facts) != told(facts);
+        self.stale |= changed;
+        self.held.stale |= changed;
         self.facts = facts.clone();
     }
 
@@ -298,6 +325,7 @@ impl Scopes {
     /// Tells the kernel of the cgroups that have changed since, and takes those that are gone out of it.
     pub fn tell(&mut self, kernel: &mut Kernel, workloads: &mut Workloads) {
         let changed = workloads.take_changed();
+        self.tell_holder(workloads, &changed);
         if self.active.questions.is_empty() {
             return;
         }
@@ -344,10 +372,87 @@ impl Scopes {
             if moved.is_empty() {
                 break;
             }
-            let below = workloads.there().filter(|(id, path, _)| {
-                !self.active.told.contains_key(id) && above(path).any(|path| moved.contains(path))
-            });
-            round = below.map(|(id, ..)| id).collect();
+            round = self.active.below(workloads, &moved);
+        }
+    }
+
+    /// From now on these are the questions of who holds calls, by their numbers; all cgroups that have something to say.
+    #[must_use]
+    pub fn hold(&mut self, workloads: &Workloads, asked: &[Predicate]) -> Vec<(String, Scope)> {
+        let numbered = asked.iter().enumerate();
+        let questions = numbered.map(|(number, asked)| {
+            let asked = asked.clone();
+            let presumed = false;
+            (
+                1 << number,
+                Question::new(&scope::Scope { asked, presumed }),
+            )
+        });
+        self.held = Held {
+            plan: Plan {
+                questions: questions.collect(),
+                ..Plan::default()
+            },
+            ..Held::default()
+        };
+        self.held.stale = true;
+        self.tell_holder(workloads, &HashSet::new());
+        let told = self.take_told().into_iter();
+        told.filter_map(|(path, scope)| Some((path, scope?)))
+            .collect()
+    }
+
+    /// What who holds calls has to be told since this was called last.
+    #[must_use]
+    pub fn take_told(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.held.changes)
+    }
+
+    fn tell_holder(&mut self, workloads: &Workloads, changed: &HashSet<u64>) {
+        let Self {
+            host, facts, held, ..
+        } = self;
+        if held.plan.questions.is_empty() {
+            return;
+        }
+        // What is gone, or has another path, first: another may have taken the path.
+        for id in changed {
+            let path = workloads.there_is(*id).map(|(path, _)| path);
+            if held.paths.get(id).map(String::as_str) != path
+                && let Some(before) = held.paths.remove(id)
+            {
+                held.plan.forget(*id);
+                held.changes.push((before, None));
+            }
+        }
+        held.stale |= held.plan.has_room_again();
+        let mut round: HashSet<u64> = match std::mem::take(&mut held.stale) {
+            true => workloads.there().map(|(id, ..)| id).collect(),
+            false => changed
+                .iter()
+                .copied()
+                .filter(|id| workloads.there_is(*id).is_some())
+                .collect(),
+        };
+        while !round.is_empty() {
+            let all = sorted(workloads, round);
+            let before = held.plan.left_out;
+            let differing = held.plan.differing((&*host, &*facts), workloads, &all);
+            self.left_out += held.plan.left_out - before;
+            let mut moved = HashSet::new();
+            for one in differing {
+                if let Some((path, _)) = workloads.there_is(one.cgroup) {
+                    held.paths.insert(one.cgroup, path.to_owned());
+                    held.changes.push((path.to_owned(), Some(one.scope)));
+                    if one.moves_below {
+                        moved.insert(path.to_owned());
+                    }
+                }
+            }
+            round = match moved.is_empty() {
+                true => HashSet::new(),
+                false => held.plan.below(workloads, &moved),
+            };
         }
     }
 
@@ -366,7 +471,8 @@ impl Scopes {
     /// There are cgroups of which the kernel should know more and does not.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.active.is_short.contains(&true) || self.retry.is_some()
+        let short = |plan: &Plan| plan.is_short.contains(&true);
+        short(&self.active) || short(&self.held.plan) || self.retry.is_some()
     }
 
     /// Cgroups that the kernel was told of.
@@ -386,8 +492,6 @@ fn sorted(workloads: &Workloads, all: HashSet<u64>) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sumun_policy::Predicate;
-    use sumun_policy::verdict::scope;
 
     const ID: &str = "4f0a5a3b1c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f607";
     const OTHER: &str = "aaaaaaaabbbbbbbbccccccccddddddddeeeeeeeeffffffff0000000011111111";

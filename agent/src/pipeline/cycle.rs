@@ -322,9 +322,10 @@ impl Pipeline {
             pipeline.bootstrap()?;
         }
         pipeline.told.begin(&mut pipeline.core);
-        if scope::asked(loaded.verdicts()) {
+        let held = Keeper::questions(loaded.held());
+        if scope::asked(loaded.verdicts()) || !held.is_empty() {
             pipeline.bootstrap_cgroups();
-            pipeline.name_workloads(&loaded);
+            pipeline.name_workloads(scope::asks_for_cloud(loaded.verdicts(), &held));
         }
         let unsaid = pipeline.unsaid.is_left();
         // The filter first: what is attached is judged by it from the first record on.
@@ -791,7 +792,7 @@ impl Pipeline {
         if let Err(error) = self.unsaid.set(held || self.unsaid.is_left()) {
             tracing::warn!(%error, "cannot write that calls are held: if the agent is killed, nothing says that denied calls may be missing");
         }
-        self.keeper.set(self.loaded.held(), generation, &self.host);
+        self.hold_calls(generation);
         if let Err(error) = self.applied.write(generation, self.loaded.hash()) {
             tracing::warn!(%error, "cannot write which rules are applied: after a restart nothing is killed for what is recorded until then");
         }
@@ -806,6 +807,22 @@ impl Pipeline {
         }
         self.scopes = scopes;
         Ok(())
+    }
+
+    /// Hands the rules by which calls are held, and what is known for them, to whoever holds them.
+    fn hold_calls(&mut self, generation: u32) {
+        let rules = self.loaded.held();
+        let Core {
+            workloads, scopes, ..
+        } = &mut self.core;
+        let questions = Keeper::questions(rules);
+        let cgroups = scopes.hold(workloads, &questions);
+        let hierarchy = cgroup::hierarchy(self.kernel.cgroup_controller());
+        let hierarchy = hierarchy
+            .inspect_err(|error| tracing::warn!(%error, "whose a process is that opens a file cannot be told"))
+            .ok();
+        self.keeper
+            .set(rules, generation, &self.host, (hierarchy, cgroups));
     }
 
     /// Nobody looked between the last agent and now, or not at everything.
@@ -1071,9 +1088,8 @@ impl Pipeline {
 
     /// Waits a little until the workloads that are there have been named: rules of a previous agent hold as long, and the new
     /// ones are not to begin with less.
-    fn name_workloads(&mut self, loaded: &Loaded) {
+    fn name_workloads(&mut self, cloud: bool) {
         let begun = Instant::now();
-        let cloud = scope::asks_for_cloud(loaded.verdicts());
         loop {
             self.told.learn(&mut self.core);
             let named = self.core.workloads.stats().pending == 0;
@@ -1097,6 +1113,7 @@ impl Pipeline {
             workloads, scopes, ..
         } = &mut self.core;
         scopes.tell(&mut self.kernel, workloads);
+        self.keeper.tell(scopes.take_told());
     }
 
     /// Tells the kernel of the ancestors that it has asked for.

@@ -42,14 +42,14 @@ pub(crate) fn is_scope(expr: &Expr) -> bool {
 }
 
 /// The expression that is true where this one is false.
-pub(super) fn negated(expr: &Expr) -> Expr {
+pub(crate) fn negated(expr: &Expr) -> Expr {
     match expr {
         Expr::Not(inner) => (**inner).clone(),
         other => Expr::Not(Box::new(other.clone())),
     }
 }
 
-/// What is to be known of a rule that the kernel judges: until a workload is named nothing is stopped, or it counts as
+/// What is to be known of a rule that is judged before a call is made: until a workload is named nothing is stopped, or it counts as
 /// inside. `None`: it asks for nothing that is told of workloads.
 pub(crate) fn remark(rule: &Rule) -> Option<&'static str> {
     let exceptions = rule.exceptions.iter().map(|exception| &exception.predicate);
@@ -59,10 +59,10 @@ pub(crate) fn remark(rule: &Rule) -> Option<&'static str> {
         .any(|field| is_of_workload(field) || OF_WORKLOAD.contains(&field));
     asks.then_some(match rule.presumed {
         None => {
-            "whose a process is, the kernel knows by its cgroup; of a workload that is not named yet nothing is stopped (selector.pending = \"alert\")"
+            "whose a process is, is known by its cgroup; of a workload that is not named yet nothing is stopped (selector.pending = \"alert\")"
         }
         Some(_) => {
-            "whose a process is, the kernel knows by its cgroup; a workload that is not named yet counts as inside (selector.pending = \"inside\")"
+            "whose a process is, is known by its cgroup; a workload that is not named yet counts as inside (selector.pending = \"inside\")"
         }
     })
 }

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::parent_id;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,11 +22,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recv, send};
+use sumun_policy::asking::Questions;
 use sumun_proto::Host;
 
 use super::judge::Judge;
 use super::marks::{Marker, Marks, Named};
-use super::wire::{Counts, Decision, MESSAGE_MAX, Missing, Plan, PlanRule, Said};
+use super::wire::{
+    Cgroups, Changes, Counts, Decision, MESSAGE_MAX, Missing, PING, Plan, PlanRule, Said, Start,
+};
 use crate::enrich::host::{self, Files};
 use crate::kernel::canary;
 use crate::kernel::fanotify::{Group, OVERFLOW};
@@ -40,6 +44,9 @@ const READY_ANYWAY: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Looking takes this part of the time at most.
 const LOOK_SHARE: u32 = 20;
+/// Number of the kernel's first cgroup namespace, which shows paths from the root (`PROC_CGROUP_INIT_INO`,
+/// include/linux/proc_ns.h).
+const FIRST_CGROUPS: u64 = 0xEFFF_FFFB;
 
 /// Runs until the agent ends or closes its half of the socket, which is standard output.
 ///
@@ -59,8 +66,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
     std::io::stdin()
         .read_to_string(&mut text)
         .context("cannot read the plan")?;
-    let plan: Plan = serde_json::from_str(&text).context("cannot read the plan")?;
+    let start: Start = serde_json::from_str(&text).context("cannot read the plan")?;
     drop(text);
+    let Start { plan, cgroups } = start;
     if parent_id() != plan.agent {
         anyhow::bail!("this is a part of the agent, which starts it by itself");
     }
@@ -69,7 +77,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         .try_clone_to_owned()
         .context("cannot take the socket")?;
     let socket = Arc::new(socket);
-    match as_the_host().and_then(|()| hold(&plan, &socket)) {
+    let cgroups = cgroups.into_iter().collect();
+    match as_the_host().and_then(|()| hold(&plan, cgroups, &socket)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(why) => {
             tell(socket.as_fd(), &Said::Broken(why));
@@ -103,13 +112,42 @@ fn as_the_host() -> Result<(), String> {
     })
 }
 
-fn hold(plan: &Plan, socket: &Arc<OwnedFd>) -> Result<(), String> {
+/// The hierarchy whose cgroups say whose processes are, once this process sees their whole paths.
+///
+/// # Errors
+/// It does not, and why.
+fn hierarchy(plan: &Plan) -> Result<u32, String> {
+    let hierarchy = plan
+        .hierarchy
+        .ok_or("the hierarchy of cgroups is not known to the agent")?;
+    let is_first = || {
+        let own = std::fs::metadata("/proc/self/ns/cgroup");
+        own.map(|own| own.ino() == FIRST_CGROUPS)
+    };
+    let failed = |error: &dyn std::fmt::Display| {
+        format!(
+            "this cgroup namespace shows a part of the host's cgroups only, and another cannot be entered (/proc/1/ns/cgroup): {error}"
+        )
+    };
+    if !is_first().map_err(|error| failed(&error))? {
+        let first = File::open("/proc/1/ns/cgroup").map_err(|error| failed(&error))?;
+        setns(first, CloneFlags::CLONE_NEWCGROUP).map_err(|errno| failed(&errno))?;
+        if !is_first().map_err(|error| failed(&error))? {
+            return Err(failed(&"it is not the host's"));
+        }
+    }
+    Ok(hierarchy)
+}
+
+fn hold(plan: &Plan, cgroups: Cgroups, socket: &Arc<OwnedFd>) -> Result<(), String> {
     canary::try_out()?;
+    let mut questions = Questions::default();
     let rules = plan
         .rules
         .iter()
-        .map(PlanRule::compile)
+        .map(|rule| PlanRule::compile(rule, &mut questions))
         .collect::<Result<Vec<_>, _>>()?;
+    let hierarchy = hierarchy(plan);
     let group =
         Group::new().map_err(|errno| format!("cannot make a group (fanotify_init): {errno}"))?;
     let group = Arc::new(group);
@@ -118,7 +156,7 @@ fn hold(plan: &Plan, socket: &Arc<OwnedFd>) -> Result<(), String> {
     let marker = Marker::start(Arc::clone(&group)).map_err(no_thread)?;
     let marks = Marks::new(marker, &rules, Arc::clone(&named));
     let (id, name) = plan.host.clone();
-    let judge = Judge::new(rules, Host { id, name }, plan.agent);
+    let judge = Judge::new(rules, Host { id, name }, hierarchy, plan.agent);
     let progress = Arc::new(Progress::default());
     let (teller, looked) = (Arc::clone(socket), Arc::clone(&progress));
     let number = group.as_fd().as_raw_fd();
@@ -133,7 +171,12 @@ fn hold(plan: &Plan, socket: &Arc<OwnedFd>) -> Result<(), String> {
         })
         .map_err(no_thread)?;
     let rules = plan.rules.as_slice();
-    answer(&group, socket.as_fd(), &judge, &named, |begun| {
+    let known = Known {
+        judge,
+        named,
+        cgroups,
+    };
+    answer(&group, socket.as_fd(), known, |begun| {
         progress.be_ready(begun, rules, socket.as_fd())
     });
     Ok(())
@@ -195,15 +238,23 @@ fn keep(mut marks: Marks, progress: &Progress, socket: &OwnedFd) {
     }
 }
 
+/// What calls are judged by.
+struct Known {
+    judge: Judge,
+    named: Arc<Mutex<Arc<Named>>>,
+    /// As many as the agent keeps ([`crate::enforce::scope`]).
+    cgroups: Cgroups,
+}
+
 /// Answers every call that waits, until the agent is gone.
 fn answer(
     group: &Group,
     socket: BorrowedFd<'_>,
-    judge: &Judge,
-    named: &Mutex<Arc<Named>>,
+    mut known: Known,
     be_ready: impl Fn(Instant) -> bool,
 ) {
     let (mut counts, begun) = (Counts::default(), Instant::now());
+    let mut room = vec![0; MESSAGE_MAX];
     loop {
         let patience = match be_ready(begun) {
             true => PollTimeout::NONE,
@@ -215,18 +266,20 @@ fn answer(
         ];
         // An interrupted wait is a short one.
         let _ = poll(&mut fds, patience);
+        // First what the agent has to say: calls are judged by it.
+        let goes_on = heard(socket, &counts, &mut known.cgroups, &mut room);
         for _ in 0..AT_ONCE {
             if !waits(group) {
                 break;
             }
             // The kernel could not give us the file, as when another holds a lease of it, and has denied the call: nobody
             // knows whose. Or one that waited was killed just now; that cannot be told apart.
-            if !matches!(one(group, socket, judge, named, &mut counts), Ok(true)) {
+            if !matches!(one(group, socket, &known, &mut counts), Ok(true)) {
                 counts.denied += 1;
                 counts.untold += 1;
             }
         }
-        if !heard(socket, &counts) {
+        if !goes_on {
             break;
         }
     }
@@ -234,7 +287,7 @@ fn answer(
     let _ = group.flush();
     let begun = Instant::now();
     while waits(group) && begun.elapsed() < LAST_ANSWERS {
-        let _ = one(group, socket, judge, named, &mut counts);
+        let _ = one(group, socket, &known, &mut counts);
     }
     // The agent wants to know of those that it could not be told of.
     tell(socket, &Said::Pong(counts));
@@ -250,8 +303,7 @@ fn waits(group: &Group) -> bool {
 fn one(
     group: &Group,
     socket: BorrowedFd<'_>,
-    judge: &Judge,
-    named: &Mutex<Arc<Named>>,
+    known: &Known,
     counts: &mut Counts,
 ) -> nix::Result<bool> {
     let Some(event) = group.next()? else {
@@ -264,10 +316,12 @@ fn one(
     let Some(file) = &event.file else {
         return Ok(true);
     };
-    let all = Arc::clone(&named.lock().unwrap_or_else(PoisonError::into_inner));
-    let call = judge.judge(event.mask, event.tid, file, |id| {
-        all.get(&id).cloned().unwrap_or_default()
-    });
+    let named = known.named.lock();
+    let all = Arc::clone(&named.unwrap_or_else(PoisonError::into_inner));
+    let named = |id| all.get(&id).cloned().unwrap_or_default();
+    let call = known
+        .judge
+        .judge(&known.cgroups, (event.mask, event.tid), file, named);
     counts.held += 1;
     let denied = call
         .as_ref()
@@ -284,15 +338,28 @@ fn one(
     Ok(true)
 }
 
-/// Answers the agent; false when it is gone.
-fn heard(socket: BorrowedFd<'_>, counts: &Counts) -> bool {
-    let mut bytes = [0; 16];
+/// Answers the agent, and takes what it tells of cgroups; false when it is gone.
+fn heard(socket: BorrowedFd<'_>, counts: &Counts, cgroups: &mut Cgroups, room: &mut [u8]) -> bool {
     loop {
-        match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+        match recv(socket.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return false,
-            Ok(_) => {
+            Ok(len) if room[..len] == *PING => {
                 tell(socket, &Said::Pong(*counts));
             }
+            Ok(len) => match serde_json::from_slice::<Changes>(&room[..len]) {
+                Ok(changes) => {
+                    for (path, answers) in changes {
+                        match answers {
+                            Some(answers) => cgroups.insert(path, answers),
+                            None => cgroups.remove(&path),
+                        };
+                    }
+                }
+                Err(error) => {
+                    let why = format!("what the agent tells of cgroups is not understood: {error}");
+                    tell(socket, &Said::Broken(why));
+                }
+            },
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return true,
             Err(_) => return false,

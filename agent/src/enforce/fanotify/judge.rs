@@ -7,12 +7,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use nix::sys::stat::{fstat, major, minor};
 use sumun_abi::record::{FLAW_DELETED, FLAW_LOST, FLAW_TRUNCATED};
 use sumun_policy::Verdict;
-use sumun_proto::v1::{Batch, Event, File, Image, Kind, Source};
+use sumun_proto::v1::{Batch, Event, File, Image, Kind, Source, Workload};
 use sumun_proto::{Host, View, text};
 
-use super::opener::{Asked, Opener, asked};
-use super::wire::{Call, Decision, Held};
+use super::opener::{self, Asked, Opener, asked};
+use super::wire::{self, Call, Cgroups, Decision, Held};
 use crate::enforce::guard::{self, DELETED};
+use crate::enrich::workload::of_path;
 use crate::kernel::fanotify;
 use crate::kernel::known::known;
 use crate::pipeline::clock::boot_ns;
@@ -25,10 +26,21 @@ pub(super) type Id = (u64, u64);
 pub(super) struct Judge {
     rules: Vec<Held>,
     host: Host,
+    /// The hierarchy whose cgroups say whose a process is; or why that cannot be told.
+    hierarchy: Result<u32, String>,
     /// The agent: it is never made to wait for itself.
     agent: u32,
     /// The agent's program, when the agent's user runs it: another can run it with a library of its own.
     program: Option<Id>,
+}
+
+/// Whose the one that waits is.
+#[derive(Default)]
+struct Whose {
+    /// As the path of its cgroup tells; `None`: not known.
+    workload: Option<Workload>,
+    /// Its cgroup's answers to the questions of the rules; `None`: nothing is known.
+    answers: Option<[u64; 2]>,
 }
 
 /// A file that is being opened.
@@ -43,21 +55,28 @@ struct Object {
 }
 
 impl Judge {
-    pub(super) fn new(rules: Vec<Held>, host: Host, agent: u32) -> Self {
+    pub(super) fn new(
+        rules: Vec<Held>,
+        host: Host,
+        hierarchy: Result<u32, String>,
+        agent: u32,
+    ) -> Self {
         let own = known("/proc/self/exe");
         Self {
             rules,
             host,
+            hierarchy,
             agent,
             program: own.ok().map(|file| file.id),
         }
     }
 
-    /// What there is to tell of a call; `None` if no rule is about it. `named` are the paths by which rules name a file.
+    /// What there is to tell of a call; `None` if no rule is about it. `named` are the paths by which rules name a file, `cgroups` what is
+    /// known of these.
     pub(super) fn judge(
         &self,
-        mask: u64,
-        tid: u32,
+        cgroups: &Cgroups,
+        (mask, tid): (u64, u32),
         file: impl AsFd,
         named: impl Fn(Id) -> Vec<Vec<u8>>,
     ) -> Option<Call> {
@@ -118,15 +137,20 @@ impl Judge {
         call.start_ns = opener.stat.start_ns();
         call.ids = opener.ids;
         call.exe.clone_from(&opener.exe);
+        let asks = self.rules.iter().filter(about).any(|rule| rule.asks);
+        let whose = match asks {
+            true => self.whose(tid, cgroups),
+            false => Whose::default(),
+        };
         let (mut certain, mut doubtful) = (Vec::new(), Vec::new());
         let mut through = None;
         for rule in self.rules.iter().filter(about) {
             let mut whole = Judged::No;
             if object.paths.is_empty() {
-                whole = self.one(rule, &call, None);
+                whole = self.one(rule, &call, &whose, None);
             }
             for (index, path) in object.paths.iter().enumerate() {
-                let judged = self.one(rule, &call, Some(path));
+                let judged = self.one(rule, &call, &whose, Some(path));
                 if judged == Judged::Certain && whole != Judged::Certain && index > 0 {
                     through = Some(text::from_bytes(path));
                 }
@@ -144,8 +168,7 @@ impl Judge {
             }
             call.rules = doubtful;
             call.decision = Decision::Undecided;
-            call.reason =
-                "a value that the rule asks for was unknown while the call was held".into();
+            call.reason = self.doubt(asks, &whose);
             return Some(call);
         }
         call.rules = certain;
@@ -165,7 +188,35 @@ impl Judge {
         Some(call)
     }
 
-    fn one(&self, rule: &Held, call: &Call, path: Option<&[u8]>) -> Judged {
+    /// Whose a thread is that waits.
+    fn whose(&self, tid: u32, cgroups: &Cgroups) -> Whose {
+        let Ok(hierarchy) = self.hierarchy else {
+            return Whose::default();
+        };
+        match opener::cgroup(tid, hierarchy) {
+            Some(path) => Whose {
+                answers: wire::answers(cgroups, &path),
+                workload: Some(of_path(&path)),
+            },
+            None => Whose::default(),
+        }
+    }
+
+    /// Why a rule is not certain.
+    fn doubt(&self, asks: bool, whose: &Whose) -> String {
+        let unknown = "a value that the rule asks for was unknown while the call was held";
+        match (&self.hierarchy, &whose.workload) {
+            _ if !asks => unknown.to_owned(),
+            (Err(why), _) => format!("whose the process is cannot be told: {why}"),
+            (_, None) => "whose the process is could not be told".to_owned(),
+            (_, Some(workload)) => format!(
+                "{unknown}: perhaps its workload ({}) was not named yet",
+                workload.cgroup
+            ),
+        }
+    }
+
+    fn one(&self, rule: &Held, call: &Call, whose: &Whose, path: Option<&[u8]>) -> Judged {
         let kind = rule.kind;
         let path = path.map(text::from_bytes);
         let exe = match kind {
@@ -188,8 +239,10 @@ impl Judge {
                 gid,
                 euid,
                 egid,
+                workload: u32::from(whose.workload.is_some()),
                 ..Image::default()
             }],
+            workloads: whose.workload.iter().cloned().collect(),
             wall_offset_ns: now_ns.wrapping_sub(call.boot_ns.cast_signed()),
             ..Batch::default()
         };
@@ -219,22 +272,11 @@ impl Judge {
             event: &event,
             alert: None,
         };
-        let mut judged = match rule.matcher.matches(&view) {
-            Verdict::NoMatch => return Judged::No,
+        match rule.matches(&view, whose.answers, now_ns) {
+            Verdict::NoMatch => Judged::No,
             Verdict::Match => Judged::Certain,
             Verdict::Undecided => Judged::Doubt,
-        };
-        for (exception, expires) in &rule.exceptions {
-            if expires.is_some_and(|expires| expires <= now_ns) {
-                continue;
-            }
-            match exception.matches(&view) {
-                Verdict::Match => return Judged::No,
-                Verdict::Undecided => judged = Judged::Doubt,
-                Verdict::NoMatch => {}
-            }
         }
-        judged
     }
 
     /// Whether it may not be denied.

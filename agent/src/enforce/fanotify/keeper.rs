@@ -4,7 +4,7 @@
 //! the reading thread. A new plan gets a new process, and the one before ends when the new one is ready, so at no moment is
 //! nobody there.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -21,11 +21,16 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, setsockopt, shutdown,
     socketpair, sockopt,
 };
+use sumun_abi::verdict::Scope;
+use sumun_policy::Predicate;
 use sumun_policy::deny::DenyRule;
 use sumun_proto::Host;
 use sumun_proto::v1::Kind;
 
-use super::wire::{Call, Counts, MESSAGE_MAX, Missing, PING, Plan, Said};
+use super::wire::{
+    self, Call, Cgroups, Changes, Counts, MESSAGE_MAX, Missing, PING, Plan, Said, Start,
+};
+use crate::enforce::scope::Told;
 use crate::kernel::stat::Stat;
 
 /// A process that is stopped, or waits for a device, and has not answered for so long is ended.
@@ -45,6 +50,11 @@ const SAYS_BYTES: usize = 2 * 1024 * 1024;
 const QUEUE_MAX: usize = 4096;
 /// And so many bytes of them: a path can be long.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Cgroups of which a process has not been told yet, at most. One that falls further behind gets another in its place, which
+/// begins with all of them.
+const UNTOLD_MAX: usize = 64 * 1024;
+/// Bytes of one message about cgroups, about: the longest path, escaped, has room besides.
+const CHANGES_BYTES: usize = MESSAGE_MAX / 4;
 
 /// How well rules that deny are carried out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +95,12 @@ pub struct Keeper {
 struct Shared {
     /// What is asked for, and by which generation of the policies.
     wanted: Option<(Arc<Plan>, u32)>,
+    /// What cgroups answer to the questions of that plan; as many as [`crate::enforce::scope`] tells of.
+    cgroups: Cgroups,
+    /// Those of which something else is known since the thread looked last; [`UNTOLD_MAX`] at most.
+    changed: HashSet<String>,
+    /// They were more.
+    behind: bool,
     stop: bool,
     report: Report,
     /// With the generation of the plan that it was judged by.
@@ -95,11 +111,19 @@ struct Shared {
 }
 
 impl Keeper {
-    /// From now on these rules; none at all ends the process.
-    pub fn set(&mut self, rules: &[DenyRule], generation: u32, host: &Host) {
+    /// From now on these rules; none at all ends the process. `cgroups` is what is known of cgroups of this hierarchy for what the rules
+    /// ask ([`Keeper::questions`]).
+    pub fn set(
+        &mut self,
+        rules: &[DenyRule],
+        generation: u32,
+        host: &Host,
+        (hierarchy, cgroups): (Option<u32>, Vec<(String, Scope)>),
+    ) {
         let plan = Plan {
             agent: std::process::id(),
             host: (host.id.clone(), host.name.clone()),
+            hierarchy,
             rules: rules.iter().map(Into::into).collect(),
         };
         let mut shared = locked(&self.shared);
@@ -107,6 +131,14 @@ impl Keeper {
             return;
         }
         shared.wanted = Some((Arc::new(plan), generation));
+        let cgroups = cgroups
+            .into_iter()
+            .map(|(path, scope)| (path, scope.into()));
+        let before = std::mem::replace(&mut shared.cgroups, cgroups.collect());
+        // A process that has this very plan already is told of the difference.
+        let shared_now = &mut *shared;
+        let now = shared_now.cgroups.keys().chain(before.keys());
+        shared_now.changed.extend(now.cloned());
         if self.thread.is_none() {
             shared.report.trouble = Some(STARTING.into());
         }
@@ -123,6 +155,33 @@ impl Keeper {
                     locked(&self.shared).report.trouble = Some(why);
                 }
             }
+        }
+    }
+
+    /// What rules ask of workloads and the host, by its number.
+    #[must_use]
+    pub fn questions(rules: &[DenyRule]) -> Vec<Predicate> {
+        wire::questions(rules).all().to_vec()
+    }
+
+    /// Something else is known of cgroups.
+    pub fn tell(&self, changes: Vec<Told>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut shared = locked(&self.shared);
+        for (path, scope) in changes {
+            match scope {
+                Some(scope) => shared.cgroups.insert(path.clone(), scope.into()),
+                None => shared.cgroups.remove(&path),
+            };
+            if self.thread.is_some() {
+                shared.changed.insert(path);
+            }
+        }
+        if shared.changed.len() > UNTOLD_MAX {
+            shared.changed.clear();
+            shared.behind = true;
         }
     }
 
@@ -200,6 +259,8 @@ struct Holder {
     ready: Option<Vec<Missing>>,
     broken: Option<String>,
     counts: Counts,
+    /// Cgroups of which it has not been told yet.
+    untold: HashSet<String>,
     /// Since when an answer is due.
     asked: Option<Instant>,
     /// When it was asked last.
@@ -235,6 +296,7 @@ impl Keeping {
             if let Some((plan, generation)) = wanted {
                 self.want(&plan, generation);
             }
+            self.inform();
             self.wait();
             self.listen();
             self.watch();
@@ -250,6 +312,25 @@ impl Keeping {
             self.bury();
         }
         self.count();
+    }
+
+    /// Tells processes what else is known of cgroups: those that work for the plan that is wanted, whose questions these are.
+    fn inform(&mut self) {
+        let mut shared = locked(&self.shared);
+        let changed = std::mem::take(&mut shared.changed);
+        let behind = std::mem::take(&mut shared.behind);
+        let Some((wanted, _)) = shared.wanted.clone() else {
+            return;
+        };
+        let holders = [&mut self.current, &mut self.next].into_iter().flatten();
+        for holder in holders.filter(|holder| holder.plan == wanted) {
+            holder.untold.extend(changed.iter().cloned());
+            if behind || holder.untold.len() > UNTOLD_MAX {
+                let why = "the process that holds calls does not know of all cgroups";
+                holder.broken = Some(why.into());
+            }
+            holder.inform(&shared.cgroups);
+        }
     }
 
     /// Takes leave of those that have ended, and of what they said until then.
@@ -315,7 +396,14 @@ impl Keeping {
         if current.is_some_and(|holder| holder.asked.is_some_and(|at| at.elapsed() > 2 * TICK)) {
             return;
         }
-        match Holder::start(Arc::clone(plan), generation) {
+        let cgroups = {
+            let shared = locked(&self.shared);
+            let known = shared.cgroups.iter();
+            known
+                .map(|(path, answers)| (path.clone(), *answers))
+                .collect()
+        };
+        match Holder::start(Arc::clone(plan), cgroups, generation) {
             Ok(holder) => self.next = Some(holder),
             Err(why) => self.failed(why),
         }
@@ -467,14 +555,22 @@ impl Keeping {
 }
 
 impl Holder {
-    fn start(plan: Arc<Plan>, generation: u32) -> Result<Self, String> {
+    fn start(
+        plan: Arc<Plan>,
+        cgroups: Vec<(String, wire::Answers)>,
+        generation: u32,
+    ) -> Result<Self, String> {
         let failed = |error: &dyn std::fmt::Display| {
             format!("cannot start the process that holds calls: {error}")
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (own, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(|errno| failed(&errno))?;
-        let text = serde_json::to_vec(&*plan).map_err(|error| failed(&error))?;
+        let begin = Start {
+            plan: (*plan).clone(),
+            cgroups,
+        };
+        let text = serde_json::to_vec(&begin).map_err(|error| failed(&error))?;
         // Without CAP_NET_ADMIN there is less room, and a gap says what could not be told.
         let _ = setsockopt(&other, sockopt::SndBufForce, &SAYS_BYTES);
         // A file: into a pipe this thread would have to wait for the other to read.
@@ -499,10 +595,37 @@ impl Holder {
             ready: None,
             broken: None,
             counts: Counts::default(),
+            untold: HashSet::new(),
             asked: None,
             asked_last: Instant::now(),
             retired: None,
         })
+    }
+
+    /// Tells it of cgroups, as far as it listens.
+    fn inform(&mut self, cgroups: &Cgroups) {
+        while !self.untold.is_empty() {
+            let mut bytes = 0;
+            let mut changes: Changes = Vec::new();
+            for path in &self.untold {
+                bytes += path.len() + size_of::<wire::Answers>();
+                changes.push((path.clone(), cgroups.get(path).copied()));
+                if bytes >= CHANGES_BYTES {
+                    break;
+                }
+            }
+            let Ok(message) = serde_json::to_vec(&changes) else {
+                return;
+            };
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            if send(self.socket.as_raw_fd(), &message, flags).is_err() {
+                // It has enough to read for now, or is gone, which is seen elsewhere.
+                return;
+            }
+            for (path, _) in changes {
+                self.untold.remove(&path);
+            }
+        }
     }
 
     /// Takes what it has said, and asks whether it answers.

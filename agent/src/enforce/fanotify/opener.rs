@@ -73,6 +73,19 @@ fn exe(tid: u32) -> Option<String> {
     Some(text::from_bytes(path))
 }
 
+/// Path of a thread's cgroup in a hierarchy, of which the number is given, as records of the kernel name it; `None`: not known.
+pub(super) fn cgroup(tid: u32, hierarchy: u32) -> Option<String> {
+    let text = fs::read(format!("/proc/{tid}/cgroup")).ok()?;
+    // Lines of number, controllers and path; a path has no line end (`cgroup_mkdir`, kernel/cgroup/cgroup.c).
+    let number = format!("{hierarchy}:");
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let rest = lines.find_map(|line| line.strip_prefix(number.as_bytes()))?;
+    let colon = rest.iter().position(|byte| *byte == b':')?;
+    let path = &rest[colon + 1..];
+    // Of one outside the namespace it begins otherwise.
+    (path.starts_with(b"/") && !path.starts_with(b"/..")).then(|| text::from_bytes(path))
+}
+
 /// A system call that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
@@ -190,6 +203,18 @@ mod tests {
         ] {
             assert_eq!(parse(line), unknown, "{line}");
         }
+    }
+
+    #[test]
+    fn the_cgroup_of_this_process_is_that_of_its_own_line() {
+        let text = fs::read_to_string("/proc/self/cgroup").expect("a table");
+        let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+        for line in text.lines() {
+            let (number, rest) = line.split_once(':').expect("a number");
+            let path = rest.split_once(':').map(|(_, path)| path.to_owned());
+            assert_eq!(cgroup(tid, number.parse().expect("a number")), path);
+        }
+        assert_eq!(cgroup(tid, 4_000), None);
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! What the agent and the process that holds calls tell each other.
 //!
-//! The plan comes by standard input, once. Everything after it goes over a socket of whole messages: the agent
-//! asks whether the other still answers, the other says what it has held.
+//! The plan comes by standard input, once, with what is known of cgroups. Everything after it goes over a socket of whole
+//! messages: the agent asks whether the other still answers and tells what else is known of cgroups, the other says what it has held.
+
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use sumun_abi::verdict::{SCOPE_STEPS, Scope};
+use sumun_policy::asking::{Asking, Questions};
 use sumun_policy::deny::{DenyRule, Names};
-use sumun_policy::{Matcher, Predicate};
-use sumun_proto::text;
+use sumun_policy::verdict::scope::is_of_scope;
+use sumun_policy::{Predicate, Verdict};
 use sumun_proto::v1::Kind;
+use sumun_proto::{FieldId, View, text};
 
 /// Longest message, in bytes: two paths and an executable's with every byte escaped, and words.
 pub(super) const MESSAGE_MAX: usize = 64 * 1024;
@@ -21,7 +26,58 @@ pub(super) struct Plan {
     pub agent: u32,
     /// `host.id` and `host.name`.
     pub host: (String, String),
+    /// Number of the hierarchy whose cgroups are meant, as `/proc/PID/cgroup` has it; `None`: not known.
+    pub hierarchy: Option<u32>,
     pub rules: Vec<PlanRule>,
+}
+
+/// What a process that holds calls begins with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Start {
+    pub plan: Plan,
+    /// What is known of cgroups, for the questions of the plan.
+    pub cgroups: Vec<(String, Answers)>,
+}
+
+/// What processes in a cgroup answer to questions, by their bits: yes, unknown, and the same for all cgroups below. What is neither is no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Answers {
+    own: [u64; 2],
+    below: [u64; 2],
+}
+
+impl From<Scope> for Answers {
+    fn from(scope: Scope) -> Self {
+        Self {
+            own: [scope.yes, scope.unknown],
+            below: [scope.below_yes, scope.below_unknown],
+        }
+    }
+}
+
+/// What has changed of cgroups: a message to the process. `None`: it is gone.
+pub(super) type Changes = Vec<(String, Option<Answers>)>;
+
+/// What is known of cgroups, by their paths.
+pub(super) type Cgroups = HashMap<String, Answers>;
+
+/// The answers of processes in the cgroup of a path: its own, or those for all below the nearest one above it that is known.
+pub(super) fn answers(cgroups: &Cgroups, path: &str) -> Option<[u64; 2]> {
+    if let Some(known) = cgroups.get(path) {
+        return Some(known.own);
+    }
+    let mut at = path;
+    for _ in 0..SCOPE_STEPS {
+        at = match at.rsplit_once('/')? {
+            ("", "") => return None,
+            ("", _) => "/",
+            (above, _) => above,
+        };
+        if let Some(known) = cgroups.get(at) {
+            return Some(known.below);
+        }
+    }
+    None
 }
 
 /// A rule on a kind.
@@ -34,6 +90,8 @@ pub(super) struct PlanRule {
     pub prefixes: Vec<String>,
     /// Canonical.
     pub predicate: String,
+    /// Canonical: the selector, and the rule's own condition.
+    pub presumed: Option<[String; 2]>,
     pub exceptions: Vec<(String, Option<i64>)>,
 }
 
@@ -48,6 +106,10 @@ impl From<&DenyRule> for PlanRule {
             files: texts(&rule.names.files),
             prefixes: texts(&rule.names.prefixes),
             predicate: rule.predicate.to_string(),
+            presumed: rule
+                .presumed
+                .as_ref()
+                .map(|parts| parts.each_ref().map(ToString::to_string)),
             exceptions: rule
                 .exceptions
                 .iter()
@@ -63,20 +125,75 @@ pub(super) struct Held {
     pub rule: usize,
     pub kind: Kind,
     pub names: Names,
-    pub matcher: Matcher,
-    pub exceptions: Vec<(Matcher, Option<i64>)>,
+    matcher: Asking,
+    /// Of a policy whose pending workloads count as inside: its selector, and the rule's own condition.
+    presumed: Option<[Asking; 2]>,
+    /// Each until a time, ns since the Unix epoch.
+    exceptions: Vec<(Asking, Option<i64>)>,
+    /// It reads whose the process is.
+    pub asks: bool,
+}
+
+impl Held {
+    /// Whether the rule is about an event, for certain; with the answers of its process's cgroup, if anything is known of that.
+    pub(super) fn matches(&self, view: &View<'_>, known: Option<[u64; 2]>, now_ns: i64) -> Verdict {
+        let answer = |number: usize| {
+            let [yes, unknown] = known?;
+            let bit = 1_u64.checked_shl(u32::try_from(number).ok()?)?;
+            (unknown & bit == 0).then_some(yes & bit != 0)
+        };
+        let mut whole = match (self.matcher.matches(view, &answer), &self.presumed) {
+            // Where nothing at all is known, nothing is presumed either.
+            (Verdict::Undecided, Some([selector, when]))
+                if known.is_some() && selector.matches(view, &answer) == Verdict::Undecided =>
+            {
+                when.matches(view, &answer)
+            }
+            (verdict, _) => verdict,
+        };
+        if whole == Verdict::NoMatch {
+            return whole;
+        }
+        for (exception, expires) in &self.exceptions {
+            if expires.is_some_and(|expires| expires <= now_ns) {
+                continue;
+            }
+            match exception.matches(view, &answer) {
+                Verdict::Match => return Verdict::NoMatch,
+                Verdict::Undecided => whole = Verdict::Undecided,
+                Verdict::NoMatch => {}
+            }
+        }
+        whole
+    }
+}
+
+/// Whether a field is of the workload or the host, and not of the call.
+fn is_asked(field: FieldId) -> bool {
+    is_of_scope(field) && !matches!(field, FieldId::HostId | FieldId::HostName)
+}
+
+/// What rules ask about workloads and the host, by its numbers: the same for the agent, which answers, and for whoever holds calls.
+pub(super) fn questions(rules: &[DenyRule]) -> Questions {
+    let mut questions = Questions::default();
+    for predicate in rules.iter().flat_map(DenyRule::predicates) {
+        let _ = Asking::new(predicate, &mut questions);
+    }
+    questions
 }
 
 impl PlanRule {
-    /// Compiles it.
+    /// Compiles it, and adds its questions to those of the rules before it.
     ///
     /// # Errors
     /// The agent is of another version.
-    pub(super) fn compile(&self) -> Result<Held, String> {
-        let matcher = |canonical: &str| {
-            Predicate::parse_canonical(canonical)
-                .map(|predicate| Matcher::compile(&predicate))
-                .map_err(|_| format!("cannot read the predicate {canonical:?}"))
+    pub(super) fn compile(&self, questions: &mut Questions) -> Result<Held, String> {
+        let mut asks = false;
+        let mut matcher = |canonical: &str| {
+            let predicate = Predicate::parse_canonical(canonical)
+                .map_err(|_| format!("cannot read the predicate {canonical:?}"))?;
+            asks |= predicate.fields().into_iter().any(is_asked);
+            Ok::<_, String>(Asking::new(&predicate, questions))
         };
         let paths = |texts: &[String]| {
             texts
@@ -84,6 +201,17 @@ impl PlanRule {
                 .filter_map(|text| text::to_bytes(text))
                 .collect()
         };
+        // In the order of [`questions`].
+        let predicate = matcher(&self.predicate)?;
+        let presumed = match &self.presumed {
+            Some([selector, when]) => Some([matcher(selector)?, matcher(when)?]),
+            None => None,
+        };
+        let exceptions = self
+            .exceptions
+            .iter()
+            .map(|(predicate, expires)| Ok((matcher(predicate)?, *expires)))
+            .collect::<Result<_, String>>()?;
         Ok(Held {
             rule: self.rule,
             kind: Kind::try_from(self.kind).map_err(|error| error.to_string())?,
@@ -91,12 +219,10 @@ impl PlanRule {
                 files: paths(&self.files),
                 prefixes: paths(&self.prefixes),
             },
-            matcher: matcher(&self.predicate)?,
-            exceptions: self
-                .exceptions
-                .iter()
-                .map(|(predicate, expires)| Ok((matcher(predicate)?, *expires)))
-                .collect::<Result<_, String>>()?,
+            matcher: predicate,
+            presumed,
+            exceptions,
+            asks,
         })
     }
 }
@@ -200,5 +326,41 @@ impl Call {
             + self.reason.len()
             + text(&self.exe)
             + text(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_cgroup_that_is_known_answers() {
+        let answer = |own, below| Answers {
+            own: [own, 0],
+            below: [below, 0],
+        };
+        let known = [
+            ("/", answer(1, 2)),
+            ("/a", answer(3, 4)),
+            ("/a/b/c", answer(5, 6)),
+        ];
+        let known = known.map(|(path, answers)| (path.to_owned(), answers));
+        let mut cgroups = Cgroups::from(known);
+        let deep = format!("/a{}", "/x".repeat(SCOPE_STEPS as usize + 1));
+        for (path, expected) in [
+            ("/", Some(1)),
+            ("/a", Some(3)),
+            ("/a/b", Some(4)),
+            ("/a/b/c", Some(5)),
+            ("/a/b/c/d", Some(6)),
+            ("/b", Some(2)),
+            ("/ab", Some(2)),
+            (&deep, None),
+        ] {
+            let found = answers(&cgroups, path).map(|[yes, _]| yes);
+            assert_eq!(found, expected, "{path}");
+        }
+        cgroups.remove("/");
+        assert_eq!(answers(&cgroups, "/b"), None);
     }
 }

@@ -30,8 +30,10 @@ pub const NESTED_MAX: usize = 1024;
 /// Most cgroups that are kept below units and containers of the host; the rest is for these themselves.
 pub const BELOW_MAX: usize = CGROUPS_MAX / 4 * 3;
 
-/// While there is no runtime to ask, containers are pending for so long: it may be about to begin.
+/// While there is no runtime to ask, containers are pending for so long: it may be about to begin …
 const NOBODY_AFTER: Duration = Duration::from_secs(5);
+/// … or, of one that was there before, to begin again.
+const AWAY_AFTER: Duration = Duration::from_secs(600);
 
 /// A workload: one cgroup with all below it.
 #[derive(Debug)]
@@ -83,6 +85,8 @@ pub struct Workloads {
     stats: WorkloadStats,
     /// There is a runtime that can be asked.
     pub asking: bool,
+    /// There was one.
+    asked_before: bool,
     /// Containers to ask about, at most one question for each, and at most [`CGROUPS_MAX`]; the oldest first.
     questions: VecDeque<Question>,
     /// Containers that are asked about and not named yet.
@@ -275,6 +279,7 @@ impl Workloads {
 
     /// There is a runtime that can be asked, or there is none any more. Once there is one, it is asked of what is there already.
     pub fn ask(&mut self, asking: bool) {
+        self.asked_before |= asking;
         if !std::mem::replace(&mut self.asking, asking) && asking {
             let unasked = self.there().filter(|(id, path, workload)| {
                 let told = &workload.told;
@@ -308,10 +313,14 @@ impl Workloads {
                 question.waits_ns = now_ns.max(1);
             }
         }
+        let patience = match self.asked_before {
+            true => AWAY_AFTER,
+            false => NOBODY_AFTER,
+        };
         let mut given_up = Vec::new();
         while let Some(question) = self.questions.front() {
             let waited = Duration::from_nanos(now_ns.saturating_sub(question.waits_ns));
-            if waited < NOBODY_AFTER {
+            if waited < patience {
                 break;
             }
             given_up.push(question.workload);
@@ -543,18 +552,6 @@ impl Workloads {
         Rc::new(Workload {
             told: v1::Workload {
                 id,
-                kind: place.kind.to_string(),
-                cgroup: if root.is_empty() { "/" } else { root }.to_owned(),
-                container_id: place.container.to_owned(),
-                runtime: place.runtime.to_owned(),
-                nested: place.nested.to_owned(),
-                pod_uid: place.pod_uid,
-                pod_qos: place.pod_qos.to_owned(),
-                ecs_task: place.ecs_task.to_owned(),
-                unit: place.unit.to_owned(),
-                slice: place.slice.to_owned(),
-                login_uid: place.login_uid,
-                login_session: place.login_session.to_owned(),
                 facts: told_before.cloned().or_else(|| {
                     let known = rooted.or(pod)?;
                     known.workload.told.facts.clone()
@@ -563,9 +560,32 @@ impl Workloads {
                     Some(known) => known.workload.told.pending,
                     None => is_container,
                 },
+                ..of_path(path)
             },
             by_host: place.by_host,
         })
+    }
+}
+
+/// What the path of a cgroup alone tells of the workload that it belongs to.
+#[must_use]
+pub fn of_path(path: &str) -> v1::Workload {
+    let place = path::classify(path);
+    let root = &path[..place.root];
+    v1::Workload {
+        kind: place.kind.to_string(),
+        cgroup: if root.is_empty() { "/" } else { root }.to_owned(),
+        container_id: place.container.to_owned(),
+        runtime: place.runtime.to_owned(),
+        nested: place.nested.to_owned(),
+        pod_uid: place.pod_uid,
+        pod_qos: place.pod_qos.to_owned(),
+        ecs_task: place.ecs_task.to_owned(),
+        unit: place.unit.to_owned(),
+        slice: place.slice.to_owned(),
+        login_uid: place.login_uid,
+        login_session: place.login_session.to_owned(),
+        ..v1::Workload::default()
     }
 }
 
@@ -686,7 +706,10 @@ mod tests {
         );
         assert_eq!(all.stats().pending, 1);
         all.ask_later(asked.remove(0));
-        assert_eq!(all.take_questions(9).len(), 1);
+        // It restarts, perhaps.
+        all.ask(false);
+        assert!(all.give_up(20 * second).is_empty() && all.give_up(100 * second).is_empty());
+        assert_eq!(all.give_up(700 * second), [2]);
     }
 
     #[test]

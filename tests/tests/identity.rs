@@ -7,15 +7,16 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sumun_tests::bench::rate::pss_kib;
 use sumun_tests::check::{int, list, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Cgroup, Rootfs, has, id, pod_uid};
 use sumun_tests::elf;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
-use sumun_tests::programs::{emulated, long};
+use sumun_tests::programs::{self, emulated, long};
 use sumun_tests::ssh::{self, Sshd};
 
 /// How long the store may take until an answer is complete.
@@ -70,6 +71,15 @@ fn run_all(count: u64, workers: u64, each: impl Fn(u64) + Sync) {
             });
         }
     });
+}
+
+fn status(agent: &Agent) -> Value {
+    let output = Command::new(programs::path("sumun-agent"))
+        .args(["status", "-o", "json", "--config"])
+        .arg(agent.config())
+        .output()
+        .expect("the status");
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
 /// Each program's exec and exit, with the identity that the oracle has.
@@ -143,6 +153,9 @@ fn short_lived_cgroups_are_told_apart_from_their_first_event_on() {
         };
         wanted.insert(name, of);
     }
+    let pid = agent.process().pid();
+    let memory = || pss_kib(pid).expect("the agent's memory");
+    let before = memory();
     let since = unix_ns();
     run_all(count, 4, |number| {
         let name = format!("prog-{number}");
@@ -166,6 +179,24 @@ fn short_lived_cgroups_are_told_apart_from_their_first_event_on() {
     let quality = text(&answer.rows[0], "k8s.pod.qos");
     assert_eq!(quality, "burstable");
     nobody_is_unknown(&collector, since, until);
+    // What has gone is given up.
+    let begun = Instant::now();
+    let now = loop {
+        let now = status(&agent);
+        if now["workloads"]["pending"] == 0 {
+            break now;
+        }
+        assert!(begun.elapsed() < LIMIT, "{now}");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    println!(
+        "{count} cgroups in {:.1} s; the agent's PSS {before} KiB before and {} KiB after",
+        Duration::from_nanos(until - since).as_secs_f64(),
+        memory(),
+    );
+    for what in ["cgroups_left_out", "events_without_workload"] {
+        assert_eq!(now["counters"][what], 0, "{now}");
+    }
     agent.stop().expect("the agent stops when told to");
 }
 

@@ -28,6 +28,8 @@ use crate::host::{Agent, Collector};
 
 /// Containers that are there at once, each with a pod of its own.
 const CONTAINERS: u64 = 1_000;
+/// The number of the first.
+const FIRST: u64 = 900_000;
 /// Matched opens of a batch.
 const OPENS: u32 = 1_500;
 /// After the work, as long as the agent may still have to do with it.
@@ -36,7 +38,25 @@ const SETTLE: Duration = Duration::from_millis(600);
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A runtime that knows every container, as Kubernetes labels them; counts the pods it has told of.
-struct Runtime(Arc<AtomicU64>);
+struct Runtime {
+    told: Arc<AtomicU64>,
+    /// The pod of each container, by the container's id.
+    pods: HashMap<String, String>,
+}
+
+impl Runtime {
+    fn new(told: Arc<AtomicU64>) -> Self {
+        let pods = (0..CONTAINERS).map(|number| (id(FIRST + number), pod_uid(FIRST + number)));
+        Self {
+            told,
+            pods: pods.collect(),
+        }
+    }
+
+    fn pod(&self, container: &str) -> String {
+        self.pods.get(container).cloned().unwrap_or_default()
+    }
+}
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
@@ -59,7 +79,7 @@ impl RuntimeService for Runtime {
             ("io.kubernetes.container.name", "web".to_owned()),
             ("io.kubernetes.pod.name", format!("cart-{}", &id[..10])),
             ("io.kubernetes.pod.namespace", "shop".to_owned()),
-            ("io.kubernetes.pod.uid", pod_uid(0)),
+            ("io.kubernetes.pod.uid", self.pod(&id)),
         ];
         let status = ContainerStatus {
             metadata: Some(ContainerMetadata {
@@ -81,7 +101,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<PodSandboxStatusRequest>,
     ) -> Result<Response<PodSandboxStatusResponse>, Status> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.told.fetch_add(1, Ordering::Relaxed);
         let id = request.into_inner().pod_sandbox_id;
         let labels = [
             ("app.kubernetes.io/name", "cart"),
@@ -94,7 +114,7 @@ impl RuntimeService for Runtime {
         let status = PodSandboxStatus {
             metadata: Some(PodSandboxMetadata {
                 name: format!("cart-{}", &id[..14]),
-                uid: pod_uid(0),
+                uid: self.pod(id.trim_start_matches("pod-")),
                 namespace: "shop".into(),
                 attempt: 0,
             }),
@@ -163,7 +183,7 @@ pub fn run(
     };
     runtime.spawn(
         tonic::transport::Server::builder()
-            .add_service(RuntimeServiceServer::new(Runtime(Arc::clone(&told))))
+            .add_service(RuntimeServiceServer::new(Runtime::new(Arc::clone(&told))))
             .serve_with_incoming(UnixListenerStream::new(listener)),
     );
     let config = fs::read_to_string(agent.config())?;
@@ -195,7 +215,7 @@ fn with_containers(
     let begun = Instant::now();
     let containers: Vec<Cgroup> = (0..CONTAINERS)
         .map(|number| {
-            let (pod, id) = (pod_uid(900_000 + number), id(900_000 + number));
+            let (pod, id) = (pod_uid(FIRST + number), id(FIRST + number));
             Cgroup::make(&format!("/kubepods/burstable/pod{pod}/{id}"))
         })
         .collect::<Result<_>>()?;

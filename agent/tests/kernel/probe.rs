@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use serde_json::json;
 use sumun_agent::kernel::canary;
+use sumun_policy::plan::is_own;
 use sumun_proto::{
     catalogue::{KINDS, family, kind_name},
     v1::Kind,
@@ -60,6 +61,9 @@ fn what_this_kernel_gives_is_told() {
     let doors = kernel.doors();
     let sysctl = doors.iter().find(|door| door.kind == Kind::Sysctl).unwrap();
     kinds.insert("sysctl", ("cgroup", sysctl.reason.clone()));
+    // What the agent looks for by itself comes from no hook.
+    let own = KINDS.iter().filter(|(_, kind)| is_own(*kind));
+    kinds.extend(own.map(|(name, _)| (*name, ("agent", None))));
     let told = |name: &str| KINDS.iter().find(|(known, _)| *known == name);
     let kinds: Vec<_> = kinds
         .into_iter()

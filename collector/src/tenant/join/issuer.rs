@@ -41,7 +41,8 @@ const TOKEN_MAX: u64 = 16 * 1024;
 pub struct Issuer {
     /// As its tokens name it: an URL.
     name: String,
-    tls: Arc<ClientConfig>,
+    /// Certificates of who vouches for it, PEM.
+    authority: PathBuf,
     /// What the collector shows of itself there, read at each try.
     token: Option<PathBuf>,
     state: Mutex<State>,
@@ -79,27 +80,10 @@ impl Issuer {
     /// The name is not the URL of a server with TLS, or the file cannot be used.
     pub fn new(name: &str, authority: &Path, token: Option<PathBuf>) -> Result<Self, String> {
         secure(name)?;
-        let place = authority.display();
-        let mut roots = RootCertStore::empty();
-        let found = CertificateDer::pem_file_iter(authority)
-            .map_err(|error| format!("{place}: {error}"))?;
-        for certificate in found {
-            let certificate = certificate.map_err(|error| format!("{place}: {error}"))?;
-            // A system's bundle has some that this library does not take.
-            let _ = roots.add(certificate);
-        }
-        if roots.is_empty() {
-            return Err(format!("{place}: no certificate of an authority in it"));
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        trusting(authority)?;
         Ok(Self {
             name: name.to_owned(),
-            tls: Arc::new(tls),
+            authority: authority.to_owned(),
             token,
             state: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
@@ -198,17 +182,20 @@ impl Issuer {
 
     async fn fetch(&self) -> Result<Vec<Key>, String> {
         let token = self.token.as_deref().map(read_token).transpose()?;
+        let tls = trusting(&self.authority)?;
         let place = format!(
             "{}/.well-known/openid-configuration",
             self.name.trim_end_matches('/')
         );
-        let text = self.get(&place, token.as_deref()).await?;
+        let text = self.get(&tls, &place, token.as_deref()).await?;
         let discovery: Discovery = serde_json::from_slice(&text)
             .map_err(|error| format!("{place}: no discovery document: {error}"))?;
         if discovery.issuer != self.name {
             return Err(format!("{place}: it is of {:?}", discovery.issuer));
         }
-        let text = self.get(&discovery.jwks_uri, token.as_deref()).await?;
+        let text = self
+            .get(&tls, &discovery.jwks_uri, token.as_deref())
+            .await?;
         let keys = parse_keys(&text).map_err(|why| format!("{}: {why}", discovery.jwks_uri))?;
         match usable(&keys) {
             true => Ok(keys),
@@ -217,14 +204,19 @@ impl Issuer {
     }
 
     /// What is at a place: no redirects, no connection that is kept.
-    async fn get(&self, place: &str, token: Option<&str>) -> Result<Bytes, String> {
+    async fn get(
+        &self,
+        tls: &Arc<ClientConfig>,
+        place: &str,
+        token: Option<&str>,
+    ) -> Result<Bytes, String> {
         let failed = |error: &dyn std::error::Error| format!("{place}: {}", chain(error));
         let (uri, host, port) = secure(place)?;
         let name = ServerName::try_from(host.clone()).map_err(|error| failed(&error))?;
         let stream = TcpStream::connect((host.as_str(), port))
             .await
             .map_err(|error| failed(&error))?;
-        let stream = TlsConnector::from(Arc::clone(&self.tls))
+        let stream = TlsConnector::from(Arc::clone(tls))
             .connect(name, stream)
             .await
             .map_err(|error| failed(&error))?;
@@ -271,6 +263,29 @@ impl Issuer {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What connects to servers for which the authorities in a file vouch: read each time, since the file is changed.
+fn trusting(authority: &Path) -> Result<Arc<ClientConfig>, String> {
+    let place = authority.display();
+    let mut roots = RootCertStore::empty();
+    let found =
+        CertificateDer::pem_file_iter(authority).map_err(|error| format!("{place}: {error}"))?;
+    for certificate in found {
+        let certificate = certificate.map_err(|error| format!("{place}: {error}"))?;
+        // A system's bundle has some that this library does not take.
+        let _ = roots.add(certificate);
+    }
+    if roots.is_empty() {
+        return Err(format!("{place}: no certificate of an authority in it"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(tls))
 }
 
 /// Takes an URL apart: of a server with TLS, and of nobody in it.

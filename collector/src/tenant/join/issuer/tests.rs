@@ -242,12 +242,13 @@ async fn keys_are_fetched_kept_and_changed_with_the_issuers() {
     fs::write(server.dir.path().join("token"), PASS).expect("a file");
     server.judge(&joins, &new, "two").await.expect("a node");
     let other = Server::start().await;
+    // The file is read whenever it is needed.
+    joins = server.joins(NOW);
     fs::copy(
         other.dir.path().join("ca.pem"),
         server.dir.path().join("ca.pem"),
     )
     .expect("a file");
-    joins = server.joins(NOW);
     let failure = server
         .judge(&joins, &new, "two")
         .await

@@ -97,7 +97,10 @@ extern "C" fn sumun_scope_step(level: u32, index: u32, below: u32) -> u64 {
             let (yes, unknown) = if below == 0 {
                 (addr_of!((*scope).yes), addr_of!((*scope).unknown))
             } else {
-                (addr_of!((*scope).below_yes), addr_of!((*scope).below_unknown))
+                (
+                    addr_of!((*scope).below_yes),
+                    addr_of!((*scope).below_unknown),
+                )
             };
             let (yes, unknown) = (yes.read_volatile(), unknown.read_volatile());
             // Asked afterwards: an entry that was given to another key meanwhile begins with that one's cgroup and generation.

@@ -9,7 +9,7 @@ use sumun_proto::{FieldId, View};
 use crate::ir::{Expr, Predicate};
 use crate::matcher::Matcher;
 use crate::outcome::Verdict;
-use crate::verdict::scope::negated;
+use crate::verdict::scope::{is_of_scope, negated};
 
 /// Most questions of all predicates together.
 pub const QUESTIONS_MAX: usize = 64;
@@ -19,6 +19,27 @@ fn is_told(field: FieldId) -> bool {
     is_of_workload(field)
         || is_of_host(field)
         || matches!(field, FieldId::WorkloadId | FieldId::K8sPodUid)
+}
+
+/// A single condition that sets what is told beside a value of the call itself: what is told, and the other. Whoever answers questions
+/// does so before there is a call, and whoever judges the call has answers and not what is told: nobody has both.
+#[must_use]
+pub fn mixed(expr: &Expr) -> Option<(FieldId, FieldId)> {
+    match expr {
+        Expr::Not(inner) => mixed(inner),
+        Expr::And(parts) | Expr::Or(parts) => parts.iter().find_map(mixed),
+        single => {
+            let (mut told, mut other) = (None, None);
+            single.visit(&mut |field| {
+                if is_told(field) {
+                    told = Some(field);
+                } else if !is_of_scope(field) {
+                    other = Some(field);
+                }
+            });
+            told.zip(other)
+        }
+    }
 }
 
 /// A predicate, taken apart.
@@ -33,6 +54,8 @@ enum Part {
     Any(Vec<Part>),
     Question(usize),
     One(Matcher),
+    /// Nobody can tell ([`mixed`]).
+    Unknown,
 }
 
 /// Questions by their numbers; each is there once.
@@ -93,6 +116,7 @@ impl Part {
             (Expr::Not(inner), _) => Self::new(inner, !positive, questions),
             (Expr::And(parts), true) | (Expr::Or(parts), false) => Self::All(all(parts)),
             (Expr::Or(parts), true) | (Expr::And(parts), false) => Self::Any(all(parts)),
+            (single, _) if mixed(single).is_some() => Self::Unknown,
             _ => Self::Question(questions.number(one())),
         }
     }
@@ -119,6 +143,7 @@ impl Part {
                 None => Verdict::Undecided,
             },
             Self::One(matcher) => matcher.matches(view),
+            Self::Unknown => Verdict::Undecided,
         }
     }
 }
@@ -191,6 +216,13 @@ mod tests {
         ] {
             let (questions, judged) = judged(&text, answer);
             assert_eq!((questions.len(), judged), (asked, verdict), "{text}");
+        }
+        // Whoever answers knows no call, and who knows the call no names: nobody can say.
+        for text in [
+            "proc.exe.name == container.name",
+            "!(proc.exe.name == container.name)",
+        ] {
+            assert_eq!(judged(text, no), (Vec::new(), Verdict::Undecided), "{text}");
         }
         // What is absent is neither equal nor unequal: the question is the other one, and no answer to the one answers it.
         let (questions, _) = judged(r#"!(container.name == "web") && proc.uid == 7"#, yes);

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
 
-use crate::asking::{Asking, QUESTIONS_MAX, Questions};
+use crate::asking::{Asking, QUESTIONS_MAX, Questions, mixed};
 use crate::doors::{Door, Doors};
 use crate::explain::{Effective, each_list};
 use crate::file::{CheckedPolicy, Effect, Mode, Rule};
@@ -289,6 +289,13 @@ pub(crate) fn held(rule: &Rule, kind: Kind) -> Result<Names, String> {
                 _ => format!("{name} is not known before the program has started"),
             });
         }
+        if let Some((told, other)) = mixed(predicate.expr()) {
+            return Err(format!(
+                "one condition reads both {} and {}: what is told of workloads is looked up before the call is made, so that a condition cannot set it beside the call itself",
+                told.info().name,
+                other.info().name
+            ));
+        }
     }
     let mut large = None;
     let mut see = |list: &List, _: &Expr, _: bool| large = Some(list.name().to_owned());
@@ -524,6 +531,16 @@ mod tests {
                 "exec",
                 r#"proc.exe.path == "/a" && proc.ancestors.exists(a, a.exe.name == "sh")"#,
                 "proc.ancestors is not known before",
+            ),
+            (
+                "exec",
+                r#"proc.exe.path.startsWith("/opt/") && !(proc.exe.name == container.name)"#,
+                "one condition reads both container.name and proc.exe.name",
+            ),
+            (
+                "open",
+                r#"file.path == "/a" && k8s.labels.exists(l, l == file.name)"#,
+                "one condition reads both k8s.labels and file.name",
             ),
             (
                 "unlink",

@@ -1,8 +1,8 @@
 //! The process that holds calls: a child of the agent with nothing but the rules that deny, so that it answers
 //! also while the agent is busy or stopped, and can be ended, which lets go what waits, when it does not.
 //!
-//! One thread answers, and opens nothing but files of `/proc`; another keeps the marks, which may have to wait for a disk,
-//! and has no descriptor of the group (`marks`).
+//! One thread answers, and opens nothing but files of `/proc` for which no lock is held long; another reads of which cgroup a thread is
+//! (`aside`); another keeps the marks, which may have to wait for a disk. Neither has a descriptor of the group.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -25,8 +25,10 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use sumun_policy::asking::Questions;
 use sumun_proto::Host;
 
+use super::aside::Aside;
 use super::judge::Judge;
 use super::marks::{Marker, Marks, Named};
+use super::opener;
 use super::wire::{
     Cgroups, Changes, Counts, Decision, MESSAGE_MAX, Missing, PING, Plan, PlanRule, Said, Start,
 };
@@ -36,6 +38,8 @@ use crate::kernel::fanotify::{Group, OVERFLOW};
 
 /// Calls that are answered before the agent is, at most.
 const AT_ONCE: u32 = 64;
+/// Messages of the agent that are taken before calls are answered again, at most.
+const HEARD_AT_ONCE: u32 = 4;
 /// To answer what waits at the end, at most.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// The agent is told that calls are held at the latest after this, however slow the disks are.
@@ -148,25 +152,36 @@ fn hold(plan: &Plan, cgroups: Cgroups, socket: &Arc<OwnedFd>) -> Result<(), Stri
         .map(|rule| PlanRule::compile(rule, &mut questions))
         .collect::<Result<Vec<_>, _>>()?;
     let hierarchy = hierarchy(plan);
+    let asks = rules.iter().any(|rule| rule.asks);
     let group =
         Group::new().map_err(|errno| format!("cannot make a group (fanotify_init): {errno}"))?;
     let group = Arc::new(group);
     let named = Arc::new(Mutex::new(Arc::new(Named::new())));
     let no_thread = |error| format!("cannot start a thread: {error}");
+    let number = group.as_fd().as_raw_fd();
+    let own_table =
+        |errno: Errno| format!("cannot have a table of descriptors apart (unshare): {errno}");
+    let aside = match hierarchy {
+        // Before anything is marked.
+        Ok(hierarchy) if asks => Ok(Aside::start(
+            move || without(number).map_err(own_table),
+            move |tid| opener::cgroup(tid, hierarchy),
+        )?),
+        Ok(_) => Err("no rule asks for it".to_owned()),
+        Err(why) => Err(why),
+    };
     let marker = Marker::start(Arc::clone(&group)).map_err(no_thread)?;
     let marks = Marks::new(marker, &rules, Arc::clone(&named));
     let (id, name) = plan.host.clone();
-    let judge = Judge::new(rules, Host { id, name }, hierarchy, plan.agent);
+    let judge = Judge::new(rules, Host { id, name }, aside, plan.agent);
     let progress = Arc::new(Progress::default());
     let (teller, looked) = (Arc::clone(socket), Arc::clone(&progress));
-    let number = group.as_fd().as_raw_fd();
     thread::Builder::new()
         .name("marks".into())
         .spawn(move || match without(number) {
             Ok(()) => keep(marks, &looked, &teller),
             Err(errno) => {
-                let why = format!("cannot have a table of descriptors apart (unshare): {errno}");
-                tell(teller.as_fd(), &Said::Broken(why));
+                tell(teller.as_fd(), &Said::Broken(own_table(errno)));
             }
         })
         .map_err(no_thread)?;
@@ -338,9 +353,9 @@ fn one(
     Ok(true)
 }
 
-/// Answers the agent, and takes what it tells of cgroups; false when it is gone.
+/// Answers the agent, and takes some of what it tells of cgroups; false when it is gone.
 fn heard(socket: BorrowedFd<'_>, counts: &Counts, cgroups: &mut Cgroups, room: &mut [u8]) -> bool {
-    loop {
+    for _ in 0..HEARD_AT_ONCE {
         match recv(socket.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return false,
             Ok(len) if room[..len] == *PING => {
@@ -365,6 +380,7 @@ fn heard(socket: BorrowedFd<'_>, counts: &Counts, cgroups: &mut Cgroups, room: &
             Err(_) => return false,
         }
     }
+    true
 }
 
 /// Sends a message, if there is room: nobody waits for the agent.

@@ -10,7 +10,8 @@ use sumun_policy::Verdict;
 use sumun_proto::v1::{Batch, Event, File, Image, Kind, Source, Workload};
 use sumun_proto::{Host, View, text};
 
-use super::opener::{self, Asked, Opener, asked};
+use super::aside::Aside;
+use super::opener::{Asked, Opener, asked};
 use super::wire::{self, Call, Cgroups, Decision, Held};
 use crate::enforce::guard::{self, DELETED};
 use crate::enrich::workload::of_path;
@@ -26,8 +27,8 @@ pub(super) type Id = (u64, u64);
 pub(super) struct Judge {
     rules: Vec<Held>,
     host: Host,
-    /// The hierarchy whose cgroups say whose a process is; or why that cannot be told.
-    hierarchy: Result<u32, String>,
+    /// Who reads of which cgroup a thread is; or why that cannot be told.
+    cgroups: Result<Aside, String>,
     /// The agent: it is never made to wait for itself.
     agent: u32,
     /// The agent's program, when the agent's user runs it: another can run it with a library of its own.
@@ -41,6 +42,8 @@ struct Whose {
     workload: Option<Workload>,
     /// Its cgroup's answers to the questions of the rules; `None`: nothing is known.
     answers: Option<[u64; 2]>,
+    /// Why nothing is known.
+    why: Option<&'static str>,
 }
 
 /// A file that is being opened.
@@ -58,14 +61,14 @@ impl Judge {
     pub(super) fn new(
         rules: Vec<Held>,
         host: Host,
-        hierarchy: Result<u32, String>,
+        cgroups: Result<Aside, String>,
         agent: u32,
     ) -> Self {
         let own = known("/proc/self/exe");
         Self {
             rules,
             host,
-            hierarchy,
+            cgroups,
             agent,
             program: own.ok().map(|file| file.id),
         }
@@ -190,25 +193,32 @@ impl Judge {
 
     /// Whose a thread is that waits.
     fn whose(&self, tid: u32, cgroups: &Cgroups) -> Whose {
-        let Ok(hierarchy) = self.hierarchy else {
+        let Ok(aside) = &self.cgroups else {
             return Whose::default();
         };
-        match opener::cgroup(tid, hierarchy) {
-            Some(path) => Whose {
+        match aside.read(tid) {
+            Ok(path) => Whose {
                 answers: wire::answers(cgroups, &path),
                 workload: Some(of_path(&path)),
+                why: None,
             },
-            None => Whose::default(),
+            Err(why) => Whose {
+                why: Some(why),
+                ..Whose::default()
+            },
         }
     }
 
     /// Why a rule is not certain.
     fn doubt(&self, asks: bool, whose: &Whose) -> String {
         let unknown = "a value that the rule asks for was unknown while the call was held";
-        match (&self.hierarchy, &whose.workload) {
+        match (&self.cgroups, &whose.workload) {
             _ if !asks => unknown.to_owned(),
             (Err(why), _) => format!("whose the process is cannot be told: {why}"),
-            (_, None) => "whose the process is could not be told".to_owned(),
+            (_, None) => format!(
+                "whose the process is could not be told: {}",
+                whose.why.unwrap_or("its cgroup is not known")
+            ),
             (_, Some(workload)) => format!(
                 "{unknown}: perhaps its workload ({}) was not named yet",
                 workload.cgroup

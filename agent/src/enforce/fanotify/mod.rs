@@ -5,6 +5,7 @@
 //! rules that deny and nothing else; a thread of the agent (`keeper`) watches it and ends it when it does not answer: with its
 //! end the kernel lets go what waits. It ends with the agent.
 
+mod aside;
 mod holder;
 mod judge;
 mod keeper;

@@ -398,6 +398,10 @@ impl Keeping {
         }
         let cgroups = {
             let shared = locked(&self.shared);
+            // What is known is for the questions of the plan that is wanted now, and another may be meanwhile.
+            if !shared.wanted.as_ref().is_some_and(|(now, _)| now == plan) {
+                return;
+            }
             let known = shared.cgroups.iter();
             known
                 .map(|(path, answers)| (path.clone(), *answers))
@@ -605,16 +609,7 @@ impl Holder {
     /// Tells it of cgroups, as far as it listens.
     fn inform(&mut self, cgroups: &Cgroups) {
         while !self.untold.is_empty() {
-            let mut bytes = 0;
-            let mut changes: Changes = Vec::new();
-            for path in &self.untold {
-                bytes += path.len() + size_of::<wire::Answers>();
-                changes.push((path.clone(), cgroups.get(path).copied()));
-                if bytes >= CHANGES_BYTES {
-                    break;
-                }
-            }
-            let Ok(message) = serde_json::to_vec(&changes) else {
+            let Some((message, changes)) = told(&self.untold, cgroups) else {
                 return;
             };
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -719,11 +714,55 @@ impl Holder {
     }
 }
 
+/// A message about some of these cgroups, and what it says; never longer than one may be, whatever they are called: a byte of a path
+/// may take six. `None`: there is none.
+fn told(untold: &HashSet<String>, cgroups: &Cgroups) -> Option<(Vec<u8>, Changes)> {
+    let mut changes: Changes = Vec::new();
+    let mut bytes = 0;
+    for path in untold {
+        bytes += path.len() + size_of::<wire::Answers>();
+        changes.push((path.clone(), cgroups.get(path).copied()));
+        if bytes >= CHANGES_BYTES {
+            break;
+        }
+    }
+    loop {
+        let message = serde_json::to_vec(&changes).ok()?;
+        if message.len() <= MESSAGE_MAX || changes.len() <= 1 {
+            return Some((message, changes));
+        }
+        changes.truncate(changes.len() / 2);
+    }
+}
+
 fn sum(one: Counts, other: Counts) -> Counts {
     Counts {
         held: one.held + other.held,
         denied: one.denied + other.denied,
         untold: one.untold + other.untold,
         overflows: one.overflows + other.overflows,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_no_longer_than_one_may_be_whatever_cgroups_are_called() {
+        let name = |number: usize| format!("/{number:03}{}", "\x01".repeat(1019));
+        let mut untold: HashSet<String> = (0..100).map(name).collect();
+        let cgroups = Cgroups::new();
+        let mut messages = 0;
+        while !untold.is_empty() {
+            let (message, changes) = told(&untold, &cgroups).expect("a message");
+            assert!(message.len() <= MESSAGE_MAX, "{}", message.len());
+            assert!(!changes.is_empty());
+            for (path, _) in changes {
+                assert!(untold.remove(&path));
+            }
+            messages += 1;
+        }
+        assert!((10..=50).contains(&messages), "{messages}");
     }
 }

@@ -59,6 +59,8 @@ pub struct Plan {
     left_out: u64,
     /// There are such cgroups now: of the host, and below.
     is_short: [bool; 2],
+    /// It is asked by paths, and from the root on: what is more than [`SCOPE_STEPS`] deep is what is above it there.
+    by_path: bool,
 }
 
 /// What who holds calls is told: by the paths of cgroups, which is what `/proc` tells of a process.
@@ -197,6 +199,9 @@ impl Plan {
             let Some((path, workload)) = workloads.there_is(*id) else {
                 continue;
             };
+            if self.by_path && path.matches('/').count() > SCOPE_STEPS as usize {
+                continue;
+            }
             let scope = asked.scope(&self.questions, host, (path, workload));
             let said = |scope: &Scope| (scope.below_yes, scope.below_unknown);
             let known = self.told.get(id);
@@ -391,6 +396,7 @@ impl Scopes {
         self.held = Held {
             plan: Plan {
                 questions: questions.collect(),
+                by_path: true,
                 ..Plan::default()
             },
             ..Held::default()

@@ -66,7 +66,14 @@ pub(super) fn answers(cgroups: &Cgroups, path: &str) -> Option<[u64; 2]> {
     if let Some(known) = cgroups.get(path) {
         return Some(known.own);
     }
+    // Whoever makes cgroups chooses how deep they are: what is further from the root than so much is what is above it there.
     let mut at = path;
+    if let Some((end, _)) = path.match_indices('/').nth(SCOPE_STEPS as usize) {
+        at = &path[..end];
+        if let Some(known) = cgroups.get(at) {
+            return Some(known.below);
+        }
+    }
     for _ in 0..SCOPE_STEPS {
         at = match at.rsplit_once('/')? {
             ("", "") => return None,
@@ -347,6 +354,7 @@ mod tests {
         let known = known.map(|(path, answers)| (path.to_owned(), answers));
         let mut cgroups = Cgroups::from(known);
         let deep = format!("/a{}", "/x".repeat(SCOPE_STEPS as usize + 1));
+        let deeper = format!("/a/b/c{}", "/a-name-of-20-bytes-".repeat(300));
         for (path, expected) in [
             ("/", Some(1)),
             ("/a", Some(3)),
@@ -355,7 +363,8 @@ mod tests {
             ("/a/b/c/d", Some(6)),
             ("/b", Some(2)),
             ("/ab", Some(2)),
-            (&deep, None),
+            (&deep, Some(4)),
+            (&deeper, Some(6)),
         ] {
             let found = answers(&cgroups, path).map(|[yes, _]| yes);
             assert_eq!(found, expected, "{path}");

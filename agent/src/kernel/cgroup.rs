@@ -1,6 +1,7 @@
 //! The hierarchy whose cgroups records name: its number in the kernel, where it is mounted, and
 //! what is in it.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -54,44 +55,64 @@ pub struct Walked {
     pub left_out: usize,
 }
 
-/// Tells id and path of every cgroup of the hierarchy, parents first.
+/// Tells id and path of every cgroup of the hierarchy, parents first and those of one depth together: what the host makes is nowhere deep,
+/// and nobody's cgroups below keep it from being told. `unread` is called with the path of each that was left out.
 ///
 /// # Errors
 /// The hierarchy is not mounted with its root in this mount namespace.
-pub fn walk(controller: &str, mut each: impl FnMut(u64, &str)) -> io::Result<Walked> {
-    Ok(walk_from(mount(controller)?, &mut each))
+pub fn walk(
+    controller: &str,
+    mut each: impl FnMut(u64, &str),
+    mut unread: impl FnMut(&str),
+) -> io::Result<Walked> {
+    Ok(walk_from(mount(controller)?, &mut each, &mut unread))
 }
 
-fn walk_from(root: PathBuf, each: &mut impl FnMut(u64, &str)) -> Walked {
+fn walk_from(
+    root: PathBuf,
+    each: &mut impl FnMut(u64, &str),
+    unread: &mut impl FnMut(&str),
+) -> Walked {
     let mut walked = Walked::default();
-    let mut open = vec![(root, String::from("/"), 0_usize)];
-    while let Some((folder, path, depth)) = open.pop() {
+    // Never more than there may be cgroups.
+    let mut open = VecDeque::from([(root, String::from("/"), 0_usize)]);
+    let mut left_out = |path: &str| {
+        walked.left_out += 1;
+        unread(path);
+    };
+    let mut cgroups = 0;
+    while let Some((folder, path, depth)) = open.pop_front() {
         let metadata = match fs::symlink_metadata(&folder) {
             Ok(metadata) => metadata,
             Err(error) => {
-                walked.left_out += usize::from(!is_gone(&error));
+                if !is_gone(&error) {
+                    left_out(&path);
+                }
                 continue;
             }
         };
-        if walked.cgroups >= WALK_MAX || depth > DEPTH_MAX {
-            walked.left_out += 1;
+        if depth > DEPTH_MAX {
+            left_out(&path);
             continue;
         }
         // On kernels of 64 bits the inode's number is the whole id (`kernfs_ino`, include/linux/kernfs.h).
         each(metadata.ino(), &path);
-        walked.cgroups += 1;
+        cgroups += 1;
         let below = fs::read_dir(&folder).and_then(|entries| below(&path, entries));
         match below {
             Ok(below) => {
-                open.extend(
-                    below
-                        .into_iter()
-                        .map(|(place, path)| (place, path, depth + 1)),
-                );
+                for (place, path) in below {
+                    match cgroups + open.len() < WALK_MAX {
+                        true => open.push_back((place, path, depth + 1)),
+                        false => left_out(&path),
+                    }
+                }
             }
-            Err(error) => walked.left_out += usize::from(!is_gone(&error)),
+            Err(error) if is_gone(&error) => {}
+            Err(_) => left_out(&path),
         }
     }
+    walked.cgroups = cgroups;
     walked
 }
 
@@ -178,8 +199,8 @@ mod tests {
         for name in ["a/inner", "b/inner", "c"] {
             fs::create_dir_all(dir.path().join(name)).expect("a folder");
         }
-        let mut seen = Vec::new();
-        let walked = walk_from(dir.path().to_owned(), &mut |_, path| {
+        let (mut seen, mut unread) = (Vec::new(), Vec::new());
+        let mut see = |_, path: &str| {
             seen.push(path.to_owned());
             let place = dir.path().join(&path[1..]);
             match path {
@@ -191,11 +212,34 @@ mod tests {
                 "/b" => fs::remove_dir_all(&place).expect("a folder"),
                 _ => {}
             }
+        };
+        let walked = walk_from(dir.path().to_owned(), &mut see, &mut |path| {
+            unread.push(path.to_owned());
         });
         seen.sort_unstable();
         assert_eq!(seen, ["/", "/a", "/b", "/c"]);
+        assert_eq!(unread, ["/a"]);
         let (cgroups, left_out) = (4, 1);
         assert_eq!(walked, Walked { cgroups, left_out });
+    }
+
+    #[test]
+    fn what_is_deep_neither_comes_before_what_is_not_nor_hides_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let deep = "d/".repeat(DEPTH_MAX + 2);
+        fs::create_dir_all(dir.path().join("a").join(&deep)).expect("folders");
+        fs::create_dir_all(dir.path().join("z/unit")).expect("folders");
+        let (mut seen, mut unread) = (Vec::new(), Vec::new());
+        let walked = walk_from(
+            dir.path().to_owned(),
+            &mut |_, path| seen.push(path.to_owned()),
+            &mut |path| unread.push(path.to_owned()),
+        );
+        assert_eq!(walked.left_out, 1);
+        assert_eq!(unread.len(), 1);
+        assert!(unread[0].starts_with("/a/d/"));
+        let unit = seen.iter().position(|path| path == "/z/unit");
+        assert!(unit.is_some_and(|at| at <= 5), "{unit:?}");
     }
 
     #[test]

@@ -38,6 +38,7 @@ use crate::enrich::names::Names;
 use crate::enrich::process::{ImageKey, Limits, Tree};
 use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
+use crate::enrich::workload::path::classify;
 use crate::integrity::{Check, Finding, Process, Report, Standing, Turn, Watch};
 use crate::kernel::{DoorStatus, HookStatus, Kernel, Known, PointStatus, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
@@ -45,6 +46,8 @@ use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
 /// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
+/// Things of the host below which a walk left something out; with more, all is taken for left out.
+const UNREAD_MAX: usize = 4096;
 const CYCLE_BYTES: u64 = 512 * 1024;
 /// A cycle that read more than this is followed by the next at once.
 const BUSY_BYTES: u64 = 256 * 1024;
@@ -851,20 +854,36 @@ impl Pipeline {
     /// Takes the cgroups that are there; what goes on meanwhile is told by records.
     fn bootstrap_cgroups(&mut self) {
         let mut alive = HashSet::new();
+        // What stands in for cgroups that were not looked at: the outermost thing of the host above each, of which there are few.
+        let mut unread = HashSet::new();
         let workloads = &mut self.core.workloads;
-        let walked = cgroup::walk(self.kernel.cgroup_controller(), |id, path| {
-            alive.insert(id);
-            workloads.made(id, path, 0);
-        });
+        let walked = cgroup::walk(
+            self.kernel.cgroup_controller(),
+            |id, path| {
+                alive.insert(id);
+                workloads.made(id, path, 0);
+            },
+            |path| {
+                let host = &path[..classify(path).made_by_host];
+                let host = if unread.len() < UNREAD_MAX { host } else { "/" };
+                if !unread.contains(host) {
+                    unread.insert(host.to_owned());
+                }
+            },
+        );
         match walked {
-            Ok(cgroup::Walked { left_out: 0, .. }) => {
-                workloads.removed_all_but(&alive);
-                workloads.restored();
+            Ok(cgroup::Walked { left_out, .. }) => {
+                workloads.removed_all_but(&alive, &unread);
+                if unread.iter().all(|host| workloads.at(host).is_some()) {
+                    workloads.restored();
+                }
+                if left_out > 0 {
+                    tracing::warn!(
+                        left_out,
+                        "some cgroups are not looked at: events of processes in them do not say whose they are"
+                    );
+                }
             }
-            Ok(cgroup::Walked { left_out, .. }) => tracing::warn!(
-                left_out,
-                "some cgroups are not looked at: events of processes in them do not say whose they are"
-            ),
             Err(error) => tracing::warn!(
                 %error,
                 "workloads that were there before the agent are not known: their events do not say whose they are"

@@ -142,7 +142,13 @@ impl Told {
                 workload,
                 made_ns,
                 facts,
+                again,
             } = learned;
+            if let Some(question) = again {
+                let now = boot_ns().unwrap_or_default();
+                core.workloads.ask_again(question, now);
+                continue;
+            }
             match facts {
                 Some(facts) if workload == 0 => {
                     self.host.cloud = facts.cloud;
@@ -188,6 +194,7 @@ impl Told {
         if !core.workloads.asking {
             return self.give_up(core);
         }
+        core.workloads.ask_due(boot_ns().unwrap_or_default());
         // Of a host with many containers, some wait here for their turn.
         for question in core.workloads.take_questions(self.runtimes.room()) {
             if let Err(question) = self.runtimes.ask(question) {

@@ -46,9 +46,13 @@ fn a_cgroup_is_told_with_its_id_before_the_processes_in_it() {
     fs::create_dir(&below).unwrap();
     let ids = [&top, &below].map(|path| fs::metadata(path).unwrap().ino());
     let mut walked = HashMap::new();
-    let found = cgroup::walk(controller, |id, path| {
-        walked.insert(id, path.to_owned());
-    });
+    let found = cgroup::walk(
+        controller,
+        |id, path| {
+            walked.insert(id, path.to_owned());
+        },
+        |_| {},
+    );
     assert_eq!(found.unwrap().cgroups, walked.len());
     assert_eq!(walked[&1], "/");
     assert_eq!(walked[&ids[0]], format!("/{name}"));

@@ -100,6 +100,7 @@ pub async fn serve(settings: Settings, answers: mpsc::Sender<Learned>) {
         made_ns: 0,
         workload: 0,
         facts: None,
+        again: None,
     };
     let told = provider(&settings);
     let Some((provider, certain)) = told else {
@@ -129,6 +130,7 @@ pub async fn serve(settings: Settings, answers: mpsc::Sender<Learned>) {
                         made_ns: 0,
                         workload: 0,
                         facts: Some(facts),
+                        again: None,
                     };
                     if answers.send(learned).await.is_err() {
                         return;

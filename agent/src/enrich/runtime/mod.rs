@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::cri::Cri;
 use self::kubelet::Kubelet;
+use super::workload::AWAY_AFTER;
 
 /// Questions that wait. Full: the question waits where it comes from, and its workload is pending; it is counted.
 const QUESTIONS: usize = 4096;
@@ -33,13 +34,13 @@ const ANSWERS: usize = 1024;
 const AT_ONCE: usize = 16;
 /// Pods that wait for the kubelet at once. Beyond, a pod waits for its next try, and is counted.
 const PODS_AT_ONCE: usize = 256;
-/// When a pod is asked about again that the kubelet does not know, or could not be asked about; longer each time …
+/// When a pod is asked about again that the kubelet does not know, or could not be asked about; longer each time.
 const POD_AGAIN: Duration = Duration::from_secs(1);
-/// … and at most.
-const POD_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// So often it is asked in one go; then its question waits where it came from ([`Learned::again`]).
+const POD_TRIES: u32 = 5;
 /// So many answers that it does not know the pod are believed: the runtime may be faster than the kubelet's own list.
 const POD_UNKNOWN_TRIES: u32 = 3;
-/// Pods for which is waited so at all. Beyond, what only the kubelet says of further ones is given up, and counted.
+/// Pods for which is waited so at all. Beyond, the question goes back to where it came from, and is counted.
 const PODS_WAITING: usize = 4096;
 /// How long the kubelet may take, with those that wait before.
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
@@ -73,10 +74,6 @@ const REST_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The same while there is none: the containers of one that has just begun are not to be taken for nobody's.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// While a runtime could not be asked, a container is asked about again after so long …
-const UNASKED_AGAIN: Duration = Duration::from_secs(2);
-/// … and for so long. What is not known then stays unknown.
-const UNASKED_MAX: Duration = Duration::from_secs(3600);
 /// Bytes of all labels of a container or pod; what is more is left out, which is said.
 pub const LABELS_MAX: usize = 64 * 1024;
 /// Bytes of a name that is not a label.
@@ -143,6 +140,10 @@ pub struct Question {
     pub made_ns: u64,
     /// Since when it waits for somebody to ask, ns since boot; 0 = nobody has looked yet.
     pub waits_ns: u64,
+    /// How often it came back because somebody who may know could not be asked.
+    pub tries: u32,
+    /// What its runtime has told already: only the kubelet is still to be asked.
+    pub named: Option<Box<Facts>>,
 }
 
 /// What became of a question; of none, the facts of the host (workload 0).
@@ -154,6 +155,8 @@ pub struct Learned {
     pub made_ns: u64,
     /// What was said; `None`: nobody knows it.
     pub facts: Option<Facts>,
+    /// Nothing was said, since somebody who may know could not be asked: the question, to be asked again.
+    pub again: Option<Question>,
 }
 
 /// Counters and states, for status and metrics.
@@ -276,34 +279,56 @@ async fn serve(
             break;
         };
         let (sources, answers) = (Arc::clone(&sources), answers.clone());
-        let turns = Arc::clone(&turns);
         tokio::spawn(async move {
-            let (workload, made_ns) = (question.workload, question.made_ns);
-            // Others go on while a container that nobody knows yet is waited for.
-            let mut facts = match sources.patiently(&question, turn, &turns).await {
-                Answer::Known(facts) => Some(facts),
-                Answer::Nobody => None,
-                // Its names stay unknown: nobody has said that there are none.
-                Answer::Unasked => return,
-            };
-            let asks = sources.kubelet.is_some();
-            if let Some(facts) = &mut facts {
-                facts.pod_pending = asks && !facts.pod_uid.is_empty();
-            }
-            let of_pod = facts.clone().filter(|facts| facts.pod_pending);
-            // Nobody listens any more only when the agent ends.
-            let answer = |facts| Learned {
-                workload,
-                made_ns,
+            let learned = |facts, again| Learned {
+                workload: question.workload,
+                made_ns: question.made_ns,
                 facts,
+                again,
             };
-            let _ = answers.send(answer(facts)).await;
-            // What the runtime said is not held up by it. Of who does not answer nothing more is to come.
-            if let Some(facts) = of_pod
-                && let Some(more) = sources.of_pod_patiently(facts, &answers).await
-            {
-                let _ = answers.send(answer(Some(more))).await;
-            }
+            // Nobody listens any more only when the agent ends.
+            let facts = match question.named.as_deref() {
+                Some(named) => {
+                    drop(turn);
+                    named.clone()
+                }
+                None => {
+                    // Others go on while a container that nobody knows yet is waited for.
+                    let mut facts = match sources.patiently(&question, turn).await {
+                        Answer::Known(facts) => Some(facts),
+                        Answer::Nobody => None,
+                        // Its names stay unknown: nobody has said that there are none.
+                        Answer::Unasked => {
+                            let _ = answers.send(learned(None, Some(question.clone()))).await;
+                            return;
+                        }
+                    };
+                    let asks = sources.kubelet.is_some();
+                    if let Some(facts) = &mut facts {
+                        facts.pod_pending = asks && !facts.pod_uid.is_empty();
+                    }
+                    let of_pod = facts.clone().filter(|facts| facts.pod_pending);
+                    let _ = answers.send(learned(facts, None)).await;
+                    match of_pod {
+                        Some(facts) => facts,
+                        None => return,
+                    }
+                }
+            };
+            // What the runtime said is not held up by it.
+            let answer = match sources.of_pod_patiently(&facts, &answers).await {
+                Some(more) => learned(Some(more), None),
+                None => {
+                    let again = Question {
+                        // Each of them waits as long as one that has just begun.
+                        tries: question.named.as_ref().map_or(0, |_| question.tries),
+                        named: Some(Box::new(facts)),
+                        ..question.clone()
+                    };
+                    learned(None, Some(again))
+                }
+            };
+            let _ = answers.send(answer).await;
         });
     }
     looks.abort();
@@ -315,6 +340,7 @@ async fn serve(
 /// All that may be asked of containers.
 #[derive(Debug)]
 struct Sources {
+    begun: Instant,
     settings: Settings,
     told: Arc<Told>,
     cri: Vec<Source>,
@@ -340,6 +366,8 @@ struct Source {
 struct Rest {
     until: Option<Instant>,
     next: Duration,
+    /// Since when nobody is behind its socket, or there is none.
+    away: Option<Instant>,
 }
 
 impl Source {
@@ -352,20 +380,53 @@ impl Source {
         }
     }
 
-    /// Whether it can be asked; if not, whether it may be again. (Of a runtime that was never there nobody waits for a word.)
-    fn is_there(&self) -> Result<(), bool> {
-        match self.socket.exists() {
-            true => {
-                self.seen.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            false => Err(self.seen.load(Ordering::Relaxed)),
+    /// Whether it can be asked now; if not, whether it may be again. Nobody waits for the word of a runtime that was never there, or
+    /// behind whose socket nobody has been for [`AWAY_AFTER`].
+    async fn is_there(&self) -> Result<(), bool> {
+        if !self.socket.exists() {
+            return Err(self.seen.load(Ordering::Relaxed) && !self.is_long_away().await);
         }
+        self.seen.store(true, Ordering::Relaxed);
+        if !self.is_resting().await {
+            return Ok(());
+        }
+        let away = self.rest.lock().await.away;
+        if away.is_none_or(|since| since.elapsed() < AWAY_AFTER) {
+            return Err(true);
+        }
+        if self.refuses().await {
+            return Err(false);
+        }
+        // Somebody is there again.
+        *self.rest.lock().await = Rest::default();
+        Ok(())
     }
 
     async fn is_resting(&self) -> bool {
         let rest = self.rest.lock().await;
         rest.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether nobody listens at its socket, which may be left from one that was there.
+    async fn refuses(&self) -> bool {
+        let connected = tokio::net::UnixStream::connect(&self.socket).await;
+        connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    }
+
+    /// Nobody is behind its socket: whether that is so for long.
+    async fn is_long_away(&self) -> bool {
+        let mut rest = self.rest.lock().await;
+        let since = *rest.away.get_or_insert_with(Instant::now);
+        since.elapsed() >= AWAY_AFTER
+    }
+
+    /// It could not be asked: whether it may know all the same.
+    async fn may_know(&self) -> bool {
+        if self.refuses().await {
+            return !self.is_long_away().await;
+        }
+        self.rest.lock().await.away = None;
+        true
     }
 
     /// Takes what asking came to.
@@ -406,6 +467,7 @@ impl Sources {
         let mut docker = of(&settings.docker, "docker");
         docker.extend(of(&settings.podman, "podman"));
         Self {
+            begun: Instant::now(),
             cri: of(&settings.cri, "cri"),
             docker,
             kubelet: settings.kubelet.clone().map(|settings| {
@@ -419,51 +481,41 @@ impl Sources {
         }
     }
 
-    /// Asks until somebody knows the container, or nobody will. Who could not be asked may know it: that is waited for, and if it takes too
-    /// long, nothing is said.
-    async fn patiently(
-        &self,
-        question: &Question,
-        turn: OwnedSemaphorePermit,
-        turns: &Arc<Semaphore>,
-    ) -> Answer {
+    /// Asks until somebody knows the container, or nobody will for now. Of one that could not be asked about before, once.
+    async fn patiently(&self, question: &Question, turn: OwnedSemaphorePermit) -> Answer {
         let mut turn = Some(turn);
         let mut last = Answer::Nobody;
-        for pause in AGAIN {
+        let pauses = match question.tries {
+            0 => &AGAIN[..],
+            _ => &AGAIN[..1],
+        };
+        for pause in pauses {
             if !pause.is_zero() {
                 turn.take();
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(*pause).await;
             }
             last = self.ask(question).await;
             if let Answer::Known(_) = last {
                 break;
             }
         }
-        let begun = Instant::now();
-        while matches!(last, Answer::Unasked) && begun.elapsed() < UNASKED_MAX {
-            tokio::time::sleep(UNASKED_AGAIN).await;
-            let Ok(_turn) = turns.acquire().await else {
-                break;
-            };
-            last = self.ask(question).await;
-        }
         match last {
             Answer::Known(facts) => {
                 self.told.known.fetch_add(1, Ordering::Relaxed);
                 Answer::Known(bounded(facts))
             }
-            last => {
+            Answer::Nobody => {
                 self.told.unknown.fetch_add(1, Ordering::Relaxed);
-                last
+                Answer::Nobody
             }
+            Answer::Unasked => Answer::Unasked,
         }
     }
 
-    /// What is known of a pod's container once the kubelet has answered, whenever that is. `None`: it could not be asked for so long that
-    /// it is given up; what only it says stays unknown.
+    /// What is known of a pod's container once the kubelet has answered. `None`: it could not be asked now.
     async fn of_pod_patiently(
         &self,
-        facts: Facts,
+        facts: &Facts,
         answers: &mpsc::Sender<Learned>,
     ) -> Option<Facts> {
         let Ok(_place) = self.pods_waiting.try_acquire() else {
@@ -472,10 +524,10 @@ impl Sources {
         };
         let facts = Facts {
             pod_pending: false,
-            ..facts
+            ..facts.clone()
         };
-        let (begun, mut pause, mut unknown) = (Instant::now(), POD_AGAIN, 0);
-        while begun.elapsed() < UNASKED_MAX && !answers.is_closed() {
+        let (mut pause, mut unknown) = (POD_AGAIN, 0);
+        for _ in 0..POD_TRIES {
             match self.of_pod(&facts).await {
                 Answer::Known(more) => return Some(more),
                 Answer::Nobody => {
@@ -486,8 +538,11 @@ impl Sources {
                 }
                 Answer::Unasked => {}
             }
+            if answers.is_closed() {
+                break;
+            }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POD_AGAIN_MAX);
+            pause *= 2;
         }
         None
     }
@@ -513,48 +568,57 @@ impl Sources {
         }
     }
 
+    /// Whether a container is of a runtime of which there is nothing, and which may restart just as the agent did.
+    fn is_about_to_begin(&self, runtime: &str) -> bool {
+        let is_there = |source: &Source| source.socket.exists();
+        let docker = |source: &&Source| source.name == runtime;
+        let gone = match runtime {
+            "containerd" | "cri-o" => !self.cri.is_empty() && !self.cri.iter().any(is_there),
+            "docker" => {
+                let mut all = self.docker.iter().filter(docker).peekable();
+                all.peek().is_some() && !all.any(is_there)
+            }
+            _ => false,
+        };
+        gone && self.begun.elapsed() < AWAY_AFTER
+    }
+
     async fn ask(&self, question: &Question) -> Answer {
         let id = question.container.as_str();
         let runtime = question.runtime.as_str();
         let may_be = |names: &[&str]| runtime.is_empty() || names.contains(&runtime);
-        let mut unasked = false;
+        let mut unasked = self.is_about_to_begin(runtime);
         if may_be(&["containerd", "cri-o"]) {
             for source in &self.cri {
-                if let Err(was_there) = source.is_there() {
-                    unasked |= was_there;
-                    continue;
-                }
-                if source.is_resting().await {
-                    unasked = true;
+                if let Err(may_be_again) = source.is_there().await {
+                    unasked |= may_be_again;
                     continue;
                 }
                 // A connection for each: one that hangs is given up with its question.
                 let client = Cri::new(&source.socket);
                 let answer = tokio::time::timeout(PATIENCE, client.container(id)).await;
-                unasked |= !matches!(answer, Ok(Ok(_)));
+                let answered = matches!(answer, Ok(Ok(_)));
                 if let Some(facts) = source.settle(&self.told, answer).await {
                     return Answer::Known(facts);
                 }
+                unasked |= !answered && source.may_know().await;
             }
         }
         for source in &self.docker {
             if !may_be(&[source.name]) {
                 continue;
             }
-            if let Err(was_there) = source.is_there() {
-                unasked |= was_there;
-                continue;
-            }
-            if source.is_resting().await {
-                unasked = true;
+            if let Err(may_be_again) = source.is_there().await {
+                unasked |= may_be_again;
                 continue;
             }
             let asked = docker::container(&source.socket, source.name, id);
             let answer = tokio::time::timeout(PATIENCE, asked).await;
-            unasked |= !matches!(answer, Ok(Ok(_)));
+            let answered = matches!(answer, Ok(Ok(_)));
             if let Some(facts) = source.settle(&self.told, answer).await {
                 return Answer::Known(facts);
             }
+            unasked |= !answered && source.may_know().await;
         }
         if may_be(&["podman"]) {
             for store in &self.settings.stores {

@@ -119,6 +119,8 @@ pub(super) fn question(container: &str) -> Question {
     Question {
         made_ns: 0,
         waits_ns: 0,
+        tries: 0,
+        named: None,
         workload: 7,
         container: container.into(),
         runtime: String::new(),
@@ -319,4 +321,70 @@ fn the_pipeline_never_waits() {
     let dropped = runtimes.told().dropped.load(Ordering::Relaxed) as usize;
     assert_eq!(dropped, 3 * QUESTIONS - asked);
     let _ = runtimes.learned();
+}
+
+#[test]
+fn who_is_away_for_long_is_not_waited_for_and_is_asked_when_it_is_back() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("cri.sock");
+        // Nobody listens any more.
+        drop(UnixListener::bind(&socket).expect("a socket"));
+        let settings = Settings {
+            cri: vec![socket.clone()],
+            ..nobody()
+        };
+        let sources = Sources::new(settings, Arc::default());
+        let unasked = async || matches!(sources.ask(&question("known")).await, Answer::Unasked);
+        // It may be about to restart.
+        assert!(unasked().await && unasked().await);
+        let long_ago = Instant::now().checked_sub(AWAY_AFTER).expect("some time");
+        *sources.cri[0].rest.lock().await = Rest {
+            // Its rest is not over.
+            until: Some(Instant::now() + REST_MAX),
+            next: REST_MAX,
+            away: Some(long_ago),
+        };
+        assert!(!unasked().await);
+        std::fs::remove_file(&socket).expect("a socket");
+        assert!(!unasked().await);
+        let runtime = Runtime {
+            labels: HashMap::new(),
+            hangs: false,
+        };
+        let _server = serve_cri(&socket, runtime);
+        assert!(known(sources.ask(&question("known")).await).is_some());
+        assert!(sources.cri[0].rest.lock().await.away.is_none());
+    });
+}
+
+#[test]
+fn a_runtime_that_restarts_with_the_agent_is_waited_for() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = dir.path().join("overlay-containers");
+        std::fs::create_dir(&store).expect("a folder");
+        let socket = dir.path().join("cri.sock");
+        let settings = Settings {
+            cri: vec![socket.clone()],
+            docker: vec![dir.path().join("docker.sock")],
+            stores: vec![dir.path().to_owned()],
+            ..nobody()
+        };
+        assert!(settings.present());
+        let mut sources = Sources::new(settings, Arc::default());
+        let of = |runtime: &str| Question {
+            runtime: runtime.into(),
+            ..question("known")
+        };
+        let unasked = async |sources: &Sources, runtime: &str| {
+            matches!(sources.ask(&of(runtime)).await, Answer::Unasked)
+        };
+        for runtime in ["containerd", "cri-o", "docker"] {
+            assert!(unasked(&sources, runtime).await, "{runtime}");
+        }
+        assert!(!unasked(&sources, "podman").await);
+        sources.begun = Instant::now().checked_sub(AWAY_AFTER).expect("some time");
+        assert!(!unasked(&sources, "cri-o").await);
+    });
 }

@@ -15,7 +15,7 @@
 pub mod below;
 pub mod path;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,10 +30,23 @@ pub const NESTED_MAX: usize = 1024;
 /// Most cgroups that are kept below units and containers of the host; the rest is for these themselves.
 pub const BELOW_MAX: usize = CGROUPS_MAX / 4 * 3;
 
+/// Most cgroups of before a restart that are kept beside all these: their last records may still be read.
+pub const RESTORED_MAX: usize = CGROUPS_MAX / 4;
+/// The account of cgroups below one that is not known.
+const NOBODYS: u64 = 0;
+/// Paths of which some are taken for unread: as [`crate::kernel::cgroup::walk`] leaves them out.
+type Unread = HashSet<String>;
+
+/// A container, or its pod, that could not be asked about is asked about again after so long, longer each time …
+const UNASKED_AGAIN: Duration = Duration::from_secs(2);
+/// … and at most.
+const UNASKED_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Tries until the time is doubled.
+const UNASKED_TRIES: u32 = 8;
 /// While there is no runtime to ask, containers are pending for so long: it may be about to begin …
 const NOBODY_AFTER: Duration = Duration::from_secs(5);
 /// … or, of one that was there before, to begin again.
-const AWAY_AFTER: Duration = Duration::from_secs(600);
+pub(super) const AWAY_AFTER: Duration = Duration::from_secs(600);
 
 /// A workload: one cgroup with all below it.
 #[derive(Debug)]
@@ -91,6 +104,12 @@ pub struct Workloads {
     questions: VecDeque<Question>,
     /// Containers that are asked about and not named yet.
     pending: HashSet<u64>,
+    /// Containers that are asked about once more, and of which nobody has to wait for an answer.
+    once_more: HashSet<u64>,
+    /// What could not be asked, by when it is asked again, ns since boot: one for each that is there at most.
+    later: BTreeMap<(u64, u64), Question>,
+    /// Of [`Workloads::cgroups`] those of before a restart; [`RESTORED_MAX`] at most.
+    restored: usize,
     /// Cgroups of which something else is known than before, and such as are gone.
     changed: HashSet<u64>,
     /// What was told of workloads before a restart, until a walk has shown which of them are there.
@@ -105,7 +124,9 @@ impl Workloads {
         }
         if let Some(known) = self.cgroups.get(&id) {
             // Of before a restart, perhaps: it is still there.
-            self.gone.retain(|(_, gone)| *gone != id);
+            if self.paths.get(&known.path) != Some(&id) {
+                self.gone.retain(|(_, gone)| *gone != id);
+            }
             if &*known.path == path && !known.restored {
                 self.paths.insert(Rc::clone(&known.path), id);
                 // Of what is not there, nobody has told the kernel.
@@ -115,9 +136,9 @@ impl Workloads {
         }
         self.forget(id);
         let workload = self.workload_of(id, path);
-        let account = self.account(id, path, &workload);
+        let account = self.account(id, path);
         let of_account = self.accounts.get(&account).copied().unwrap_or(0);
-        if self.cgroups.len() >= CGROUPS_MAX
+        if self.cgroups.len() - self.restored >= CGROUPS_MAX
             || of_account >= NESTED_MAX
             || account != id && self.deeper >= BELOW_MAX
         {
@@ -131,9 +152,9 @@ impl Workloads {
             self.questions.push_back(question(&workload.told, made_ns));
             if self.questions.len() > CGROUPS_MAX {
                 // There are no more that are asked about: the others have gone.
-                let pending = &self.pending;
-                self.questions
-                    .retain(|question| pending.contains(&question.workload));
+                let mut questions = std::mem::take(&mut self.questions);
+                questions.retain(|question| self.wants(question));
+                self.questions = questions;
             }
         }
         let path: Rc<str> = path.into();
@@ -184,13 +205,18 @@ impl Workloads {
         }
     }
 
-    /// Removes all but these, which a walk has found.
-    pub fn removed_all_but(&mut self, alive: &HashSet<u64>) {
+    /// Removes all but these, which a walk has found, and what is below a path where it did not look.
+    pub fn removed_all_but(&mut self, alive: &HashSet<u64>, unread: &Unread) {
+        let is_unread = |path: &str| {
+            let ends = path.match_indices('/').map(|(end, _)| end);
+            let mut above = ends.map(|end| &path[..end.max(1)]).chain([path]);
+            !unread.is_empty() && above.any(|above| unread.contains(above))
+        };
         let gone: Vec<u64> = self
             .paths
-            .values()
-            .filter(|id| !alive.contains(id))
-            .copied()
+            .iter()
+            .filter(|(path, id)| !alive.contains(id) && !is_unread(path))
+            .map(|(_, id)| *id)
             .collect();
         for id in gone {
             self.removed(id);
@@ -209,7 +235,7 @@ impl Workloads {
     }
 
     /// Adds the cgroups that a batch of before a restart names and that are not known. They count as gone until a walk
-    /// finds them.
+    /// finds them, and take no room from what is there.
     pub fn restore(&mut self, batch: &v1::Batch) {
         for image in &batch.images {
             let told = (image.workload as usize)
@@ -218,7 +244,12 @@ impl Workloads {
             let (Some(told), id) = (told, image.cgroup_id) else {
                 continue;
             };
-            if id == 0 || self.cgroups.contains_key(&id) || self.cgroups.len() >= CGROUPS_MAX {
+            if id == 0 || self.cgroups.contains_key(&id) {
+                continue;
+            }
+            let of_workload = self.below.get(&told.id).map_or(0, Vec::len);
+            if self.restored >= RESTORED_MAX || of_workload >= NESTED_MAX {
+                self.stats.left_out += 1;
                 continue;
             }
             let path = if told.id == id {
@@ -232,12 +263,12 @@ impl Workloads {
             });
             self.below.entry(told.id).or_default().push(id);
             let path = path.into();
-            self.charge(id, told.id);
+            self.restored += 1;
             let known = Known {
                 path,
                 workload,
                 restored: true,
-                account: told.id,
+                account: NOBODYS,
             };
             self.cgroups.insert(id, known);
             self.gone.push_back((self.cycle, id));
@@ -290,11 +321,12 @@ impl Workloads {
                     && is_asked_about(&path::classify(path))
             });
             let unasked: Vec<u64> = unasked.map(|(id, ..)| id).collect();
+            // What was known of them is so until there is an answer: a rule that takes pending ones for its own must not begin to act in
+            // those that it was told are none.
             for id in unasked {
-                self.teach(id, |told| told.pending = true);
                 if let Some(known) = self.cgroups.get(&id) {
                     self.questions.push_back(question(&known.workload.told, 0));
-                    self.pending.insert(id);
+                    self.once_more.insert(id);
                 }
             }
         }
@@ -303,6 +335,41 @@ impl Workloads {
     /// Could not be asked now; it is still to be asked.
     pub fn ask_later(&mut self, question: Question) {
         self.questions.push_front(question);
+    }
+
+    /// Somebody who may know it could not be asked, at this time since boot: it is asked about again, as long as it is there.
+    pub fn ask_again(&mut self, mut question: Question, now_ns: u64) {
+        if !self.wants(&question) {
+            return;
+        }
+        let wait = UNASKED_AGAIN * 2_u32.pow((question.tries / UNASKED_TRIES).min(8));
+        let wait = wait.min(UNASKED_AGAIN_MAX).as_nanos();
+        question.tries = question.tries.saturating_add(1);
+        let at = now_ns.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX));
+        self.later.insert((at, question.workload), question);
+        if self.later.len() > CGROUPS_MAX {
+            let mut later = std::mem::take(&mut self.later);
+            later.retain(|_, question| self.wants(question));
+            self.later = later;
+        }
+    }
+
+    /// What is due is asked again.
+    pub fn ask_due(&mut self, now_ns: u64) {
+        while let Some(first) = self.later.first_entry()
+            && first.key().0 <= now_ns
+        {
+            self.questions.push_back(first.remove());
+        }
+    }
+
+    /// Whether somebody still needs to know: who has gone meanwhile is not asked about.
+    fn wants(&self, question: &Question) -> bool {
+        let id = question.workload;
+        match &question.named {
+            None => self.pending.contains(&id) || self.once_more.contains(&id),
+            Some(_) => self.facts_of(id).is_some_and(|facts| facts.pod_pending),
+        }
     }
 
     /// Containers of which nobody was there to be asked for so long, at this time since boot: they have no names. Of one that begins later
@@ -338,8 +405,7 @@ impl Workloads {
         while taken.len() < room
             && let Some(question) = self.questions.pop_front()
         {
-            // Who has gone meanwhile is not asked about.
-            if self.pending.contains(&question.workload) {
+            if self.wants(&question) {
                 taken.push(question);
             }
         }
@@ -349,6 +415,7 @@ impl Workloads {
     /// Takes what a runtime said of a workload; `None`: nobody will say anything.
     pub fn learned(&mut self, id: u64, facts: Option<&v1::Facts>) {
         self.pending.remove(&id);
+        self.once_more.remove(&id);
         self.teach(id, |told| {
             // Who does not know the container may have named its pod.
             if facts.is_some() {
@@ -486,11 +553,11 @@ impl Workloads {
         }
     }
 
-    /// Whom a cgroup counts against: the outermost one above it that is the host's, else its own workload.
-    fn account(&self, id: u64, path: &str, workload: &Workload) -> u64 {
+    /// Whom a cgroup counts against: the outermost one above it that is the host's. All of whom that one is not known share one account.
+    fn account(&self, id: u64, path: &str) -> u64 {
         let end = path::classify(path).made_by_host;
         match end < path.len() {
-            true => self.at(&path[..end]).unwrap_or(workload.told.id),
+            true => self.at(&path[..end]).unwrap_or(NOBODYS),
             false => id,
         }
     }
@@ -504,17 +571,22 @@ impl Workloads {
         let Some(known) = self.cgroups.remove(&id) else {
             return;
         };
-        if let Some(count) = self.accounts.get_mut(&known.account) {
-            *count -= 1;
-            if *count == 0 {
-                self.accounts.remove(&known.account);
+        if known.restored {
+            self.restored -= 1;
+        } else {
+            if let Some(count) = self.accounts.get_mut(&known.account) {
+                *count -= 1;
+                if *count == 0 {
+                    self.accounts.remove(&known.account);
+                }
             }
+            self.deeper -= usize::from(known.account != id);
         }
-        self.deeper -= usize::from(known.account != id);
         if self.paths.get(&known.path) == Some(&id) {
             self.paths.remove(&known.path);
         }
         self.pending.remove(&id);
+        self.once_more.remove(&id);
         let workload = known.workload.told.id;
         if let Some(below) = self.below.get_mut(&workload) {
             if let Some(at) = below.iter().position(|known| *known == id) {
@@ -601,6 +673,8 @@ fn question(told: &v1::Workload, made_ns: u64) -> Question {
         runtime: told.runtime.clone(),
         made_ns,
         waits_ns: 0,
+        tries: 0,
+        named: None,
     }
 }
 
@@ -697,14 +771,15 @@ mod tests {
         assert_eq!(all.stats().pending, 0);
         all.ask(true);
         all.ask(true);
-        assert_eq!(pending(&mut all), [true, true, false, false]);
+        // They have no names until somebody says otherwise.
+        assert_eq!(pending(&mut all), [false; 4]);
         assert!(all.take_questions(0).is_empty());
         let mut asked = all.take_questions(9);
         assert_eq!(
             (asked.len(), asked[0].workload, asked[0].made_ns),
             (1, 2, 0)
         );
-        assert_eq!(all.stats().pending, 1);
+        assert_eq!(all.stats().pending, 0);
         all.ask_later(asked.remove(0));
         // It restarts, perhaps.
         all.ask(false);
@@ -903,9 +978,113 @@ mod tests {
         }
         assert_eq!(workload(&mut all, 7).map(|(id, _)| id), Some(6));
         let alive = HashSet::from([6]);
-        all.removed_all_but(&alive);
+        let unread = HashSet::from(["/system.slice/a.service".to_owned()]);
+        all.removed_all_but(&alive, &unread);
+        all.end_cycle(true);
+        all.end_cycle(true);
+        assert_eq!(workload(&mut all, 7).map(|(id, _)| id), Some(6));
+        all.removed_all_but(&alive, &HashSet::from(["/system.slice/b".to_owned()]));
         all.end_cycle(true);
         all.end_cycle(true);
         assert_eq!(workload(&mut all, 7), None);
+    }
+
+    #[test]
+    fn what_was_there_before_a_restart_takes_no_room_from_what_is_there() {
+        let mut all = Workloads::default();
+        for id in 100..70_100_u64 {
+            let workload = match id % 3 {
+                0 => 7,
+                _ => id,
+            };
+            let batch = v1::Batch {
+                images: vec![v1::Image {
+                    cgroup_id: id,
+                    workload: 1,
+                    ..v1::Image::default()
+                }],
+                workloads: vec![v1::Workload {
+                    id: workload,
+                    cgroup: format!("/user.slice/{workload}"),
+                    ..v1::Workload::default()
+                }],
+                ..v1::Batch::default()
+            };
+            all.restore(&batch);
+        }
+        assert_eq!(all.stats().cgroups, RESTORED_MAX);
+        all.made(1, "/", 0);
+        for id in 2..12 {
+            all.made(id, &format!("/system.slice/{id}.service"), 0);
+        }
+        assert!((2..12).all(|id| all.of(id).is_some()));
+        // One of them is there after all.
+        all.made(101, "/user.slice/101", 0);
+        assert_eq!(all.stats().cgroups, RESTORED_MAX + 11);
+        all.end_cycle(true);
+        all.end_cycle(true);
+        assert_eq!((all.stats().cgroups, all.restored), (12, 0));
+        assert_eq!(all.accounts.values().sum::<usize>(), 12);
+    }
+
+    #[test]
+    fn those_below_one_that_is_not_known_share_an_account() {
+        let mut all = Workloads::default();
+        for id in 10..10 + 2 * NESTED_MAX as u64 {
+            let user = id % 2;
+            let unit = format!("/user.slice/user-{user}.slice/user@{user}.service");
+            all.made(id, &format!("{unit}/{id}"), 0);
+        }
+        assert_eq!((all.stats().cgroups, all.deeper), (NESTED_MAX, NESTED_MAX));
+        all.made(5, "/system.slice/b.service", 0);
+        assert!(all.of(5).is_some());
+    }
+
+    #[test]
+    fn who_could_not_be_asked_about_is_asked_about_again_while_it_is_there() {
+        let mut all = Workloads {
+            asking: true,
+            ..Workloads::default()
+        };
+        all.made(1, "/", 0);
+        all.made(2, &format!("/docker/{ID}"), 0);
+        let second = 1_000_000_000;
+        let (mut now, mut times) = (0, 0);
+        while now < 4 * 3600 * second {
+            now += second;
+            all.ask_due(now);
+            for question in all.take_questions(9) {
+                times += 1;
+                all.ask_again(question, now);
+            }
+        }
+        // Often at first, and then each minute.
+        assert!((4 * 60..4 * 60 + 60).contains(&times), "{times}");
+        assert_eq!(all.stats().pending, 1);
+        // Its names are told, and what only the kubelet says is not yet.
+        let mut facts = v1::Facts {
+            workload: 2,
+            container_name: "web".into(),
+            pod_pending: true,
+            ..v1::Facts::default()
+        };
+        all.learned(2, Some(&facts));
+        now += 60 * second;
+        all.ask_due(now);
+        assert!(all.take_questions(9).is_empty());
+        let question = Question {
+            named: Some(Box::new(facts.clone())),
+            ..question(&all.of(2).expect("a workload").told, 0)
+        };
+        all.ask_again(question.clone(), now);
+        all.ask_due(now + 2 * second);
+        assert_eq!(all.take_questions(9).len(), 1);
+        all.ask_again(question.clone(), now);
+        facts.pod_pending = false;
+        all.learned(2, Some(&facts));
+        all.ask_due(now + 60 * second);
+        assert!(all.take_questions(9).is_empty());
+        all.ask_again(question, now);
+        assert!(all.later.is_empty());
     }
 }

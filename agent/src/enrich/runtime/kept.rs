@@ -15,6 +15,9 @@ use sumun_proto::v1::Facts;
 
 /// Most bytes of each of the two files: some ten thousand containers with usual labels.
 const FILE_MAX: u64 = 4 * 1024 * 1024;
+/// Longest record, in bytes: of more, labels are left out and stay unknown until they are told again. No tenant's labels push out
+/// the names of all others.
+const RECORD_MAX: usize = 16 * 1024;
 /// The newer file and the older one.
 const NAMES: [&str; 2] = ["names", "names.old"];
 
@@ -36,7 +39,14 @@ impl Kept {
         let mut facts = Vec::new();
         for path in paths.iter().rev() {
             match read(path, boot_id) {
-                Ok(said) => facts.extend(said),
+                Ok((said, whole)) => {
+                    facts.extend(said);
+                    // What is added is found behind what is whole only.
+                    let cut = OpenOptions::new().write(true).open(path);
+                    if cut.and_then(|file| file.set_len(whole)).is_err() {
+                        let _ = fs::remove_file(path);
+                    }
+                }
                 Err(error) => {
                     if error.kind() != io::ErrorKind::NotFound {
                         tracing::info!(path = %path.display(), %error, "what containers were called is asked anew");
@@ -59,7 +69,17 @@ impl Kept {
     /// Keeps what was said of a workload.
     pub fn keep(&mut self, facts: &Facts) {
         if self.file.is_some() {
-            let added = self.add(&facts.encode_length_delimited_to_vec());
+            let mut record = facts.encode_length_delimited_to_vec();
+            if record.len() > RECORD_MAX {
+                let short = Facts {
+                    container_labels: Vec::new(),
+                    pod_labels: Vec::new(),
+                    cut: true,
+                    ..facts.clone()
+                };
+                record = short.encode_length_delimited_to_vec();
+            }
+            let added = self.add(&record);
             if let Err(error) = added {
                 tracing::warn!(path = %self.paths[0].display(), %error, "what containers are called is not kept for a restart");
                 self.file = None;
@@ -76,7 +96,11 @@ impl Kept {
         }
         if let Some(file) = &mut self.file {
             // In one call: who ends the agent does not cut it in two.
-            file.write_all(bytes)?;
+            if let Err(error) = file.write_all(bytes) {
+                // Half of it hides nothing that was written before.
+                let _ = file.set_len(self.bytes);
+                return Err(error);
+            }
             self.bytes += len;
         }
         Ok(())
@@ -105,9 +129,12 @@ impl Kept {
     }
 }
 
+/// What stands in a file, up to what has another form, as a record of which the end was not written: nothing that follows in it can be found.
+/// And how many bytes that is.
+///
 /// # Errors
-/// It cannot be read, is of another boot, or has another form: then nothing that follows in it can be found either.
-fn read(path: &Path, boot_id: [u8; 16]) -> io::Result<Vec<Facts>> {
+/// It cannot be read, or is of another boot.
+fn read(path: &Path, boot_id: [u8; 16]) -> io::Result<(Vec<Facts>, u64)> {
     let mut bytes = Vec::new();
     let file = File::open(path)?;
     file.take(2 * FILE_MAX).read_to_end(&mut bytes)?;
@@ -115,10 +142,15 @@ fn read(path: &Path, boot_id: [u8; 16]) -> io::Result<Vec<Facts>> {
         .strip_prefix(&boot_id[..])
         .ok_or_else(|| io::Error::other("it is of another boot"))?;
     let mut facts = Vec::new();
-    while !rest.is_empty() {
-        facts.push(Facts::decode_length_delimited(&mut rest)?);
+    let mut left = rest.len();
+    while let Ok(one) = Facts::decode_length_delimited(&mut rest) {
+        facts.push(one);
+        left = rest.len();
+        if rest.is_empty() {
+            break;
+        }
     }
-    Ok(facts)
+    Ok((facts, (bytes.len() - left) as u64))
 }
 
 #[cfg(test)]
@@ -154,22 +186,30 @@ mod tests {
         assert_eq!(workloads(&facts), [1, 2, 3, 4]);
         let (mut kept, facts) = Kept::open(dir.path(), [8; 16]);
         assert!(facts.is_empty());
+        kept.keep(&named(4, 10));
         kept.keep(&named(5, 10));
         // The end is missing.
         let path = dir.path().join(NAMES[0]);
         let bytes = fs::read(&path).expect("a file");
         fs::write(&path, &bytes[..bytes.len() - 1]).expect("a file");
         let (mut kept, facts) = Kept::open(dir.path(), [8; 16]);
-        assert!(facts.is_empty());
+        assert_eq!(workloads(&facts), [4]);
         kept.keep(&named(6, 10));
-        assert_eq!(workloads(&Kept::open(dir.path(), [8; 16]).1), [6]);
+        assert_eq!(workloads(&Kept::open(dir.path(), [8; 16]).1), [4, 6]);
+        // Too many labels are not kept, which is said.
+        let (mut kept, _) = Kept::open(dir.path(), [8; 16]);
+        kept.keep(&named(7, RECORD_MAX));
+        let (_, facts) = Kept::open(dir.path(), [8; 16]);
+        let last = facts.last().expect("facts");
+        assert_eq!((last.workload, last.container_name.as_str()), (7, "web"));
+        assert!(last.cut && last.container_labels.is_empty());
     }
 
     #[test]
     fn the_newest_are_kept_in_so_much_room() {
         let dir = tempfile::tempdir().expect("a folder");
         let (mut kept, _) = Kept::open(dir.path(), [7; 16]);
-        let label = 64 * 1024;
+        let label = RECORD_MAX / 2;
         let count = 4 * FILE_MAX / label as u64;
         for id in 1..=count {
             kept.keep(&named(id, label));

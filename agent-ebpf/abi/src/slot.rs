@@ -156,6 +156,8 @@ slots! {
     CGROUP_ROOT_HIERARCHY = Field("cgroup_root", "hierarchy_id");
     CGROUP_KN = Field("cgroup", "kn");
     CGROUP_PARENT = Field("cgroup", "self.parent");
+    CGROUP_LEVEL = Field("cgroup", "level");
+    CGROUP_ANCESTORS = Field("cgroup", "ancestors");
     KERNFS_ID = Field("kernfs_node", "id");
     CGROUP_PIDS = Value("cgroup_subsys_id", "pids_cgrp_id");
     CGROUP_MEMORY = Value("cgroup_subsys_id", "memory_cgrp_id");

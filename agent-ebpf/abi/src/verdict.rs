@@ -249,7 +249,8 @@ assert_size!(Lineage, 64);
 
 /// Cgroups in `SCOPES`: twice as many as one plan may take.
 pub const SCOPES_ENTRIES: u32 = 32 * 1024;
-/// Most cgroups above a process's own that are asked: what lies deeper below one that has an entry needs one of its own.
+/// Most cgroups above a process's own that are asked. From Linux 6.1 on they are the ones nearest to the root: who makes cgroups cannot
+/// make them too deep to be found. Before, what lies deeper below one that has an entry needs one of its own.
 pub const SCOPE_STEPS: u32 = 64;
 
 /// Key of `SCOPES`.

@@ -47,13 +47,23 @@ extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
     let Some(record) = (Run { level }).record::<Exec>() else {
         return 1;
     };
+    let mut deep = false;
     // What is judged begins with a header and who did it.
     // SAFETY: record and scratch are this run's, the actor is written.
     unsafe {
-        let id = addr_of!((*record).actor.cgroup_id).read();
+        let mut id = addr_of!((*record).actor.cgroup_id).read();
         let mut cgroup = Task::current_plain().cgroup_address();
         if cgroup_id(cgroup) != id {
             cgroup = 0;
+        }
+        // Whoever makes cgroups chooses how deep they are: begun is where the root is still reached (`cgroup_ancestor`, include/linux/cgroup.h,
+        // from 6.1 on; before, the kernel has only numbers there).
+        if get::<i32>(cgroup, slot::CGROUP_LEVEL) > SCOPE_STEPS as i32 {
+            let place = cgroup.wrapping_add(8 * u64::from(SCOPE_STEPS));
+            let above: u64 = get(place, slot::CGROUP_ANCESTORS);
+            if above != 0 {
+                (cgroup, id, deep) = (above, cgroup_id(above), true);
+            }
         }
         addr_of_mut!((*scratch).cgroup).write(cgroup);
         addr_of_mut!((*scratch).scope).write(ScopeKey {
@@ -66,7 +76,7 @@ extern "C" fn sumun_scope(level: u32, index: u32) -> u64 {
     }
     let mut step = 0;
     while step <= SCOPE_STEPS {
-        if sumun_scope_step(level, index, u32::from(step > 0)) != 0 {
+        if sumun_scope_step(level, index, u32::from(deep || step > 0)) != 0 {
             break;
         }
         step += 1;

@@ -13,6 +13,9 @@ use super::kernel::name;
 use super::record::Record;
 use crate::kernel::syscalls;
 
+/// include/uapi/linux/prctl.h.
+const PR_SET_PTRACER: u32 = 0x5961_6d61;
+
 /// An event of this family.
 fn event(kind: Kind, tid: u32, (number, flags): (u32, u32), privilege: Privilege) -> Event {
     Event {
@@ -143,11 +146,39 @@ pub fn control(kind: Kind, control: &Control) -> Event {
     let privilege = Privilege {
         result: Some(control.result),
         option: control.option,
-        second: control.second,
+        second: match control.option {
+            // The kernel takes the low half (security/yama/yama_lsm.c, `yama_task_prctl`): -1 has several forms.
+            PR_SET_PTRACER => i64::from(control.second as i32).cast_unsigned(),
+            _ => control.second,
+        },
         third: control.third,
         name: name(&control.name),
         ..Privilege::default()
     };
     let call = (control.number, control.flags);
     event(kind, control.actor.tid, call, privilege)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_trace_is_one_number_however_it_is_written() {
+        let given = |option, second| {
+            let none = sumun_abi::plain::read::<Control>(&[0; size_of::<Control>()]);
+            let given = Control {
+                option,
+                second,
+                ..none.expect("it is plain")
+            };
+            let event = control(Kind::Prctl, &given);
+            event.privilege.map(|privilege| privilege.second)
+        };
+        for any in [u64::MAX, 0xffff_ffff, 0x1_ffff_ffff] {
+            assert_eq!(given(PR_SET_PTRACER, any), Some(u64::MAX));
+            assert_eq!(given(4, any), Some(any));
+        }
+        assert_eq!(given(PR_SET_PTRACER, 0x1_0000_0007), Some(7));
+    }
 }

@@ -1,10 +1,13 @@
 //! The kinds that change privileges, files and the kernel: from the call to the answer of a search.
 
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use serde_json::Value;
@@ -278,18 +281,21 @@ fn what_the_kernel_does_not_show_is_found() {
     let Some(turn) = Turn::take("what_the_kernel_does_not_show") else {
         return;
     };
-    const HIDDEN: &str = r#"
+    const KILLS: &str = r#"
 [policy]
-name = "integrity"
+name = "kills"
 version = 1
+mode = "enforce"
 
 [[rule]]
-id = "hidden"
-title = "Something is hidden"
+id = "miner"
+title = "A miner that hides"
 on = ["integrity"]
-when = 'integrity.check == "hidden_process" && proc.exe.name == "sleep"'
+when = 'integrity.check == "hidden_process" && proc.exe.name == "miner"'
 severity = "critical"
+effect = "kill"
 "#;
+    const STARTER: &str = include_str!("../../deploy/policies/defense-evasion/rootkits.toml");
     let scratch = scratch();
     let said = |command: &mut Command| {
         let output = command.output().expect("the program can be started");
@@ -301,9 +307,18 @@ severity = "critical"
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     said(Command::new("mount").args(["--make-rprivate", "/"]));
     let collector = Collector::start().expect("a collector");
-    let [shown, hidden, swapped] = [(); 3].map(|()| {
+    let miner = scratch.path().join("miner");
+    std::fs::copy("/bin/sleep", &miner).expect("a copy");
+    let [shown, hidden, swapped, silent, mut miner] = [
+        Path::new("sleep"),
+        Path::new("sleep"),
+        Path::new("sleep"),
+        Path::new("sleep"),
+        &miner,
+    ]
+    .map(|program| {
         Sleeps(
-            Command::new("sleep")
+            Command::new(program)
                 .arg("600")
                 .spawn()
                 .expect("sleep can be started"),
@@ -322,6 +337,38 @@ severity = "critical"
             .arg("--bind")
             .args([&of_shown, &folder(&swapped)]),
     );
+    said(
+        Command::new("mount")
+            .arg("--bind")
+            .arg(over)
+            .arg(folder(&miner)),
+    );
+    // A file system whose server never answers: whoever opens something there waits until the last of these is closed.
+    let server = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    let covers = server.as_ref().map(|server| {
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0",
+            server.as_raw_fd()
+        );
+        let (flags, options) = (MsFlags::empty(), Some(options.as_str()));
+        mount(
+            Some("silent"),
+            folder(&silent).as_str(),
+            Some("fuse"),
+            flags,
+            options,
+        )
+    });
+    let silent = match covers {
+        Ok(Ok(())) => Some(&silent),
+        no => {
+            eprintln!("SKIPPED a file system that does not answer: {no:?}");
+            None
+        }
+    };
     let since = unix_ns();
     let stop = AtomicBool::new(false);
     let (stop, ctl) = (&stop, collector.ctl());
@@ -340,27 +387,43 @@ severity = "critical"
             }
         }
         let _stop = Stop(stop);
-        let mut agent = Agent::start(turn, &collector, &[("integrity", HIDDEN)]).expect("an agent");
+        let mut agent = Agent::start(turn, &collector, &[("rootkits", STARTER), ("kills", KILLS)])
+            .expect("an agent");
         let begun = Instant::now();
+        let hiding = [Some(&hidden), Some(&swapped), silent]
+            .into_iter()
+            .flatten();
+        let mut wanted: Vec<_> = hiding
+            .chain([&miner])
+            .map(|one| Some(i64::from(one.0.id())))
+            .collect();
         let rows = loop {
             let rows = ctl
-                .complete_events(since, unix_ns(), r#"kind == "integrity""#, LIMIT)
+                .complete_events(
+                    since,
+                    unix_ns(),
+                    r#"kind == "integrity" && integrity.check == "hidden_process""#,
+                    LIMIT,
+                )
                 .expect("a complete answer")
                 .rows;
-            let of_process = |row: &&Value| text(row, "integrity.check") == "hidden_process";
-            let rows: Vec<Value> = rows.iter().filter(of_process).cloned().collect();
-            if rows.len() >= 2 || begun.elapsed() > Duration::from_secs(30) {
+            if rows.len() >= wanted.len() || begun.elapsed() > Duration::from_secs(30) {
                 break rows;
             }
             std::thread::sleep(Duration::from_millis(200));
         };
         let mut found: Vec<_> = rows.iter().map(|row| int(row, "proc.pid")).collect();
         found.sort_unstable();
-        let mut wanted = [&hidden, &swapped].map(|one| Some(i64::from(one.0.id())));
         wanted.sort_unstable();
         assert_eq!(found, wanted, "{rows:?}");
         for row in &rows {
-            assert_eq!(text(row, "proc.exe.name"), "sleep");
+            let is_miner = int(row, "proc.pid") == Some(i64::from(miner.0.id()));
+            let (name, outcome) = match is_miner {
+                true => ("miner", "killed"),
+                false => ("sleep", ""),
+            };
+            assert_eq!(text(row, "proc.exe.name"), name);
+            assert_eq!(text(row, "verdict.outcome"), outcome, "{row}");
             assert_eq!(
                 text(row, "integrity.object"),
                 int(row, "proc.pid").unwrap_or(0).to_string()
@@ -380,12 +443,15 @@ severity = "critical"
             .as_array()
             .expect("findings");
         let of_process = told.iter().filter(|one| one["check"] == "hidden_process");
-        assert_eq!(of_process.count(), 2, "{}", status["integrity"]);
+        assert_eq!(of_process.count(), wanted.len(), "{}", status["integrity"]);
         println!("{}", status["integrity"]);
         let alerts = ctl
             .complete_alerts(since, unix_ns(), r#"rule.id == "hidden""#, LIMIT)
             .expect("a complete answer");
-        assert_eq!(alerts.rows.len(), 2, "{:?}", alerts.rows);
+        assert_eq!(alerts.rows.len(), wanted.len(), "{:?}", alerts.rows);
+        // Not only said: the kernel's own list and a descriptor prove who it is.
+        let ended = miner.0.wait().expect("its end");
+        assert_eq!(ended.signal(), Some(9));
         agent.stop().expect("the agent stops when told to");
     });
 }

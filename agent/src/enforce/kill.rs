@@ -12,6 +12,7 @@ use sumun_proto::v1::Kind;
 
 use super::guard::{self, Guarded};
 use super::sharers::{self, Sharers};
+use crate::kernel::folder;
 use crate::kernel::pidfd::PidFd;
 use crate::kernel::stat::Stat;
 
@@ -28,6 +29,56 @@ pub struct Target {
     pub with_sharers: bool,
     /// It is about to do what its program is for: a listener does not listen yet.
     pub starting: bool,
+}
+
+/// A process that `/proc` does not show as it is: held by a descriptor that was opened before the kernel's own list had the
+/// process with this start.
+#[derive(Debug)]
+pub struct Proven {
+    /// Its number.
+    pub pid: u32,
+    /// Its start, ns since boot.
+    pub start_ns: u64,
+    /// It.
+    pub held: PidFd,
+    /// The name of its program's file, by the kernel's records.
+    pub program: String,
+}
+
+impl Proven {
+    /// True if it is this one.
+    #[must_use]
+    pub fn is(&self, target: &Target) -> bool {
+        (self.pid, self.start_ns) == (target.pid, target.start_ns)
+    }
+
+    /// Kills it. What `/proc` says of it is not to be had, so of what may not be killed more is left out than else: all that
+    /// could be sshd. A thread of the kernel has no program, and is not among these.
+    fn kill(&self) -> Done {
+        match self.pid {
+            1 => return Done::Guarded(Guarded::Init),
+            own if own == std::process::id() => return Done::Guarded(Guarded::Agent),
+            _ => {}
+        }
+        let name = self.program.as_bytes();
+        if guard::is_name_of_sshd(name.strip_suffix(guard::DELETED).unwrap_or(name)) {
+            return Done::Failed(format!(
+                "/proc/{} is not to be seen: whether it listens for ssh is not known, so it is not killed",
+                self.pid
+            ));
+        }
+        if self.held.has_ended() == Ok(true) {
+            return Done::Gone;
+        }
+        match self.held.kill() {
+            Ok(()) => Done::Killed {
+                with: Vec::new(),
+                remark: Some("/proc does not show it: found by the kernel's own list".into()),
+            },
+            Err(Errno::ESRCH) => Done::Gone,
+            Err(errno) => Done::Failed(refused(self.pid, errno)),
+        }
+    }
 }
 
 /// What became of it.
@@ -63,12 +114,13 @@ impl Target {
     }
 }
 
-/// Kills a process, if it is still there and may be killed.
+/// Kills a process, if it is still there and may be killed. `proven`: it, if it was found that `/proc` does not show it.
 #[must_use]
-pub fn kill(target: &Target) -> Done {
-    let held = match hold(target) {
-        Ok(held) => held,
-        Err(done) => return done,
+pub fn kill(target: &Target, proven: Option<&Proven>) -> Done {
+    let held = match (hold(target), proven) {
+        (Ok(held), _) => held,
+        (Err(Done::Gone | Done::Failed(_)), Some(proven)) => return proven.kill(),
+        (Err(done), _) => return done,
     };
     let sharers = if target.with_sharers {
         sharers::find(target.pid, target.tid)
@@ -121,7 +173,19 @@ fn hold(target: &Target) -> Result<PidFd, Done> {
     })?;
     let stat = match Stat::of(pid) {
         Ok(Some(stat)) => stat,
-        Ok(None) => return Err(Done::Gone),
+        Ok(None) => {
+            return Err(match held.has_ended() {
+                Ok(false) => Done::Failed(format!(
+                    "process {pid} lives, and has no folder in /proc: whether it is the one of the record is not known"
+                )),
+                _ => Done::Gone,
+            });
+        }
+        Err(error) if folder::is_covered(&error) => {
+            return Err(Done::Failed(format!(
+                "a mount lies over /proc/{pid}: whether it is the process of the record is not known"
+            )));
+        }
         Err(error) => {
             return Err(Done::Failed(format!(
                 "cannot read /proc/{pid}/stat: {error}; the agent needs the host's /proc"
@@ -182,10 +246,10 @@ mod tests {
     fn the_very_process_is_killed_and_then_it_is_gone() {
         let mut child = child();
         let target = target(child.id(), start_ns(child.id()));
-        assert_eq!(kill(&target), alone());
+        assert_eq!(kill(&target, None), alone());
         let status = child.wait().expect("its end");
         assert_eq!(status.signal(), Some(libc::SIGKILL));
-        assert_eq!(kill(&target), Done::Gone);
+        assert_eq!(kill(&target, None), Done::Gone);
     }
 
     #[test]
@@ -199,7 +263,7 @@ mod tests {
         {
             std::thread::yield_now();
         }
-        assert_eq!(kill(&target), Done::Gone);
+        assert_eq!(kill(&target, None), Done::Gone);
         child.wait().expect("its end");
     }
 
@@ -208,21 +272,60 @@ mod tests {
         let mut child = child();
         let start_ns = start_ns(child.id());
         for other in [start_ns - 1, start_ns + 10_000_000, 0] {
-            assert_eq!(kill(&target(child.id(), other)), Done::Gone);
+            assert_eq!(kill(&target(child.id(), other), None), Done::Gone);
         }
         assert!(child.try_wait().expect("a child").is_none(), "it lives");
         child.kill().expect("a signal");
         child.wait().expect("its end");
         // The number of a thread is no process.
         let tid = std::thread::spawn(|| nix::unistd::gettid().as_raw().cast_unsigned());
-        assert_eq!(kill(&target(tid.join().expect("a thread"), 0)), Done::Gone);
+        assert_eq!(
+            kill(&target(tid.join().expect("a thread"), 0), None),
+            Done::Gone
+        );
+    }
+
+    #[test]
+    fn one_that_proc_does_not_show_is_killed_by_what_proves_it() {
+        let mut child = child();
+        let pid = child.id();
+        let start_ns = start_ns(pid);
+        let other = start_ns + 10_000_000;
+        let proven = |pid, start_ns, program: &str| Proven {
+            pid,
+            start_ns,
+            held: PidFd::open(pid).expect("it lives"),
+            program: program.into(),
+        };
+        // As if its folder were another's.
+        let hidden = target(pid, other);
+        assert!(!proven(pid, start_ns, "sleep").is(&hidden));
+        for sshd in ["sshd", "sshd (deleted)", "sshd-session"] {
+            let done = kill(&hidden, Some(&proven(pid, other, sshd)));
+            assert!(matches!(done, Done::Failed(_)), "{done:?}");
+        }
+        assert!(child.try_wait().expect("a child").is_none(), "it lives");
+        let one = proven(pid, other, "sleep");
+        assert!(one.is(&hidden));
+        let Done::Killed { with, remark } = kill(&hidden, Some(&one)) else {
+            panic!("it is not killed");
+        };
+        assert!(with.is_empty() && remark.is_some());
+        child.wait().expect("its end");
+        assert_eq!(kill(&hidden, Some(&one)), Done::Gone);
+        // Nobody is killed for being hidden that else is not.
+        let own = std::process::id();
+        let done = kill(&target(own, 1), Some(&proven(own, 1, "sleep")));
+        assert_eq!(done, Done::Guarded(Guarded::Agent));
+        let done = kill(&target(1, 1), Some(&proven(1, 1, "sleep")));
+        assert_eq!(done, Done::Guarded(Guarded::Init));
     }
 
     #[test]
     fn what_is_guarded_is_left_alone() {
         let own = std::process::id();
         assert_eq!(
-            kill(&target(own, start_ns(own))),
+            kill(&target(own, start_ns(own)), None),
             Done::Guarded(Guarded::Agent)
         );
         // The same check stands before every signal: here it is not sent even with the right start.

@@ -21,9 +21,11 @@ use sumun_engine::Hit;
 use sumun_policy::Mode;
 use sumun_proto::v1::{Kind, RuleRef, Verdict};
 
-use self::kill::{Done, Target};
+use self::kill::{Done, Proven, Target};
 use self::verdict::{MODES, OUTCOMES, Told};
 use crate::detect::{Detector, unloaded};
+use crate::integrity::Process;
+use crate::kernel::pidfd::PidFd;
 use crate::kernel::{SharersSource, StreamId};
 
 /// Lines of log in [`LOG_EVERY`] at most; the alerts tell of all.
@@ -62,6 +64,8 @@ pub struct Enforcer {
     log: Lines,
     /// Who shares open files.
     sharers: SharersSource,
+    /// Processes that `/proc` does not show; as many as a look finds of its own at most.
+    proven: Vec<Proven>,
 }
 
 impl Enforcer {
@@ -72,6 +76,17 @@ impl Enforcer {
             sharers,
             ..Self::default()
         }
+    }
+
+    /// Takes those that were found at the last look at what `/proc` does not show.
+    pub fn prove(&mut self, hidden: Vec<(Process, PidFd, String)>) {
+        let proven = hidden.into_iter().map(|(process, held, program)| Proven {
+            pid: process.pid,
+            start_ns: process.start_ns,
+            held,
+            program,
+        });
+        self.proven = proven.collect();
     }
 
     /// Kills if a rule asks for it, and says what became of each hit; empty when no rule
@@ -112,7 +127,7 @@ impl Enforcer {
                     Done::Killed { with, remark }
                 }
                 None if judged.dealt_with => kill::look(&target),
-                None => kill::kill(&target),
+                None => kill::kill(&target, self.proven.iter().find(|one| one.is(&target))),
             },
         );
         if !judged.dealt_with {

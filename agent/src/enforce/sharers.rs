@@ -89,7 +89,7 @@ pub(super) fn kill(pid: u32, table: u64, source: &SharersSource) -> (Vec<u32>, O
                 with_sharers: false,
                 starting: false,
             };
-            match kill::kill(&target) {
+            match kill::kill(&target, None) {
                 Done::Killed { .. } => killed.push(other),
                 Done::Gone => {}
                 Done::Guarded(guarded) => {

@@ -5,24 +5,32 @@
 //! has and another has not, a function that leads elsewhere. Each finding is looked at twice, a while apart, so that what
 //! begins or ends meanwhile is none; what cannot be looked at on this host is said.
 //!
-//! A thread of its own reads, a little at a time. It owns nothing of the agent: the pipeline tells it who lives
-//! ([`Ask`]), and confirms by the task iterator whoever it does not find.
+//! A thread of its own reads all of it, the task iterator too, which is asked only if somebody was not found. It owns nothing
+//! of the agent: the pipeline tells it who lives ([`Ask`]). Nothing that somebody has mounted over a process's folder is
+//! opened, and a look that hangs all the same is given up and said.
 
 mod hooks;
 mod module;
 mod process;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sumun_abi::{event::process::Exec, plain};
+
+use crate::kernel::pidfd::PidFd;
+use crate::kernel::tasks::Tasks;
+
 /// Between the two looks.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long the thread waits for what the pipeline says of those it does not find.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(60);
-/// Findings of one look that are told at most; the rest is counted.
+/// How long a look may take. One that takes longer waits for a file system that does not answer: no second is begun beside it.
+const LOOK_WITHIN: Duration = Duration::from_secs(180);
+/// Findings of one check in one look that are told one by one at most; of the rest one finding says how many they are.
 pub const FINDINGS_MAX: usize = 64;
 
 /// A process, as the agent's tree has it.
@@ -81,6 +89,9 @@ pub struct Finding {
     pub detail: String,
 }
 
+/// The object of a finding that stands for those that are not told one by one.
+const MORE: &str = "and more";
+
 impl Finding {
     /// True if it stands and falls with the module having been loaded and not removed.
     #[must_use]
@@ -92,12 +103,14 @@ impl Finding {
 /// What a look has come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// What was found, sorted; at most [`FINDINGS_MAX`].
+    /// What was found, sorted; at most [`FINDINGS_MAX`] of a check, and one more for the rest.
     pub findings: Vec<Finding>,
-    /// How much more there was.
+    /// How many have no finding of their own.
     pub more: usize,
     /// What could not be looked at, and why.
     pub blind: BTreeMap<Check, String>,
+    /// What was looked at, but for a part, and why.
+    pub partly: BTreeMap<Check, String>,
     /// How long it took, without the time between the two looks.
     pub took: Duration,
 }
@@ -116,10 +129,10 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// What cannot be looked at, in one line; empty if nothing.
+    /// What cannot be looked at, or not wholly, in one line; empty if nothing.
     #[must_use]
     pub fn blind(&self) -> String {
-        let blind = self.report.blind.iter();
+        let blind = self.report.blind.iter().chain(&self.report.partly);
         let each: Vec<_> = blind
             .map(|(check, reason)| format!("{}: {reason}", check.name()))
             .collect();
@@ -137,8 +150,8 @@ pub enum Ask {
         /// Modules that were loaded since the agent runs, and not removed.
         modules: BTreeSet<String>,
     },
-    /// Of those that were not found, these still live.
-    Alive(Vec<Process>),
+    /// Of those that were not found, these may still live, and the kernel's own list of who does; why there is none.
+    Alive(Vec<Process>, Result<Tasks, String>),
 }
 
 /// What the thread says.
@@ -147,8 +160,12 @@ pub enum Answer {
     /// These are not to be seen; who of them lives?
     Missing(Vec<Process>),
     /// The look is over.
-    Done(Report),
+    Done(Report, Held),
 }
+
+/// Processes that were found hidden, each held by the descriptor that proves it: it was opened before the kernel's own list was
+/// read, the list had the process with its start, and the descriptor's has not ended since.
+pub type Held = Vec<(Process, PidFd)>;
 
 /// The thread, while there is one.
 #[derive(Debug)]
@@ -161,7 +178,11 @@ struct Looker {
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    Looking,
+    Looking {
+        since: Instant,
+    },
+    /// Given up; the thread is still there.
+    Hanging,
 }
 
 /// When to look, and how far it is.
@@ -171,6 +192,8 @@ pub struct Watch {
     looker: Option<Looker>,
     state: State,
     due: Instant,
+    /// How long a look may take.
+    within: Duration,
 }
 
 /// What the pipeline has to do.
@@ -183,8 +206,8 @@ pub enum Turn {
     /// Say who of these lives: [`Watch::alive`].
     Confirm(Vec<Process>),
     /// Take what was found.
-    Done(Report),
-    /// The thread is not there any more, or cannot be started.
+    Done(Report, Held),
+    /// The thread is not there any more, hangs, or cannot be started.
     Failed(String),
 }
 
@@ -197,6 +220,7 @@ impl Watch {
             looker: None,
             state: State::Waiting,
             due: Instant::now(),
+            within: LOOK_WITHIN,
         }
     }
 
@@ -206,18 +230,18 @@ impl Watch {
         self.every
     }
 
-    /// Called at every cycle. `asked`: some rule asks for what is found; without one the thread ends, and the next
-    /// look is at once when there is one again.
+    /// Called at every cycle. `asked`: some rule asks for what is found; without one the thread ends after its look, and the
+    /// next is at once when there is one again.
     pub fn turn(&mut self, asked: bool) -> Turn {
-        let Some(every) = self.every.filter(|_| asked) else {
-            if self.looker.take().is_some() {
-                self.state = State::Waiting;
-            }
-            self.due = Instant::now();
+        let Some(every) = self.every else {
             return Turn::Nothing;
         };
         if self.state == State::Waiting {
-            return match self.due <= Instant::now() {
+            if !asked {
+                self.looker = None;
+                self.due = Instant::now();
+            }
+            return match asked && self.due <= Instant::now() {
                 true => Turn::Begin,
                 false => Turn::Nothing,
             };
@@ -226,14 +250,32 @@ impl Watch {
             self.state = State::Waiting;
             return Turn::Nothing;
         };
+        let hangs = self.state == State::Hanging;
         match looker.answer.try_recv() {
+            // It is told nothing, and ends its look without an answer.
+            Ok(Answer::Missing(_)) if hangs => Turn::Nothing,
             Ok(Answer::Missing(processes)) => Turn::Confirm(processes),
-            Ok(Answer::Done(report)) => {
+            // What it says is old.
+            Ok(Answer::Done(..)) if hangs => {
+                self.state = State::Waiting;
+                self.due = Instant::now();
+                Turn::Nothing
+            }
+            Ok(Answer::Done(report, held)) => {
                 self.state = State::Waiting;
                 self.due = Instant::now() + every;
-                Turn::Done(report)
+                Turn::Done(report, held)
             }
-            Err(TryRecvError::Empty) => Turn::Nothing,
+            Err(TryRecvError::Empty) => match self.state {
+                State::Looking { since } if since.elapsed() > self.within => {
+                    self.state = State::Hanging;
+                    Turn::Failed(format!(
+                        "a look did not end within {} seconds: a file system that it reads does not answer",
+                        self.within.as_secs()
+                    ))
+                }
+                _ => Turn::Nothing,
+            },
             Err(TryRecvError::Disconnected) => {
                 self.looker = None;
                 self.state = State::Waiting;
@@ -262,13 +304,15 @@ impl Watch {
             }
         }
         self.tell(Ask::Look { processes, modules });
-        self.state = State::Looking;
+        self.state = State::Looking {
+            since: Instant::now(),
+        };
         Ok(())
     }
 
-    /// Who lives of those that were not found.
-    pub fn alive(&mut self, processes: Vec<Process>) {
-        self.tell(Ask::Alive(processes));
+    /// Who may live of those that were not found, and the kernel's own list, which decides; why there is none.
+    pub fn alive(&mut self, processes: Vec<Process>, tasks: Result<Tasks, String>) {
+        self.tell(Ask::Alive(processes, tasks));
     }
 
     /// The thread waits for it, or has ended, which the next turn sees.
@@ -291,8 +335,8 @@ fn start() -> io::Result<Looker> {
                 let Ask::Look { processes, modules } = ask else {
                     continue;
                 };
-                let report = look(&processes, &modules, &say, &asked);
-                if say.send(Answer::Done(report)).is_err() {
+                let (report, held) = look(&processes, &modules, &say, &asked);
+                if say.send(Answer::Done(report, held)).is_err() {
                     return;
                 }
             }
@@ -326,12 +370,25 @@ fn look(
     modules: &BTreeSet<String>,
     say: &SyncSender<Answer>,
     asked: &Receiver<Ask>,
-) -> Report {
+) -> (Report, Held) {
     let begun = Instant::now();
     let mut report = Report::default();
     let mut findings = BTreeSet::new();
+    let mut held = Held::new();
     let missing = match process::look(processes) {
-        Ok(found) => found.into_iter().map(|(process, _)| process).collect(),
+        Ok(seen) => {
+            let unknown = seen.unknown.map(|reason| (Check::HiddenProcess, reason));
+            report.partly.extend(unknown);
+            if seen.over {
+                findings.insert(Finding {
+                    check: Check::HiddenProcess,
+                    object: "/proc".into(),
+                    process: None,
+                    detail: "something is mounted over the host's /proc: people see that".into(),
+                });
+            }
+            seen.wrong.into_iter().map(|(process, _)| process).collect()
+        }
         Err(reason) => {
             report.blind.insert(Check::HiddenProcess, reason);
             Vec::new()
@@ -349,16 +406,22 @@ fn look(
     if !missing.is_empty() && say.send(Answer::Missing(missing)).is_ok() {
         let asking = Instant::now();
         let alive = match asked.recv_timeout(CONFIRM_WITHIN) {
-            Ok(Ask::Alive(alive)) => Ok(alive),
+            Ok(Ask::Alive(missing, tasks)) => Ok((missing, tasks)),
             Ok(Ask::Look { .. }) | Err(RecvTimeoutError::Timeout) => {
                 Err("who lives could not be confirmed in time".to_owned())
             }
-            Err(RecvTimeoutError::Disconnected) => Ok(Vec::new()),
+            // Nobody listens any more.
+            Err(RecvTimeoutError::Disconnected) => return (report, held),
         };
         waited += asking.elapsed();
         // Whoever lives still, and is still not to be seen.
-        match alive.and_then(|alive| again(&alive)) {
-            Ok(found) => findings.extend(found),
+        match alive.and_then(|(missing, tasks)| again(&missing, tasks)) {
+            Ok((found, proven, unknown)) => {
+                findings.extend(found);
+                held = proven;
+                let unknown = unknown.map(|reason| (Check::HiddenProcess, reason));
+                report.partly.extend(unknown);
+            }
             Err(reason) => {
                 report.blind.insert(Check::HiddenProcess, reason);
             }
@@ -377,8 +440,14 @@ fn look(
             }
         };
         let still = after.iter().find(|(other, _)| *other == check);
-        let Some((_, Ok(still))) = still else {
-            continue;
+        let still = match still {
+            Some((_, Ok(still))) => still,
+            // It was looked at once: that is no finding, and not nothing.
+            Some((_, Err(reason))) => {
+                report.blind.insert(check, reason.clone());
+                continue;
+            }
+            None => continue,
         };
         for (object, detail) in found {
             if still.contains_key(&object) {
@@ -391,15 +460,76 @@ fn look(
             }
         }
     }
-    report.more = findings.len().saturating_sub(FINDINGS_MAX);
-    report.findings = findings.into_iter().take(FINDINGS_MAX).collect();
+    (report.findings, report.more) = bounded(findings);
     report.took = begun.elapsed().saturating_sub(waited);
-    report
+    (report, held)
 }
 
-/// The second look at processes: those of which the kernel has just said that they live.
-fn again(alive: &[Process]) -> Result<Vec<Finding>, String> {
-    Ok(process::seen(alive)?
+/// So many of each check that none pushes out another's; and of the rest how many there are.
+fn bounded(findings: BTreeSet<Finding>) -> (Vec<Finding>, usize) {
+    let mut told = Vec::new();
+    let mut counts: BTreeMap<Check, usize> = BTreeMap::new();
+    for finding in findings {
+        let count = counts.entry(finding.check).or_default();
+        *count += 1;
+        if *count <= FINDINGS_MAX {
+            told.push(finding);
+        }
+    }
+    let mut more = 0;
+    for (check, count) in counts {
+        let rest = count.saturating_sub(FINDINGS_MAX);
+        if rest > 0 {
+            told.push(Finding {
+                check,
+                object: MORE.into(),
+                process: None,
+                detail: format!("{rest} more were found in this look, beside the {FINDINGS_MAX} that are told one by one"),
+            });
+            more += rest;
+        }
+    }
+    told.sort();
+    (told, more)
+}
+
+/// The second look at processes: those of which the kernel says that they live, and what is wrong with each. What could not
+/// be looked at is the last of the three.
+fn again(
+    missing: &[Process],
+    tasks: Result<Tasks, String>,
+) -> Result<(Vec<Finding>, Held, Option<String>), String> {
+    if missing.is_empty() {
+        return Ok((Vec::new(), Held::new(), None));
+    }
+    // Before the list is read: whoever it has is then the one that is held.
+    let first = missing.iter().take(FINDINGS_MAX);
+    let held: Held = first
+        .filter_map(|process| Some((*process, PidFd::open(process.pid).ok()?)))
+        .collect();
+    let wanted: HashSet<Process> = missing.iter().copied().collect();
+    let mut living = Vec::new();
+    let not_confirmed = |reason: &dyn std::fmt::Display| {
+        format!("processes that /proc does not show cannot be confirmed: {reason}")
+    };
+    tasks
+        .map_err(|reason| not_confirmed(&reason))?
+        .each(|record| {
+            let task = plain::read::<Exec>(record).map(|exec| Process {
+                pid: exec.actor.pid,
+                start_ns: exec.actor.start_ns,
+            });
+            living.extend(task.filter(|task| wanted.contains(task)));
+        })
+        .map_err(|error| not_confirmed(&error))?;
+    let seen = process::look(&living)?;
+    let wrong: HashSet<Process> = seen.wrong.iter().map(|(process, _)| *process).collect();
+    let held = held
+        .into_iter()
+        .filter(|(process, held)| wrong.contains(process) && held.has_ended() == Ok(false))
+        .collect();
+    let findings = seen
+        .wrong
         .into_iter()
         .map(|(process, wrong)| Finding {
             check: Check::HiddenProcess,
@@ -407,7 +537,8 @@ fn again(alive: &[Process]) -> Result<Vec<Finding>, String> {
             process: Some(process),
             detail: wrong.text().to_owned(),
         })
-        .collect())
+        .collect();
+    Ok((findings, held, seen.unknown))
 }
 
 #[cfg(test)]
@@ -439,13 +570,24 @@ mod tests {
             .look(vec![own, gone, own], BTreeSet::new())
             .expect("a thread");
         let begun = Instant::now();
+        let mut confirmed = false;
         loop {
             match watch.turn(true) {
                 Turn::Confirm(missing) => {
                     assert_eq!(missing, [gone]);
-                    watch.alive(Vec::new());
+                    confirmed = true;
+                    watch.alive(missing, Err("no iterator".into()));
                 }
-                Turn::Done(report) => {
+                Turn::Done(report, held) => {
+                    let blind = report.blind.get(&Check::HiddenProcess);
+                    let blind = blind.expect("nobody has confirmed");
+                    match confirmed {
+                        true => assert!(blind.contains("no iterator"), "{blind}"),
+                        false => {
+                            eprintln!("SKIPPED a_look_is_begun_only_when_it_is_asked_for: {blind}")
+                        }
+                    }
+                    assert!(held.is_empty());
                     let process = |finding: &Finding| finding.process.is_some();
                     assert!(!report.findings.iter().any(process), "{report:?}");
                     break;
@@ -459,5 +601,52 @@ mod tests {
         assert!(matches!(watch.turn(false), Turn::Nothing));
         assert!(watch.looker.is_none());
         assert!(matches!(watch.turn(true), Turn::Begin));
+    }
+
+    #[test]
+    fn a_look_that_hangs_is_said_and_no_second_is_begun() {
+        let (ask, asked) = sync_channel(1);
+        let (say, answer) = sync_channel(1);
+        let mut watch = Watch::new(Some(Duration::from_hours(1)));
+        watch.looker = Some(Looker { ask, answer });
+        watch.within = Duration::from_millis(50);
+        watch.look(Vec::new(), BTreeSet::new()).expect("a thread");
+        assert!(matches!(asked.try_recv(), Ok(Ask::Look { .. })));
+        assert!(matches!(watch.turn(true), Turn::Nothing));
+        thread::sleep(Duration::from_millis(60));
+        let Turn::Failed(reason) = watch.turn(true) else {
+            panic!("it is not said");
+        };
+        assert!(reason.contains("did not end"), "{reason}");
+        // Nor while no rule asks, nor when one asks again.
+        for asks in [true, false, true] {
+            assert!(matches!(watch.turn(asks), Turn::Nothing));
+            assert!(watch.looker.is_some());
+        }
+        // It goes on at last: what it says is old, and the next look is at once.
+        say.try_send(Answer::Done(Report::default(), Held::new()))
+            .expect("room");
+        assert!(matches!(watch.turn(true), Turn::Nothing));
+        assert!(matches!(watch.turn(true), Turn::Begin));
+    }
+
+    #[test]
+    fn no_check_pushes_out_another_and_the_rest_is_told() {
+        let finding = |check, number: usize| Finding {
+            check,
+            object: number.to_string(),
+            process: None,
+            detail: String::new(),
+        };
+        let many = (0..FINDINGS_MAX + 7).map(|number| finding(Check::HiddenProcess, number));
+        let all = many.chain([finding(Check::HiddenModule, 0)]).collect();
+        let (told, more) = bounded(all);
+        assert_eq!((told.len(), more), (FINDINGS_MAX + 2, 7));
+        assert!(told.iter().any(|one| one.check == Check::HiddenModule));
+        let rest = told
+            .iter()
+            .find(|one| one.object == MORE)
+            .expect("the rest");
+        assert!(rest.detail.starts_with("7 more"), "{rest:?}");
     }
 }

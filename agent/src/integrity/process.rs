@@ -1,14 +1,17 @@
 //! Processes that the kernel has told of and that `/proc` does not show.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
 use super::Process;
+use crate::kernel::folder;
 
 /// After so many processes the thread sleeps a little: nobody is to notice it.
 const AT_ONCE: usize = 64;
@@ -31,7 +34,7 @@ pub enum Wrong {
     Unlisted,
     /// There is none.
     Missing,
-    /// It is another process's, or of another file system.
+    /// It is another process's.
     Other,
 }
 
@@ -48,45 +51,63 @@ impl Wrong {
     }
 }
 
-/// Those of `processes` that `/proc` does not show as they are. They were alive before it is read: one that ends
-/// meanwhile is among those that are missing.
+/// What a look has come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Those that `/proc` does not show as they are.
+    pub wrong: Vec<(Process, Wrong)>,
+    /// Something is mounted over the host's `/proc`.
+    pub over: bool,
+    /// What else could not be looked at, and why.
+    pub unknown: Option<String>,
+}
+
+/// Looks for each of `processes`. They were alive before: one that ends meanwhile is among those that are missing. What lies
+/// over a folder is never asked ([`folder::open`]).
 ///
 /// # Errors
 /// `/proc` does not show all processes to the agent, or they are too many to be looked at in time.
-pub fn look(processes: &[Process]) -> Result<Vec<(Process, Wrong)>, String> {
-    let found = seen(processes)?;
-    if found.len() > processes.len() / 2 {
-        return Err(format!(
-            "/proc does not show {} of {} processes: it is not the host's, or the kernel hides most of them",
-            found.len(),
-            processes.len()
-        ));
-    }
-    Ok(found)
-}
-
-/// The same of a few of which it is known that they live.
-pub(super) fn seen(processes: &[Process]) -> Result<Vec<(Process, Wrong)>, String> {
+pub fn look(processes: &[Process]) -> Result<Seen, String> {
     let said = |error: io::Error| format!("/proc cannot be read: {error}");
-    let namespace = fs::read_link("/proc/self/ns/pid").map_err(said)?;
-    if namespace != Path::new(INITIAL) {
-        return Err("the agent is not in the host's pid namespace".into());
+    in_host()?;
+    let kind = fstatfs(folder::root().map_err(said)?).map_err(|errno| said(errno.into()))?;
+    if kind.filesystem_type() != PROC_SUPER_MAGIC {
+        return Err("what is mounted on /proc is not the kernel's".into());
     }
-    let own = mounts("/proc/self/mountinfo").map_err(said)?;
-    if hides(&own) {
-        return Err("the agent's /proc is mounted with hidepid".into());
-    }
+    let mut seen = Seen::default();
+    let mut mounts_of = |pid, whose| {
+        mounts(pid).unwrap_or_else(|error| {
+            seen.unknown = Some(format!("what is mounted {whose} is not known: {error}"));
+            String::new()
+        })
+    };
+    let own = mounts_of(std::process::id(), "where the agent is");
     // In a mount namespace of its own the agent does not see what lies over the host's.
-    let first = mounts("/proc/1/mountinfo").unwrap_or_default();
+    let first = mounts_of(1, "on the host");
+    // It hides nothing from whoever may trace everybody.
+    if hides(&own) && !sees_all().map_err(said)? {
+        return Err(
+            "the agent's /proc is mounted with hidepid, and it has no CAP_SYS_PTRACE".into(),
+        );
+    }
+    seen.over = over(&first);
     let covered: HashSet<u32> = covered(&own).chain(covered(&first)).collect();
-    let device = fs::metadata("/proc").map_err(said)?.dev();
+    // Whoever does not see these two sees another host's.
+    for pid in [1, std::process::id()] {
+        if !covered.contains(&pid) && matches!(shown(pid), Ok(Some(Wrong::Missing | Wrong::Other)))
+        {
+            return Err(format!(
+                "/proc does not show process {pid}: it is not the host's"
+            ));
+        }
+    }
     let mut listed = HashSet::new();
     for entry in fs::read_dir("/proc").map_err(said)? {
         let name = entry.map_err(said)?.file_name();
         listed.extend(name.to_str().and_then(number));
     }
     let begun = Instant::now();
-    let mut found = Vec::new();
+    let mut failed: Option<(usize, io::Error)> = None;
     for (count, process) in processes.iter().enumerate() {
         if count % AT_ONCE == AT_ONCE - 1 {
             thread::sleep(PAUSE);
@@ -98,37 +119,82 @@ pub(super) fn seen(processes: &[Process]) -> Result<Vec<(Process, Wrong)>, Strin
                 ));
             }
         }
-        let wrong = match shown(process.pid, device) {
-            _ if covered.contains(&process.pid) => Some(Wrong::Covered),
-            None if !listed.contains(&process.pid) => Some(Wrong::Unlisted),
-            wrong => wrong,
+        if covered.contains(&process.pid) {
+            seen.wrong.push((*process, Wrong::Covered));
+            continue;
+        }
+        let wrong = match shown(process.pid) {
+            Ok(None) if !listed.contains(&process.pid) => Some(Wrong::Unlisted),
+            Ok(wrong) => wrong,
+            Err(error) => {
+                let (count, error) = failed.take().unwrap_or((0, error));
+                failed = Some((count + 1, error));
+                None
+            }
         };
-        found.extend(wrong.map(|wrong| (*process, wrong)));
+        seen.wrong.extend(wrong.map(|wrong| (*process, wrong)));
     }
-    Ok(found)
+    if let Some((count, error)) = failed {
+        seen.unknown = Some(format!("{count} processes could not be looked at: {error}"));
+    }
+    Ok(seen)
 }
 
-/// What a process's folder says; `None` if that is itself, or nobody may know.
-fn shown(pid: u32, device: u64) -> Option<Wrong> {
-    let file = match File::open(format!("/proc/{pid}/stat")) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
-        Err(_) => return Some(Wrong::Missing),
+/// Fails if the agent is not in the host's pid namespace, which it never leaves.
+fn in_host() -> Result<(), String> {
+    static NAMESPACE: OnceLock<PathBuf> = OnceLock::new();
+    let namespace = match NAMESPACE.get() {
+        Some(namespace) => namespace,
+        None => {
+            let link = fs::read_link("/proc/self/ns/pid");
+            let link = link.map_err(|error| format!("/proc cannot be read: {error}"))?;
+            NAMESPACE.get_or_init(|| link)
+        }
     };
-    let mut start = Vec::new();
-    // The process may end between the two.
-    if file.metadata().is_ok_and(|data| data.dev() != device) {
-        return Some(Wrong::Other);
+    match namespace == Path::new(INITIAL) {
+        true => Ok(()),
+        false => Err("the agent is not in the host's pid namespace".into()),
     }
-    if file.take(16).read_to_end(&mut start).is_err() {
-        return Some(Wrong::Missing);
-    }
-    (!start.starts_with(format!("{pid} (").as_bytes())).then_some(Wrong::Other)
 }
 
-fn mounts(path: &str) -> io::Result<String> {
+/// What a process's folder says; `None` if that is itself.
+///
+/// # Errors
+/// It cannot be told.
+fn shown(pid: u32) -> io::Result<Option<Wrong>> {
+    let mut start = Vec::new();
+    let read = folder::open(pid, "stat").and_then(|file| file.take(16).read_to_end(&mut start));
+    match read {
+        Ok(_) => {
+            let own = start.starts_with(format!("{pid} (").as_bytes());
+            Ok((!own).then_some(Wrong::Other))
+        }
+        Err(error) if folder::is_covered(&error) => Ok(Some(Wrong::Covered)),
+        Err(error) if folder::is_gone(&error) => Ok(Some(Wrong::Missing)),
+        Err(error) => Err(error),
+    }
+}
+
+/// True if `/proc` hides nobody from the agent: it has `CAP_SYS_PTRACE` (include/uapi/linux/capability.h).
+fn sees_all() -> io::Result<bool> {
+    const SYS_PTRACE: u32 = 19;
+    let mut status = String::new();
+    folder::open(std::process::id(), "status")?.read_to_string(&mut status)?;
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|word| u64::from_str_radix(word.trim(), 16).ok());
+    Ok(effective.is_some_and(|bits| bits & 1 << SYS_PTRACE != 0))
+}
+
+/// The list of mounts where a process is.
+fn mounts(pid: u32) -> io::Result<String> {
     let mut text = Vec::new();
-    File::open(path)?.take(MOUNTS_MAX).read_to_end(&mut text)?;
+    let list = folder::open(pid, "mountinfo")?;
+    list.take(MOUNTS_MAX).read_to_end(&mut text)?;
+    if text.len() as u64 == MOUNTS_MAX {
+        let long = format!("the list has more than {MOUNTS_MAX} bytes");
+        return Err(io::Error::other(long));
+    }
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -144,6 +210,12 @@ fn covered(mountinfo: &str) -> impl Iterator<Item = u32> {
         let place = line.split(' ').nth(4)?.strip_prefix("/proc/")?;
         number(place.split('/').next()?)
     })
+}
+
+/// True if something is mounted over `/proc`: what lies below is in the list, too.
+fn over(mountinfo: &str) -> bool {
+    let places = mountinfo.lines().map(|line| line.split(' ').nth(4));
+    places.filter(|place| *place == Some("/proc")).count() > 1
 }
 
 /// True if `/proc` does not show everybody's processes to everybody.
@@ -179,7 +251,10 @@ mod tests {
     #[test]
     fn mounts_over_processes_are_found() {
         assert_eq!(covered(MOUNTS).collect::<Vec<_>>(), [4242, 17]);
-        assert!(!hides(MOUNTS));
+        assert!(!hides(MOUNTS) && !over(MOUNTS));
+        assert!(over(&format!(
+            "{MOUNTS}76 23 0:41 / /proc ro - fuse.copy copy rw\n"
+        )));
         assert!(hides(
             "1 2 0:3 / /proc rw - proc proc rw,hidepid=invisible\n"
         ));
@@ -205,9 +280,14 @@ mod tests {
             .expect("a child");
         child.wait().expect("its end");
         let process = |pid| Process { pid, start_ns: 1 };
-        let all = [process(1), process(me), process(child.id())];
+        let gone = process(child.id());
+        let all = [process(1), process(me), gone, gone, gone];
         match look(&all) {
-            Ok(found) => assert_eq!(found, [(all[2], Wrong::Missing)]),
+            // Also if most of them are missing.
+            Ok(seen) => {
+                assert_eq!(seen.wrong, [(all[2], Wrong::Missing); 3]);
+                assert_eq!(seen.unknown, None);
+            }
             Err(reason) => {
                 eprintln!("SKIPPED who_runs_is_shown_and_who_has_ended_is_not: {reason}")
             }

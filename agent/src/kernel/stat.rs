@@ -1,6 +1,8 @@
 //! What `/proc/PID/stat` says of a process: whether it is still the one that a record names, and what it is.
 
-use std::{fs, io};
+use std::io::{self, Read as _};
+
+use super::folder;
 
 /// `PF_EXITING` and `PF_KTHREAD` of `include/linux/sched.h`.
 const EXITING: u64 = 0x4;
@@ -20,9 +22,9 @@ impl Stat {
     /// Of a process; `None` when there is none of that number.
     ///
     /// # Errors
-    /// The file cannot be read or has another form.
+    /// The file cannot be read or has another form, or a mount lies over it.
     pub fn of(pid: u32) -> io::Result<Option<Self>> {
-        Self::read(&format!("/proc/{pid}/stat"))
+        Self::read(pid, "stat")
     }
 
     /// Of a thread of a process; `None` when it has none of that number.
@@ -30,20 +32,17 @@ impl Stat {
     /// # Errors
     /// As [`Stat::of`].
     pub fn of_thread(pid: u32, tid: u32) -> io::Result<Option<Self>> {
-        Self::read(&format!("/proc/{pid}/task/{tid}/stat"))
+        Self::read(pid, &format!("task/{tid}/stat"))
     }
 
-    fn read(path: &str) -> io::Result<Option<Self>> {
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    || error.raw_os_error() == Some(libc::ESRCH) =>
-            {
-                return Ok(None);
-            }
+    fn read(pid: u32, path: &str) -> io::Result<Option<Self>> {
+        let mut text = Vec::new();
+        let read = folder::open(pid, path).and_then(|mut file| file.read_to_end(&mut text));
+        match read {
+            Ok(_) => {}
+            Err(error) if folder::is_gone(&error) => return Ok(None),
             Err(error) => return Err(error),
-        };
+        }
         Self::parse(&text)
             .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has another form"))

@@ -1,6 +1,7 @@
 //! The processes that were there before the hooks.
 
-use std::{fs, io::Read as _};
+use std::fs::File;
+use std::io::{self, Read as _};
 
 use aya::programs::Iter;
 use sumun_abi::{
@@ -9,7 +10,42 @@ use sumun_abi::{
     record::{ARGS_MAX, FLAW_RACY, FLAW_TRUNCATED, RECORD_MAX, SOURCE_CALLER, Span},
 };
 
-use super::{Error, Kernel, chain};
+use super::{Error, Kernel, chain, folder};
+
+/// The kernel's own list of who runs, about to be read. Reading it needs nothing else of the kernel side: another thread can.
+#[derive(Debug)]
+pub struct Tasks(File);
+
+impl Tasks {
+    /// Calls `each` with one `TASK` record per process that runs now, without arguments. How many there were is returned.
+    ///
+    /// # Errors
+    /// The iterator breaks off.
+    pub fn each(mut self, mut each: impl FnMut(&[u8])) -> io::Result<u64> {
+        let mut buffer = vec![0; 8 * RECORD_MAX];
+        let mut held = 0;
+        let mut count = 0;
+        loop {
+            let read = self.0.read(&mut buffer[held..])?;
+            if read == 0 {
+                return Ok(count);
+            }
+            held += read;
+            let mut at = 0;
+            while let Some(len) = buffer[at..held].first_chunk::<4>() {
+                let len = u32::from_ne_bytes(*len) as usize;
+                if len < size_of::<Exec>() || at + len > held {
+                    break;
+                }
+                each(&buffer[at..at + len]);
+                count += 1;
+                at += len;
+            }
+            buffer.copy_within(at..held, 0);
+            held -= at;
+        }
+    }
+}
 
 impl Kernel {
     /// Calls `each` with one `TASK` record per process that runs now. To miss none
@@ -21,6 +57,20 @@ impl Kernel {
     /// # Errors
     /// The iterator is refused or breaks off.
     pub fn bootstrap_tasks(&mut self, mut each: impl FnMut(&[u8])) -> Result<u64, Error> {
+        self.running()?
+            .each(|record| {
+                let mut record = record.to_vec();
+                add_arguments(&mut record);
+                each(&record);
+            })
+            .map_err(Error::call("read the task iterator"))
+    }
+
+    /// Who runs when it is read.
+    ///
+    /// # Errors
+    /// The iterator is refused.
+    pub fn running(&mut self) -> Result<Tasks, Error> {
         let refused = |reason: String| Error::Hook {
             hook: "tasks",
             reason,
@@ -31,39 +81,13 @@ impl Kernel {
             self.load_tasks(&btf).map_err(refused)?;
         }
         let program = self.tasks().map_err(refused)?;
-        let mut file = program
+        let file = program
             .attach()
             .and_then(|id| program.take_link(id))
             .map_err(|error| refused(chain(&error)))?
             .into_file()
             .map_err(|error| refused(chain(&error)))?;
-
-        let mut buffer = vec![0; 8 * RECORD_MAX];
-        let mut held = 0;
-        let mut count = 0;
-        loop {
-            let read = file
-                .read(&mut buffer[held..])
-                .map_err(Error::call("read the task iterator"))?;
-            if read == 0 {
-                return Ok(count);
-            }
-            held += read;
-            let mut at = 0;
-            while let Some(len) = buffer[at..held].first_chunk::<4>() {
-                let len = u32::from_ne_bytes(*len) as usize;
-                if len < size_of::<Exec>() || at + len > held {
-                    break;
-                }
-                let mut record = buffer[at..at + len].to_vec();
-                add_arguments(&mut record);
-                each(&record);
-                count += 1;
-                at += len;
-            }
-            buffer.copy_within(at..held, 0);
-            held -= at;
-        }
+        Ok(Tasks(file))
     }
 }
 
@@ -92,7 +116,7 @@ fn add_arguments(record: &mut Vec<u8>) {
     let Some(mut exec) = plain::read::<Exec>(record) else {
         return;
     };
-    let Ok(file) = fs::File::open(format!("/proc/{}/cmdline", exec.actor.pid)) else {
+    let Ok(file) = folder::open(exec.actor.pid, "cmdline") else {
         return;
     };
     let mut arguments = Vec::new();

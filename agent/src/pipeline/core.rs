@@ -241,7 +241,7 @@ impl Core {
             self.repair = true;
             self.life.gap(gap);
         } else {
-            self.modules.forget();
+            self.modules.forget("records were lost");
             self.bulk.gap(gap);
         }
     }

@@ -39,7 +39,7 @@ use crate::enrich::process::{ImageKey, Limits, Tree};
 use crate::enrich::runtime;
 use crate::enrich::workload::Workloads;
 use crate::enrich::workload::path::classify;
-use crate::integrity::{Check, Finding, Process, Report, Standing, Turn, Watch};
+use crate::integrity::{Check, Finding, Held, Process, Report, Standing, Turn, Watch};
 use crate::kernel::{DoorStatus, HookStatus, Kernel, Known, PointStatus, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
 use crate::spool::{Found, Spool};
@@ -73,6 +73,8 @@ const FORGET_EVERY_NS: u64 = 10_000_000_000;
 const HELD_WITHIN: Duration = Duration::from_secs(2);
 /// How long the start waits until workloads have been named that rules ask for.
 const NAMED_WITHIN: Duration = Duration::from_secs(2);
+/// How long a look waits at most until all records have been read that were there when it ended.
+const LATE_WITHIN: Duration = Duration::from_secs(60);
 /// At most one line of log in this time about the same trouble.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -147,6 +149,8 @@ pub struct Pipeline {
     pending: Pending,
     unsaid: Unsaid,
     watch: Watch,
+    /// What a look has come to, until it is judged.
+    reported: Option<(Report, Held, Instant)>,
     findings: Findings,
     standing: Standing,
     host: Host,
@@ -297,6 +301,7 @@ impl Pipeline {
             pending: Pending::default(),
             unsaid: Unsaid::new(&state),
             watch: Watch::new(integrity),
+            reported: None,
             findings: Findings::default(),
             standing: Standing::default(),
             host: host.clone(),
@@ -508,7 +513,7 @@ impl Pipeline {
             self.core.folds.retire(self.generation);
         }
         self.repair();
-        self.look_at_kernel();
+        self.look_at_kernel(bulk_emptied);
         self.relax(read);
         self.expire();
         match read {
@@ -802,14 +807,19 @@ impl Pipeline {
         if first {
             return Ok(());
         }
-        let scopes = self
-            .loaded
-            .scopes(self.kernel.hooks(), generation, after_ns);
+        self.scope(before_ns, after_ns);
+        Ok(())
+    }
+
+    /// Says what is collected, if it is something else than before.
+    fn scope(&mut self, before_ns: u64, after_ns: u64) {
+        let hooks = self.kernel.hooks();
+        let mut scopes = self.loaded.scopes(hooks, self.generation, after_ns);
+        policies::narrow(&mut scopes, &self.standing.report.blind);
         for scope in policies::changes(&self.scopes, &scopes, before_ns) {
             self.core.life.open().scope(scope);
         }
         self.scopes = scopes;
-        Ok(())
     }
 
     /// Hands the rules by which calls are held, and what is known for them, to whoever holds them.
@@ -891,12 +901,14 @@ impl Pipeline {
         }
     }
 
+    /// Who runs now, by the task iterator; the tree is brought to that.
     fn bootstrap(&mut self) -> anyhow::Result<()> {
         let mut alive = HashSet::new();
         let core = &mut self.core;
         self.kernel
             .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
         self.core.tree.join();
+        // Exits may have been lost, too.
         self.core.tree.retire_all_but(&alive);
         Ok(())
     }
@@ -912,25 +924,24 @@ impl Pipeline {
         self.last_repair = Some(Instant::now());
         self.core.repair = false;
         self.bootstrap_cgroups();
-        if let Err(error) = self.who_runs() {
-            tracing::warn!(%error, "the process tree cannot be repaired; ancestry may be missing");
+        if let Err(error) = self.bootstrap() {
+            let error = format!("{error:#}");
+            tracing::warn!(
+                error,
+                "the process tree cannot be repaired; ancestry may be missing"
+            );
         }
     }
 
-    /// Who runs now, by the task iterator; the tree is brought to that.
-    fn who_runs(&mut self) -> Result<HashSet<ImageKey>, crate::kernel::Error> {
-        let mut alive = HashSet::new();
-        let core = &mut self.core;
-        self.kernel
-            .bootstrap_tasks(|bytes| core.task(bytes, &mut alive))?;
-        self.core.tree.join();
-        // Exits may have been lost, too.
-        self.core.tree.retire_all_but(&alive);
-        Ok(alive)
-    }
-
     /// Goes on with the look at what the kernel does not show, which a thread of its own takes, while a rule asks for it.
-    fn look_at_kernel(&mut self) {
+    fn look_at_kernel(&mut self, bulk_emptied: bool) {
+        if let Some((report, held, since)) = self.reported.take() {
+            // That a module was removed may be told by a record that is not read yet.
+            match bulk_emptied || since.elapsed() > LATE_WITHIN {
+                true => self.judge(report, held, bulk_emptied),
+                false => self.reported = Some((report, held, since)),
+            }
+        }
         let asked = *self.loaded.plan().kind(Kind::Integrity) != KindPlan::None;
         let process = |key: ImageKey| Process {
             pid: key.pid,
@@ -951,26 +962,14 @@ impl Pipeline {
                 let living = self.core.tree.living();
                 let living: HashSet<Process> = living.map(|node| process(node.key)).collect();
                 missing.retain(|one| living.contains(one));
-                if !missing.is_empty() {
-                    // Records may be late, or lost: the kernel's own list decides.
-                    let alive: HashSet<Process> = match self.who_runs() {
-                        Ok(alive) => alive.into_iter().map(process).collect(),
-                        Err(error) => {
-                            tracing::warn!(%error, "processes that /proc does not show cannot be confirmed");
-                            HashSet::new()
-                        }
-                    };
-                    missing.retain(|one| alive.contains(one));
-                }
-                self.watch.alive(missing);
+                // Records may be late, or lost: the kernel's own list decides.
+                let tasks = match missing.is_empty() {
+                    true => Err("nobody is missing".into()),
+                    false => self.kernel.running().map_err(|error| error.to_string()),
+                };
+                self.watch.alive(missing, tasks);
             }
-            Turn::Done(mut report) => {
-                let modules = self.core.modules.names();
-                report
-                    .findings
-                    .retain(|one| !one.needs_module() || modules.contains(&one.object));
-                self.found(report);
-            }
+            Turn::Done(report, held) => self.reported = Some((report, held, Instant::now())),
             Turn::Failed(reason) => self.blind(reason),
         }
         if self.standing.asked != asked || self.standing.every != self.watch.every() {
@@ -978,6 +977,35 @@ impl Pipeline {
             self.standing.every = self.watch.every();
             self.publish();
         }
+    }
+
+    /// Takes out what the records since tell otherwise. `read`: all of them were read that were there when the look ended.
+    fn judge(&mut self, mut report: Report, held: Held, read: bool) {
+        let modules = self.core.modules.names();
+        let found = report.findings.len();
+        report
+            .findings
+            .retain(|one| !one.needs_module() || read && modules.contains(&one.object));
+        if !read && found > report.findings.len() {
+            let reason = "records are late: whether modules were removed is not known".to_owned();
+            report.partly.insert(Check::HiddenModule, reason);
+        } else if let Some(reason) = self.core.modules.unknown() {
+            report.partly.insert(Check::HiddenModule, reason);
+        }
+        // The agent has looked at their folders in vain, and may not kill what it knows nothing of.
+        let tree = &self.core.tree;
+        let known = |process: &Process| {
+            let mut living = tree.living();
+            let node = living.find(|node| is(node.key, *process))?;
+            let program = node.program().filter(|program| program.exe_flaws == 0)?;
+            let name = program.exe_path.rsplit('/').next()?;
+            (!name.is_empty()).then(|| name.to_owned())
+        };
+        let named = held
+            .into_iter()
+            .filter_map(|(process, held)| Some((process, held, known(&process)?)));
+        self.core.enforcer.prove(named.collect());
+        self.found(report);
     }
 
     /// Nothing could be looked at.
@@ -1008,13 +1036,23 @@ impl Pipeline {
                 "the kernel does not show what it knows"
             );
         }
-        for (check, reason) in &report.blind {
-            if self.standing.report.blind.get(check) != Some(reason) {
+        let before = &self.standing.report;
+        for (check, reason) in report.blind.iter().chain(&report.partly) {
+            let told = [before.blind.get(check), before.partly.get(check)];
+            if !told.contains(&Some(reason)) {
                 tracing::warn!(check = check.name(), reason, "cannot be looked at");
             }
         }
         self.standing.looked_ns = policies::wall_ns();
+        let same = self.standing.report.blind == report.blind;
         self.standing.report = report;
+        if !same {
+            // Not what is complete already: what was found there has been told.
+            self.scope(
+                self.through_boot_ns + 1,
+                now_ns.max(self.through_boot_ns + 1),
+            );
+        }
         self.publish();
     }
 
@@ -1214,6 +1252,10 @@ impl Pipeline {
         if let Some(reason) = self.core.isolation.trouble() {
             policies::without_isolation(&mut report, reason);
         }
+        if self.standing.asked {
+            self.loaded
+                .without_checks(&mut report, &self.standing.report.blind);
+        }
         self.status.set_policies(report);
         let carried = self.loaded.denied(hooks, &self.holding);
         self.core.denier.set_carried(carried);
@@ -1286,6 +1328,10 @@ fn denied(kind: Kind, doors: &[DoorStatus], trouble: Option<&str>) -> (String, S
         ),
         (Some(reason), _) => ("none".into(), reason.clone()),
     }
+}
+
+fn is(key: ImageKey, process: Process) -> bool {
+    (key.pid, key.start_ns) == (process.pid, process.start_ns)
 }
 
 fn losses(streams: &[(StreamId, Stream)]) -> Vec<Loss> {

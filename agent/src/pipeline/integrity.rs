@@ -13,7 +13,7 @@ use sumun_proto::v1::{Event, KernelChange, Kind};
 
 use super::core::Core;
 use crate::enrich::process::Node;
-use crate::integrity::{Finding, Process, Report};
+use crate::integrity::{Check, Finding, Process, Report};
 use crate::kernel::StreamId;
 
 /// The stream; the kernel's rings have lower numbers.
@@ -28,41 +28,66 @@ const MODULES_MAX: usize = 1024;
 
 /// Modules of which the kernel has told that they were loaded, and has not told that they were removed.
 #[derive(Clone, Debug, Default)]
-pub struct Modules(BTreeSet<String>);
+pub struct Modules {
+    names: BTreeSet<String>,
+    /// Why some that were loaded are not among them.
+    unknown: Option<&'static str>,
+}
 
 impl Modules {
     /// A call that loads or removes one has returned.
     pub fn told(&mut self, event: &Event) {
         let Some(change) = &event.kernel else { return };
-        let (Some(name), Some(0)) = (&change.name, change.result) else {
+        if change.result != Some(0) {
             return;
-        };
-        if event.kind() == Kind::ModuleUnload {
-            self.0.remove(name);
-        } else if self.0.len() < MODULES_MAX {
-            self.0.insert(name.clone());
+        }
+        let removed = event.kind() == Kind::ModuleUnload;
+        match &change.name {
+            // The caller's word, and the only one that there is: one that the agent does not know may stand for any.
+            Some(name) if removed && self.names.remove(name) => {}
+            _ if removed => self.forget("a module was removed that was not seen being loaded"),
+            None => self.unknown = Some("a module was loaded whose name is not known"),
+            Some(_) if self.names.len() == MODULES_MAX => {
+                self.unknown = Some("more were loaded than are remembered");
+            }
+            Some(name) => {
+                self.names.insert(name.clone());
+            }
         }
     }
 
-    /// Records were lost: one of them may have told that a module was removed.
-    pub fn forget(&mut self) {
-        self.0.clear();
+    /// One of them may have been removed.
+    pub fn forget(&mut self, why: &'static str) {
+        self.names.clear();
+        self.unknown = Some(why);
     }
 
     /// Their names.
     #[must_use]
     pub fn names(&self) -> BTreeSet<String> {
-        self.0.clone()
+        self.names.clone()
+    }
+
+    /// Why some that the agent has seen being loaded would not be missed; for people.
+    #[must_use]
+    pub fn unknown(&self) -> Option<String> {
+        let why = self.unknown?;
+        Some(format!(
+            "of some modules that were loaded since the agent runs nobody would notice that no list has them: {why}"
+        ))
     }
 }
+
+/// By what a finding is the same as one before.
+type Key = (Check, String, Option<Process>);
 
 /// Findings on their way to the spool, and those that are there.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// With the number and time of their event.
     waiting: Vec<(u64, Finding)>,
-    /// What was found at the last look, told or about to be.
-    lasting: BTreeSet<Finding>,
+    /// What was found at the last look of its check, told or about to be. What the kernel says of it can change meanwhile.
+    lasting: BTreeSet<Key>,
     /// The filter whose rules were asked of these.
     generation: u32,
     last: u64,
@@ -80,13 +105,17 @@ impl Findings {
             self.lasting.clear();
             self.generation = generation;
         }
-        let found: BTreeSet<Finding> = report.findings.iter().cloned().collect();
-        let new: Vec<Finding> = found.difference(&self.lasting).cloned().collect();
+        let key = |finding: &Finding| (finding.check, finding.object.clone(), finding.process);
+        let mut new = report.findings.clone();
+        new.retain(|finding| !self.lasting.contains(&key(finding)));
         for finding in &new {
             self.last = now_ns.max(through_ns + 1).max(self.last + 1);
             self.waiting.push((self.last, finding.clone()));
         }
-        self.lasting = found;
+        // Of what could not be looked at nobody knows that it is over.
+        self.lasting
+            .retain(|(check, ..)| report.blind.contains_key(check));
+        self.lasting.extend(report.findings.iter().map(key));
         new
     }
 
@@ -168,7 +197,6 @@ fn actor(node: &Node) -> Actor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::integrity::Check;
 
     fn report(objects: &[&str]) -> Report {
         let findings = objects
@@ -200,6 +228,16 @@ mod tests {
         assert_eq!(take(&["b"], 1), (0, vec![]));
         assert_eq!(take(&["a", "b"], 1), (1, vec![12]));
         assert_eq!(take(&["a", "b"], 2), (2, vec![13, 14]));
+        // One look cannot be made, and of one thing the kernel says something else.
+        let mut other = report(&["a", "b"]);
+        other.findings[0].detail = "another tracer".into();
+        let mut blind = Report::default();
+        blind.blind.insert(Check::HiddenModule, "no list".into());
+        for report in [&blind, &other] {
+            assert_eq!(findings.add(report, (2, 5, 9)), []);
+        }
+        assert_eq!(findings.add(&Report::default(), (2, 5, 9)), []);
+        assert_eq!(findings.add(&other, (2, 5, 9)).len(), 2);
     }
 
     #[test]
@@ -216,16 +254,32 @@ mod tests {
         let mut modules = Modules::default();
         modules.told(&call(Kind::ModuleLoad, Some("a"), 0));
         modules.told(&call(Kind::ModuleLoad, Some("b"), -1));
-        modules.told(&call(Kind::ModuleLoad, None, 0));
         modules.told(&call(Kind::ModuleUnload, Some("a"), -11));
         assert_eq!(modules.names(), BTreeSet::from(["a".to_owned()]));
         modules.told(&call(Kind::ModuleUnload, Some("a"), 0));
         assert!(modules.names().is_empty());
+        assert_eq!(modules.unknown(), None);
+        // Whose name is not read, or is another's by now, may be any of them: none is missed for it.
+        for name in [None, Some("flipped")] {
+            modules.told(&call(Kind::ModuleLoad, Some("a"), 0));
+            modules.told(&call(Kind::ModuleUnload, name, 0));
+            assert!(modules.names().is_empty());
+        }
+        assert!(modules.unknown().is_some());
+        let mut modules = Modules::default();
+        modules.told(&call(Kind::ModuleLoad, None, 0));
+        assert!(modules.unknown().is_some());
         for number in 0..2 * MODULES_MAX {
             modules.told(&call(Kind::ModuleLoad, Some(&number.to_string()), 0));
         }
         assert_eq!(modules.names().len(), MODULES_MAX);
-        modules.forget();
+        assert!(modules.unknown().is_some());
+        modules.forget("records were lost");
+        assert!(
+            modules
+                .unknown()
+                .is_some_and(|why| why.ends_with("records were lost"))
+        );
         assert!(modules.names().is_empty());
     }
 }

@@ -16,10 +16,13 @@ use sumun_policy::verdict::{self, Late, VerdictPlan};
 use sumun_policy::{CheckedPolicy, Effect, Plan, Problem, check_files, loaded, plan, report};
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
-use sumun_proto::v1::{Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule};
+use sumun_proto::v1::{
+    EffectiveMode, Kind, LoadedPolicies, PolicyRef, RefusedPolicy, Scope, ScopeRule,
+};
 
 use crate::enforce::deny::Carried;
 use crate::enforce::fanotify as holding;
+use crate::integrity::Check;
 use crate::kernel::HookStatus;
 
 /// A policy directory or file cannot be read. A directory that is not there is no error: no policies.
@@ -335,6 +338,39 @@ impl Loaded {
         loaded
     }
 
+    /// Says of rules on what the kernel does not show which of the checks that they name cannot be made. A rule that names
+    /// none asks for all.
+    pub fn without_checks(&self, report: &mut LoadedPolicies, blind: &BTreeMap<Check, String>) {
+        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
+        let told = report.policies.iter_mut();
+        for (rule, told) in rules.zip(told.flat_map(|policy| &mut policy.rules)) {
+            if !rule.kinds.contains(&Kind::Integrity) {
+                continue;
+            }
+            let text = rule.predicate.to_string();
+            let names = |check: &Check| text.contains(&format!("\"{}\"", check.name()));
+            let mut named: Vec<_> = Check::ALL.into_iter().filter(names).collect();
+            if named.is_empty() {
+                named = Check::ALL.into();
+            }
+            let missed = || blind.iter().filter(|(check, _)| named.contains(check));
+            if missed().next().is_none() {
+                continue;
+            }
+            let of_integrity = |mode: &&mut EffectiveMode| mode.kind() == Kind::Integrity;
+            for mode in told.kinds.iter_mut().filter(of_integrity) {
+                if missed().count() == named.len() {
+                    mode.mode = "none".into();
+                    mode.reason.clear();
+                }
+                let before = std::mem::take(&mut mode.reason);
+                let reasons = [before, unseen(missed())];
+                let reasons = reasons.into_iter().filter(|reason| !reason.is_empty());
+                mode.reason = reasons.collect::<Vec<_>>().join("; ");
+            }
+        }
+    }
+
     /// The policies with a rule on a kind.
     fn policies_on(&self, kind: Kind) -> Vec<PolicyRef> {
         self.policies
@@ -406,6 +442,46 @@ pub fn without_isolation(report: &mut LoadedPolicies, reason: &str) {
             kind.reason = format!("not isolated: {reason}");
         }
     }
+}
+
+/// Claims of what the kernel does not show only what can be looked for: a check that is blind is not collected.
+pub fn narrow(scopes: &mut [Scope], blind: &BTreeMap<Check, String>) {
+    let seen = Check::ALL.into_iter();
+    let mut seen: Vec<_> = seen
+        .filter(|check| !blind.contains_key(check))
+        .map(|check| format!("\"{}\"", check.name()))
+        .collect();
+    seen.sort_unstable();
+    let of_integrity = scopes
+        .iter_mut()
+        .filter(|scope| scope.kind() == Kind::Integrity && scope.mode() == Mode::All);
+    for scope in of_integrity {
+        let predicate = match seen.as_slice() {
+            all if all.len() == Check::ALL.len() => continue,
+            [] => None,
+            [one] => Some(format!("integrity.check == {one}")),
+            more => Some(format!("integrity.check in [{}]", more.join(", "))),
+        };
+        scope.reason = unseen(blind.iter());
+        scope.set_mode(match predicate {
+            None => Mode::None,
+            Some(_) => Mode::Filtered,
+        });
+        scope.rules = predicate
+            .map(|predicate| ScopeRule {
+                predicate,
+                ..ScopeRule::default()
+            })
+            .into_iter()
+            .collect();
+    }
+}
+
+fn unseen<'a>(blind: impl Iterator<Item = (&'a Check, &'a String)>) -> String {
+    let each: Vec<_> = blind
+        .map(|(check, reason)| format!("{}: {reason}", check.name()))
+        .collect();
+    each.join("; ")
 }
 
 /// Of the bytes of the file it was loaded from, hex.
@@ -650,5 +726,88 @@ mod tests {
             report.hash,
             first.report(&[], &holding::Report::default()).hash
         );
+    }
+
+    #[test]
+    fn a_check_that_is_blind_is_neither_collected_nor_in_force() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let rule = |id: &str, when: &str| {
+            format!("[[rule]]\nid = \"{id}\"\non = [\"integrity\"]\n{when}\n")
+        };
+        let text = [
+            "[policy]\nname = \"one\"\nversion = 1\n".to_owned(),
+            rule("any", ""),
+            rule("hook", "when = 'integrity.check == \"function_hook\"'"),
+            rule(
+                "two",
+                "when = 'integrity.check in [\"function_hook\", \"hidden_module\"]'",
+            ),
+            rule("other", "when = 'integrity.check == \"hidden_process\"'"),
+        ];
+        fs::write(dir.path().join("one.toml"), text.concat()).expect("write");
+        let loaded = load(dir.path(), &Loaded::default()).expect("load");
+        let blind = |checks: &[Check]| -> BTreeMap<Check, String> {
+            let reason = |check: &Check| (*check, "not mounted".to_owned());
+            checks.iter().map(reason).collect()
+        };
+        let modes = |blind: &BTreeMap<Check, String>| {
+            let mut report = loaded.report(&[], &holding::Report::default());
+            loaded.without_checks(&mut report, blind);
+            let rules = report.policies[0].rules.iter();
+            let mode = |rule: &sumun_proto::v1::LoadedRule| {
+                let mode = &rule.kinds[0];
+                (mode.mode.clone(), mode.reason.contains("not mounted"))
+            };
+            rules.map(mode).collect::<Vec<_>>()
+        };
+        let (alert, none) = (|told| ("alert".to_owned(), told), ("none".to_owned(), true));
+        assert_eq!(
+            modes(&blind(&[])),
+            [alert(false), alert(false), alert(false), alert(false)]
+        );
+        let hooks = blind(&[Check::FunctionHook, Check::Kprobe]);
+        assert_eq!(
+            modes(&hooks),
+            [alert(true), none.clone(), alert(true), alert(false)]
+        );
+        assert_eq!(
+            modes(&blind(&Check::ALL)),
+            [none.clone(), none.clone(), none.clone(), none]
+        );
+
+        let narrowed = |blind: &BTreeMap<Check, String>| {
+            let mut scopes = loaded.scopes(&[], 1, 5);
+            narrow(&mut scopes, blind);
+            let scope = scopes
+                .into_iter()
+                .find(|scope| scope.kind() == Kind::Integrity);
+            scope.expect("each kind has one")
+        };
+        assert_eq!(narrowed(&blind(&[])).mode(), Mode::All);
+        let some = narrowed(&hooks);
+        assert_eq!(some.mode(), Mode::Filtered);
+        assert!(
+            some.reason.contains("function_hook: not mounted"),
+            "{}",
+            some.reason
+        );
+        // As the collector asks it.
+        let parsed = |text: &str| {
+            sumun_policy::Predicate::parse_canonical(text)
+                .unwrap_or_else(|error| panic!("{text}: {error:?}"))
+        };
+        let covers = |query: &str, scope: &Scope| {
+            sumun_policy::covers(&parsed(query), &parsed(&scope.rules[0].predicate))
+        };
+        assert!(covers("integrity.check == \"hidden_process\"", &some));
+        assert!(covers(
+            "integrity.check in [\"hidden_module\", \"hidden_process\"]",
+            &some
+        ));
+        assert!(!covers("integrity.check == \"function_hook\"", &some));
+        let one = narrowed(&blind(&Check::ALL[1..]));
+        assert!(covers("integrity.check == \"hidden_process\"", &one));
+        let all = narrowed(&blind(&Check::ALL));
+        assert_eq!((all.mode(), all.rules.len()), (Mode::None, 0));
     }
 }

@@ -11,6 +11,7 @@ use sumun_proto::v1::{self, Event, Kind};
 use super::record::Record;
 use crate::enrich::process::{Began, ImageKey, Node, Program, Tree};
 use crate::enrich::writer;
+use crate::kernel::folder;
 use crate::kernel::stat::Stat;
 
 /// The parent of all kernel threads (`kthreadd`, init/main.c).
@@ -61,7 +62,7 @@ pub fn task(tree: &mut Tree, record: &Record<'_>, exec: &Exec, offset_ns: i64) -
 /// is not (or no longer) that process.
 fn cmdline(pid: u32, start_ns: u64) -> Option<Vec<String>> {
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
+    let file = folder::open(pid, "cmdline").ok()?;
     file.take(ARGS_MAX as u64).read_to_end(&mut bytes).ok()?;
     // Read after the arguments: a pid that was given to another process in between has another start.
     let stat = Stat::of(pid).ok()??;

@@ -167,7 +167,7 @@ fn integrity(standing: &Standing) -> Value {
             "detail": finding.detail,
         })).collect::<Vec<_>>(),
         "more": report.more,
-        "blind": report.blind.iter().map(|(check, reason)| json!({
+        "blind": report.blind.iter().chain(&report.partly).map(|(check, reason)| json!({
             "check": check.name(),
             "reason": reason,
         })).collect::<Vec<_>>(),

@@ -1,16 +1,17 @@
 //! Files of a process's folder in `/proc`, and never of what somebody has mounted over it: a file system of theirs need not
 //! answer, and whoever waits for it can wait for ever, not even to be killed.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::OnceLock;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open as open_path, openat2};
 use nix::sys::stat::Mode;
 
-/// Opens a file below `/proc/PID`, by its path there, to be read. `/proc` is the one that was there when this was asked first.
+/// Opens a file below `/proc/PID`, by its path there, to be read. `/proc` is the one that was there when this thread asked first.
 ///
 /// # Errors
 /// `EXDEV` if a mount lies over the folder, the file, or what leads there; else as open(2). A kernel before 5.6 cannot be
@@ -26,18 +27,22 @@ pub fn open(pid: u32, path: &str) -> io::Result<File> {
     }
 }
 
-/// `/proc` itself, without a right to read.
+/// `/proc` itself, without a right to read. Each thread has its own: one can have a table of descriptors apart.
 ///
 /// # Errors
 /// What open(2) says.
-pub fn root() -> io::Result<impl AsFd> {
-    static ROOT: OnceLock<OwnedFd> = OnceLock::new();
-    if let Some(root) = ROOT.get() {
-        return Ok(root);
+pub fn root() -> io::Result<Rc<OwnedFd>> {
+    thread_local! {
+        static ROOT: OnceCell<Rc<OwnedFd>> = const { OnceCell::new() };
     }
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = open_path("/proc", flags, Mode::empty())?;
-    Ok(ROOT.get_or_init(|| root))
+    ROOT.with(|root| {
+        if let Some(root) = root.get() {
+            return Ok(Rc::clone(root));
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let opened = Rc::new(open_path("/proc", flags, Mode::empty())?);
+        Ok(Rc::clone(root.get_or_init(|| opened)))
+    })
 }
 
 /// True if it is not a process's own file that would be opened, but another's.

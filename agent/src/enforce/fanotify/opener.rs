@@ -2,6 +2,7 @@
 //! reads there is the kernel's own, not what the process could write.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 use sumun_abi::event::file::{
@@ -10,6 +11,7 @@ use sumun_abi::event::file::{
 use sumun_proto::text;
 
 use crate::enforce::guard::DELETED;
+use crate::kernel::folder;
 use crate::kernel::known::known;
 use crate::kernel::stat::Stat;
 
@@ -31,7 +33,10 @@ impl Opener {
     /// `/proc` does not say.
     pub(super) fn of(tid: u32) -> Result<Self, String> {
         let path = format!("/proc/{tid}/status");
-        let status = fs::read(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
+        let mut status = Vec::new();
+        folder::open(tid, "status")
+            .and_then(|mut file| file.read_to_end(&mut status))
+            .map_err(|error| format!("cannot read {path}: {error}"))?;
         let bad = || format!("{path} has another form");
         // The name stands in the first line and is the process's own choice, but for line ends.
         let field = |name: &[u8]| {

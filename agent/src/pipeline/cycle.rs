@@ -45,9 +45,9 @@ use crate::privacy::Redactor;
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
-/// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
 /// Things of the host below which a walk left something out; with more, all is taken for left out.
 const UNREAD_MAX: usize = 4096;
+/// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
 const CYCLE_BYTES: u64 = 512 * 1024;
 /// A cycle that read more than this is followed by the next at once.
 const BUSY_BYTES: u64 = 256 * 1024;

@@ -216,7 +216,7 @@ fn a_descriptor_that_is_gone_is_told_with_the_callers_name() {
     let mut counted = (0_u64, 0_u64);
     let begun = std::time::Instant::now();
     while counted.0 == 0 && begun.elapsed() < std::time::Duration::from_secs(60) {
-        for _ in 0..2000 {
+        for _ in 0..bench::times(2000) {
             // SAFETY: a valid name.
             let opened = unsafe { libc::open(name.as_ptr(), libc::O_RDONLY) };
             assert!(opened >= 0);

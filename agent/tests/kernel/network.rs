@@ -637,17 +637,17 @@ fn accept_and_lose(bench: &mut Bench, listener: &TcpListener, rounds: usize) -> 
 
 #[test]
 fn an_accepted_socket_that_a_sibling_closes_is_marked() {
-    const ROUNDS: usize = 3000;
+    let rounds = bench::times(3000);
     let Some(mut bench) = bench("net-lost") else {
         return;
     };
     let listener = TcpListener::bind((LOCAL, 0)).unwrap();
     // On a machine with better things to do the two may never meet.
     for batch in 1..=20 {
-        let lost = accept_and_lose(&mut bench, &listener, ROUNDS);
+        let lost = accept_and_lose(&mut bench, &listener, rounds);
         if lost > 0 {
             eprintln!(
-                "{lost} of {ROUNDS} accepted sockets were gone when looked for (batch {batch})"
+                "{lost} of {rounds} accepted sockets were gone when looked for (batch {batch})"
             );
             return;
         }

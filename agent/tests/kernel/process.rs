@@ -166,7 +166,7 @@ fn each_process_ends_once_and_threads_are_no_processes() {
         return;
     };
     let mut pids = Vec::new();
-    for round in 0..200 {
+    for round in 0..bench::times(200) {
         // Threads that leave together, by exit of the process and by a signal.
         let script = if round % 2 == 0 {
             "exit 7"

@@ -34,10 +34,10 @@ const BETWEEN: &[&str] = &[
 ];
 
 pub const BOOTS: [Boot; 5] = [
-    whole("5.10", NATIVE),
     whole("newest", NATIVE),
-    whole("6.1", BETWEEN),
+    whole("5.10", NATIVE),
     whole("6.12", BETWEEN),
+    whole("6.1", BETWEEN),
     // Debian's 5.10 has BPF LSM, and does not start it by itself.
     Boot {
         column: "5.10, `lsm=…,bpf`",

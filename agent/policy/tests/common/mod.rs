@@ -328,10 +328,12 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
             event.file = Some(file(dice, kind, unknowns));
             event.kernel = Some(families::kernel(dice, unknowns));
         }
-        Kind::Bpf | Kind::Mount | Kind::Integrity => {
+        Kind::Bpf | Kind::Mount => {
             event.kernel = Some(families::kernel(dice, unknowns));
             event.call = dice.pick(families::CALLS).to_owned();
         }
+        // No call leads to it.
+        Kind::Integrity => event.kernel = Some(families::kernel(dice, unknowns)),
         Kind::Setid
         | Kind::Ptrace
         | Kind::PidfdGetfd

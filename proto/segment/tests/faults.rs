@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -58,8 +59,12 @@ fn check_all(mut reader: Reader, mut expected: impl FnMut(Seq) -> Vec<u8>) -> u6
     count
 }
 
+/// One test at a time: a child has the other's lock on its log, too, from its fork until its exec.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_full_disk_refuses_and_nothing_is_torn() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a directory");
     if small_file_system(dir.path()).is_none() {
         return;
@@ -124,6 +129,7 @@ const WRITER: &str = "SUMUN_TEST_LOG_WRITER";
 
 #[test]
 fn a_killed_writer_loses_nothing_it_had_appended() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let options = Options {
         segment_bytes: 64 * 1024,
         ..Options::default()

@@ -58,11 +58,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Boots all kernels, [`AT_ONCE`] at a time, the longest first; those that are not there are left out.
+/// Of all tests this one is left out: races of a kernel that preempts everywhere, emulated beside other guests, take the longest and
+/// are not all understood yet. `make test-kernels` boots it.
+const ALONE: &str = "newest";
+
+/// Boots all kernels, [`AT_ONCE`] at a time, the longest first; those that are not there are left out, and with `of_all` tests
+/// [`ALONE`], too.
 ///
 /// # Panics
 /// With what all that failed have said, once all have been tried.
-fn boot_all(program: &Path) -> BTreeMap<&'static str, Said> {
+fn boot_all(program: &Path, of_all: bool) -> BTreeMap<&'static str, Said> {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let said = Mutex::new(BTreeMap::new());
     let failed = Mutex::new(Vec::new());
@@ -75,6 +80,10 @@ fn boot_all(program: &Path) -> BTreeMap<&'static str, Said> {
                     wait_for_others();
                 }
                 while let Some(one) = BOOTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if of_all && one.column == ALONE {
+                        eprintln!("SKIPPED kernels: {ALONE}: make test-kernels boots it");
+                        continue;
+                    }
                     match boot::boot(one, program, scratch.path()) {
                         Ok(came) => said
                             .lock()
@@ -115,7 +124,7 @@ fn every_kernel_does_what_the_page_says() {
     }
     let program = programs::test("kernel");
     let begun = Instant::now();
-    let mut said = boot_all(&program);
+    let mut said = boot_all(&program, of_all);
     let (took, taken) = (begun.elapsed(), taken());
     println!(
         "{} kernels in {took:.0?}, {taken:.0?} of processors",

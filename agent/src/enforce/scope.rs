@@ -339,14 +339,7 @@ impl Scopes {
             self.stale = true;
         }
         self.stale |= self.active.has_room_again();
-        let mut round: HashSet<u64> = match std::mem::take(&mut self.stale) {
-            true => workloads.there().map(|(id, ..)| id).collect(),
-            false => changed
-                .iter()
-                .copied()
-                .filter(|id| workloads.there_is(*id).is_some())
-                .collect(),
-        };
+        let mut round = to_ask(workloads, &changed, std::mem::take(&mut self.stale));
         for id in changed {
             if workloads.there_is(id).is_none() && self.active.forget(id) {
                 kernel.unscope(id);
@@ -432,14 +425,7 @@ impl Scopes {
             }
         }
         held.stale |= held.plan.has_room_again();
-        let mut round: HashSet<u64> = match std::mem::take(&mut held.stale) {
-            true => workloads.there().map(|(id, ..)| id).collect(),
-            false => changed
-                .iter()
-                .copied()
-                .filter(|id| workloads.there_is(*id).is_some())
-                .collect(),
-        };
+        let mut round = to_ask(workloads, changed, std::mem::take(&mut held.stale));
         while !round.is_empty() {
             let all = sorted(workloads, round);
             let before = held.plan.left_out;
@@ -486,6 +472,15 @@ impl Scopes {
     pub fn told(&self) -> usize {
         self.active.told.len()
     }
+}
+
+/// The cgroups to be asked about: all that are there, or of those that have changed the ones that still are.
+fn to_ask(workloads: &Workloads, changed: &HashSet<u64>, all: bool) -> HashSet<u64> {
+    if all {
+        return workloads.there().map(|(id, ..)| id).collect();
+    }
+    let there = |id: &u64| workloads.there_is(*id).is_some();
+    changed.iter().copied().filter(there).collect()
 }
 
 /// Those above before those below.

@@ -33,6 +33,12 @@ pub enum Error {
         /// Its pid, if it is visible from here.
         pid: Option<u32>,
     },
+    /// What was removed is still in use.
+    #[error(
+        "the agent's pins are removed, but its programs are still in the kernel after {} s: another process holds them; end it (`bpftool prog show` tells which) and run this again",
+        .0.as_secs()
+    )]
+    Held(std::time::Duration),
     /// A file operation failed.
     #[error("cannot {op} {path}")]
     File {

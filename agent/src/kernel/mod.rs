@@ -401,7 +401,7 @@ impl Kernel {
     /// # Errors
     /// A pin cannot be removed.
     pub fn release(self) -> Result<(), Error> {
-        self.pins.remove()
+        self.pins.remove().map(drop)
     }
 
     /// Makes filter `index` the active one.
@@ -549,11 +549,11 @@ fn status_of(hook: &hooks::Hook, tried: Result<(), String>) -> HookStatus {
     }
 }
 
-/// Removes what a dead agent left: pins, and with them programs and enforcement. True
+/// Removes what a dead agent left: pins, and with them programs and enforcement, which are gone when this returns. True
 /// if there was anything.
 ///
 /// # Errors
-/// An agent runs, or a pin cannot be removed.
+/// An agent runs, a pin cannot be removed, or somebody else holds the programs.
 pub fn release(config: &KernelConfig) -> Result<bool, Error> {
     let _lock = lock::take(&config.lock)?;
     Pins::remove_left(&config.bpffs, &config.directory)

@@ -13,14 +13,14 @@ use nix::{
 };
 use sumun_abi::ABI;
 
-use super::{Error, links};
+use super::{Error, links, links::GivenUp};
 
 /// The pins of one agent.
 #[derive(Debug)]
 pub(super) struct Pins {
     root: PathBuf,
-    /// Numbers of links that were removed, by hook; at most one a hook.
-    given_up: Mutex<BTreeMap<String, u32>>,
+    /// Links that were removed, by hook; at most one a hook.
+    given_up: Mutex<BTreeMap<String, GivenUp>>,
 }
 
 impl Pins {
@@ -69,9 +69,9 @@ impl Pins {
 
     /// Detaches one hook.
     pub(super) fn remove_link(&self, hook: &str) -> Result<(), Error> {
-        if let Some(number) = links::give_up(&self.link(hook)) {
+        if let Some(link) = links::give_up(&self.link(hook)) {
             let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-            given_up.insert(hook.to_owned(), number);
+            given_up.insert(hook.to_owned(), link);
         }
         for path in [self.link(hook), self.door(hook)] {
             match fs::remove_file(&path) {
@@ -87,24 +87,26 @@ impl Pins {
     /// To be called before a hook is attached: what was attached for it before is gone when this returns.
     pub(super) fn wait_for_end(&self, hook: &str) {
         let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = given_up.remove(hook) {
-            links::wait(number);
+        if let Some(link) = given_up.remove(hook) {
+            links::wait(link);
         }
     }
 
-    fn remove_links(&self) -> Result<(), Error> {
+    fn remove_links(&self) -> Result<Vec<GivenUp>, Error> {
         let dir = self.links();
+        let mut given_up = Vec::new();
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
-            let _ = links::give_up(&path);
+            given_up.extend(links::give_up(&path));
             fs::remove_file(&path).map_err(Error::file("remove", path))?;
         }
-        Ok(())
+        Ok(given_up)
     }
 
-    /// Removes everything: links first, so that nothing writes into maps that are gone.
-    pub(super) fn clear(&self) -> Result<(), Error> {
-        self.remove_links()?;
+    /// Removes everything: links first, so that nothing writes into maps that are gone. The links that the kernel has yet to
+    /// let go of.
+    pub(super) fn clear(&self) -> Result<Vec<GivenUp>, Error> {
+        let given_up = self.remove_links()?;
         for entry in fs::read_dir(&self.root).map_err(Error::file("list", &self.root))? {
             let entry = entry.map_err(Error::file("list", &self.root))?;
             let path = entry.path();
@@ -112,12 +114,12 @@ impl Pins {
                 fs::remove_file(&path).map_err(Error::file("remove", path))?;
             }
         }
-        Ok(())
+        Ok(given_up)
     }
 
-    /// Removes everything and the directories themselves.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        self.clear()?;
+    /// Removes everything and the directories themselves. The links that the kernel has yet to let go of.
+    pub(super) fn remove(&self) -> Result<Vec<GivenUp>, Error> {
+        let given_up = self.clear()?;
         let parent = self.root.parent().unwrap_or(&self.root);
         for dir in [self.links(), self.root.clone()] {
             fs::remove_dir(&dir).map_err(Error::file("remove", dir))?;
@@ -127,11 +129,12 @@ impl Pins {
             Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
                 Err(Error::file("remove", parent)(error))
             }
-            _ => Ok(()),
+            _ => Ok(given_up),
         }
     }
 
-    /// Removes the pins that an agent left, if there are any; true if there were.
+    /// Removes the pins that an agent left, if there are any; true if there were. What was enforced by them is not any more
+    /// when this returns.
     pub(super) fn remove_left(bpffs: &Path, directory: &str) -> Result<bool, Error> {
         let root = Self::path(bpffs, directory);
         if !root.is_dir() {
@@ -141,7 +144,10 @@ impl Pins {
         if !pins.links().is_dir() {
             fs::create_dir_all(pins.links()).map_err(Error::file("create", pins.links()))?;
         }
-        pins.remove()?;
+        let given_up = pins.remove()?;
+        if !links::wait_for_programs(&given_up) {
+            return Err(Error::Held(links::DETACH_DEADLINE));
+        }
         Ok(true)
     }
 }

@@ -51,10 +51,11 @@ const UNREAD_MAX: usize = 4096;
 const CYCLE_BYTES: u64 = 512 * 1024;
 /// A cycle that read more than this is followed by the next at once.
 const BUSY_BYTES: u64 = 256 * 1024;
-/// Pause after a cycle that read something.
-const PAUSE: Duration = Duration::from_millis(5);
-/// Pause after a cycle that read nothing.
-const IDLE_PAUSE: Duration = Duration::from_millis(15);
+/// Pause after a cycle that read no more than `BUSY_BYTES`. A batch, its write, its sync and its way to the collector cost the same
+/// whatever is in it: with a third of this, an exec took twice the processor time (docs/performance.md).
+const PAUSE: Duration = Duration::from_millis(15);
+/// Pause while the kernel's rules wait for what a runtime says of a workload.
+const ASKING_PAUSE: Duration = Duration::from_millis(5);
 /// A cycle that read at least this leaves free pages in the heap.
 const STRAIN_BYTES: u64 = 16 * 1024;
 /// They are given back when there has been no such cycle for this long.
@@ -414,7 +415,7 @@ impl Pipeline {
         // Until the rings are empty, but not for ever: others go on writing.
         for _ in 0..8 {
             self.last_watermark = None;
-            if self.cycle() >= IDLE_PAUSE {
+            if self.cycle() >= PAUSE {
                 break;
             }
         }
@@ -518,10 +519,11 @@ impl Pipeline {
         self.expire();
         match read {
             // The kernel's rules wait for what a runtime says.
-            0 if self.core.scopes.are_asked() && self.core.workloads.stats().pending > 0 => PAUSE,
-            0 => IDLE_PAUSE,
-            1..BUSY_BYTES => PAUSE,
-            _ => Duration::ZERO,
+            BUSY_BYTES.. => Duration::ZERO,
+            _ if self.core.scopes.are_asked() && self.core.workloads.stats().pending > 0 => {
+                ASKING_PAUSE
+            }
+            _ => PAUSE,
         }
     }
 

@@ -130,7 +130,7 @@ pub fn run(
             "a system call nobody asked about",
             |costs| costs.call,
             "",
-            "goal: 20 ns or less",
+            "goal: 10 ns or less",
         ),
         (
             "exec",
@@ -234,7 +234,7 @@ pub fn programs(work: &Work, report: &mut Report) -> Result<()> {
         "all programs, one fork+exec+exit",
         format!("{in_exec:.0} ns"),
         json!(in_exec),
-        "goal: 7 us or less",
+        "goal: 6 us or less",
     );
     Ok(())
 }

@@ -152,7 +152,7 @@ fn memory(agent: &mut Agent, report: &mut Report) -> Result<()> {
         "agent's PSS, steady, default rings, KiB",
         idle.to_string(),
         json!(idle),
-        "goal: 40960 or less",
+        "goal: 30720 or less",
     );
     Ok(())
 }

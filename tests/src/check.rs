@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::ctl::Ctl;
 use crate::oracle::{Connection, Exec, FileCall, Try};
 
 /// Text at a dotted name of a row; empty when absent.
@@ -33,6 +35,24 @@ fn number(row: &Value, name: &str) -> Option<u64> {
 
 fn at<'a>(row: &'a Value, name: &str) -> Option<&'a Value> {
     name.split('.').try_fold(row, |value, key| value.get(key))
+}
+
+/// Of every fork, exec and exit of the host in a time it is known whose it is.
+///
+/// # Panics
+/// When there is one of which it is not, or no complete answer.
+pub fn nobody_is_unknown(ctl: &Ctl, (since, until): (u64, u64), limit: Duration) {
+    let life = r#"kind in ["fork", "exec", "exit"]"#;
+    let known = "has(workload.kind) && has(workload.id) && has(workload.cgroup)";
+    let ask = |filter: &str| {
+        let answer = ctl.complete_events(since, until, filter, limit);
+        answer.expect("an answer").rows
+    };
+    let unknown = ask(&format!("{life} && !({known})"));
+    assert!(unknown.is_empty(), "{} of unknown workloads: {}", unknown.len(), unknown[0]);
+    let (known, all) = (ask(&format!("{life} && {known}")), ask(life));
+    println!("{} events, {} with a workload", all.len(), known.len());
+    assert_eq!(known.len(), all.len());
 }
 
 /// The items of a list of text.

@@ -105,22 +105,6 @@ fn check(rows: &[Value], wanted: &HashMap<String, Wanted>) {
     }
 }
 
-fn nobody_is_unknown(collector: &Collector, since: u64, until: u64) {
-    let ctl = collector.ctl();
-    let life = r#"kind in ["fork", "exec", "exit"]"#;
-    let filter =
-        format!("{life} && has(workload.kind) && has(workload.id) && has(workload.cgroup)");
-    let named = ctl.complete_events(since, until, &filter, LIMIT);
-    let all = ctl.complete_events(since, until, life, LIMIT);
-    let (named, all) = (named.expect("an answer"), all.expect("an answer"));
-    println!(
-        "{} events, {} with a workload",
-        all.rows.len(),
-        named.rows.len()
-    );
-    assert_eq!(named.rows.len(), all.rows.len());
-}
-
 /// The one exec of a program.
 fn exec_of(collector: &Collector, (since, until): (u64, u64), name: &str) -> Value {
     let filter = format!(r#"kind == "exec" && proc.exe.name == "{name}""#);
@@ -178,7 +162,7 @@ fn short_lived_cgroups_are_told_apart_from_their_first_event_on() {
     check(&answer.rows, &wanted);
     let quality = text(&answer.rows[0], "k8s.pod.qos");
     assert_eq!(quality, "burstable");
-    nobody_is_unknown(&collector, since, until);
+    nobody_is_unknown(&collector.ctl(), (since, until), LIMIT);
     // What has gone is given up.
     let begun = Instant::now();
     let now = loop {
@@ -255,7 +239,7 @@ fn containers_of_runc_are_known_before_their_first_program() {
         .expect("an answer");
     check(&answer.rows, &wanted);
     assert_eq!(text(&answer.rows[0], "k8s.pod.qos"), "guaranteed");
-    nobody_is_unknown(&collector, since, until);
+    nobody_is_unknown(&collector.ctl(), (since, until), LIMIT);
     agent.stop().expect("the agent stops when told to");
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sumun_tests::check::{int, text};
+use sumun_tests::check::{int, list, nobody_is_unknown, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Rootfs, has, pod_uid};
 use sumun_tests::ctl::Ctl;
@@ -21,12 +21,28 @@ use sumun_tests::programs::long;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Pods at once.
 const AT_ONCE: u64 = 4;
+/// From the making of a container's cgroup until all is known of it, ms: at most, of 99 in 100. On a quiet machine it is a hundredth of
+/// that (docs/performance.md); beyond it something waits that should not.
+const KNOWN_WITHIN_MS: i64 = 5_000;
 
 /// What the test knows of a pod.
 struct Known {
     pod: Pod,
     container: String,
 }
+
+/// What the containers read is an event, too: of another ring than what processes begin with, read when they may be gone.
+const READ: &str = r#"
+[policy]
+name = "read"
+version = 1
+
+[[rule]]
+id = "read"
+on = ["open"]
+when = 'file.name.startsWith("prog-")'
+effect = "record"
+"#;
 
 /// What the pods of the cart may not do, however early.
 fn policy(port: u16) -> String {
@@ -215,7 +231,7 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
     let collector = Collector::start().expect("a collector");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    let policies = [("cart", &*policy(port))];
+    let policies = [("cart", &*policy(port)), ("read", READ)];
     let mut agent = Agent::enroll(turn, &collector, &policies).expect("an agent");
     let mut config = fs::read_to_string(agent.config()).expect("a configuration");
     config.push_str(&format!(
@@ -244,7 +260,9 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
                         labels: vec![("app".into(), format!("cart-{number}"))],
                         logs: String::new(),
                     };
-                    let script = format!("/prog-{number}; exec /bin/busybox sleep 1");
+                    let script = format!(
+                        "/prog-{number}; : < /prog-{number}; exec /bin/busybox sleep 1"
+                    );
                     let command = ["/bin/busybox", "sh", "-c", &script];
                     let (sandbox, container) =
                         containerd.run(&pod, image, &command).expect("a pod");
@@ -260,7 +278,8 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
     let known = known.into_inner().expect("no panic");
 
     let ctl = collector.ctl();
-    let filter = r#"kind == "exec" && proc.exe.name.startsWith("prog-")"#;
+    // Each program began and ended once, and was read by the shell.
+    let filter = r#"kind in ["exec", "exit"] && proc.exe.name.startsWith("prog-") || kind == "open" && file.name.startsWith("prog-")"#;
     let begun = Instant::now();
     let rows = loop {
         let answer = ctl.complete_events(since, until, filter, LIMIT);
@@ -274,17 +293,33 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
         }
         std::thread::sleep(Duration::from_millis(200));
     };
-    assert_eq!(rows.len(), known.len(), "each program once");
     let mut pending = Vec::new();
+    let mut each = HashMap::new();
     for row in &rows {
-        let Known { pod, container } = &known[text(row, "proc.exe.name")];
+        let kind = text(row, "kind");
+        let program = match kind {
+            "open" => text(row, "file.name"),
+            _ => text(row, "proc.exe.name"),
+        };
+        *each.entry((program, kind)).or_insert(0) += 1;
+        let Known { pod, container } = &known[program];
         assert_eq!(text(row, "container.id"), container, "{row}");
         assert_eq!(text(row, "k8s.pod.uid"), pod.uid, "{row}");
         assert_eq!(text(row, "k8s.pod.name"), pod.name, "{row}");
         assert_eq!(text(row, "k8s.namespace"), pod.namespace, "{row}");
+        let label = format!("app={}", pod.name);
+        assert_eq!(list(row, "k8s.labels"), [label], "{row}");
+        assert_eq!(text(row, "container.name"), "web", "{row}");
+        assert_eq!(text(row, "container.image"), "sumun.test/many", "{row}");
         pending.push(int(row, "workload.pending_ms").unwrap_or_else(|| panic!("{row}")));
     }
+    let kinds = ["exec", "exit", "open"];
+    let wanted = known
+        .keys()
+        .flat_map(|program| kinds.map(|kind| ((&**program, kind), 1)));
+    assert_eq!(each, wanted.collect());
     // And of what else went on in them, nothing is without a workload: the runtime's own steps and the shell, from the first.
+    nobody_is_unknown(&ctl, (since, until), LIMIT);
     let life = r#"kind in ["fork", "exec", "exit"] && has(container.id)"#;
     let all = ctl
         .complete_events(since, until, life, LIMIT)
@@ -314,6 +349,7 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
         quantile(&pending, 99),
         quantile(&pending, 100)
     );
+    assert!(quantile(&pending, 99) <= KNOWN_WITHIN_MS, "{pending:?}");
     first_processes(&containerd, image, &ctl, listener);
     without_an_agent(&containerd, image, &collector, &mut agent);
     agent.stop().expect("the agent stops when told to");

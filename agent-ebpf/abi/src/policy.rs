@@ -149,6 +149,10 @@ pub mod action {
     /// userfaultfd(flags). A mask of actions has 64 bits: those from here on share the bit of the one 64 below, and
     /// [`super::whole`] tells which of the two is asked for.
     pub const USERFAULTFD: u8 = 64 + PRCTL;
+    /// mount_setattr(dirfd, path, flags, …) and fspick(dirfd, path, flags), which begins a remount
+    pub const MOUNT_AT: u8 = 64 + MOVE_MOUNT;
+    /// setxattrat(dirfd, path, flags, name, arguments, size)
+    pub const SETXATTRAT: u8 = 64 + SETXATTR;
     /// The bit of an action in a mask.
     #[must_use]
     pub const fn bit(action: u8) -> u64 {

@@ -258,12 +258,13 @@ extern "C" fn sumun_mount(call: u64) -> u64 {
         action::CHROOT => (0, a, 0, 0),
         action::MOVE_MOUNT => (b, d, 0, e),
         action::FSMOUNT => (0, 0, 0, b),
+        action::MOUNT_AT => (0, b, 0, c),
         _ => (a, b, c, d),
     };
-    let (source_dir, dir) = if handed.action == action::MOVE_MOUNT {
-        (a as i32, c as i32)
-    } else {
-        (CWD, CWD)
+    let (source_dir, dir) = match handed.action {
+        action::MOVE_MOUNT => (a as i32, c as i32),
+        action::MOUNT_AT => (CWD, a as i32),
+        _ => (CWD, CWD),
     };
     let Some(record) = handed.run.record::<Mount>() else {
         return 0;

@@ -251,7 +251,7 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
         }
         action::BIND => sumun_own_end(call, fd, 0),
         action::LISTEN => sumun_own_end(call, fd, 1),
-        action::CHMOD..=action::FSETXATTR => sumun_change(call),
+        action::CHMOD..=action::FSETXATTR | action::SETXATTRAT => sumun_change(call),
         action::PIDFD_GETFD => {
             let got = given.result;
             if got >= 0 && Task::current().shares_files() {

@@ -83,7 +83,7 @@ pub struct Rule {
     pub presumed: Option<Presumed>,
     /// What it does.
     pub effect: Effect,
-    /// With the effects `kill`, `deny` and `isolate`: it may do without a condition, or close a folder of the system.
+    /// With the effects `kill`, `deny` and `isolate`: it may do without a condition, kill what a host needs, or close a folder of the system.
     pub force: bool,
     /// With the effect `isolate`: for how long, from the last match on; `None` = without an end of its own.
     pub lasts: Option<Duration>,

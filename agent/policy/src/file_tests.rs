@@ -43,6 +43,11 @@ fn errors(text: &str) -> String {
     check.to_string()
 }
 
+fn errors_tell(text: &str, expected: &str) {
+    let errors = errors(text);
+    assert!(errors.contains(expected), "{errors}");
+}
+
 fn taken(text: &str) -> FileCheck {
     let check = check_file("p.toml", text);
     assert!(check.errors.is_empty(), "{check}");
@@ -642,6 +647,73 @@ fn scopes_say_what_is_stored() {
         (rename.kind(), rename.mode()),
         (Kind::Rename, ScopeMode::All)
     );
+}
+
+#[test]
+fn what_a_host_needs_is_killed_by_force_only() {
+    let kill = |on: &str, when: &str, more: &str| {
+        rule(&format!(
+            "on = [{on}]\nwhen = '{when}'\neffect = \"kill\"\n{more}"
+        ))
+    };
+    for (when, what) in [
+        (
+            r#"proc.exe.name == "kubelet""#,
+            "the kubelet on exec (/usr/bin/kubelet)",
+        ),
+        (
+            r#"proc.exe.name in ["nc", "containerd"]"#,
+            "a container runtime on exec",
+        ),
+        (
+            r#"proc.exe.path.startsWith("/usr/bin/") && proc.uid == 0"#,
+            "the agent on exec",
+        ),
+        (
+            r#"proc.exe.path.glob("/usr/sbin/*") || proc.args.exists(a, a == "x")"#,
+            "the first process on exec (/usr/sbin/init)",
+        ),
+        (
+            r#"proc.exe.name.matches("^ssh")"#,
+            "sshd on exec (/usr/sbin/sshd)",
+        ),
+        (
+            r#"!(proc.exe.name in ["ls", "cat"])"#,
+            "the first process on exec",
+        ),
+    ] {
+        errors_tell(
+            &kill("\"exec\"", when, ""),
+            &format!("the rule would kill {what}"),
+        );
+        taken(&kill("\"exec\"", when, "force = true"));
+    }
+    errors_tell(
+        &kill("\"connect\"", r#"proc.exe.path == "/usr/sbin/sshd""#, ""),
+        "the rule would kill sshd on connect",
+    );
+    let but = |more: &str| {
+        format!(
+            "[[rule.exception]]\nname = \"mine\"\nowner = \"me\"\nwhen = 'proc.exe.name == \"kubelet\"'\n{more}"
+        )
+    };
+    let kubelet = r#"proc.exe.path in ["/opt/bin/kubelet", "/opt/bin/miner"]"#;
+    taken(&kill("\"exec\"", kubelet, &but("")));
+    // When that has expired, it would be killed.
+    errors_tell(
+        &kill("\"exec\"", kubelet, &but("expires = 2099-01-01")),
+        "the rule would kill the kubelet on exec (/opt/bin/kubelet)",
+    );
+    // What depends on anything else is about what happened.
+    for when in [
+        r#"proc.exe.path.startsWith("/usr/") && proc.args.exists(a, a == "-x")"#,
+        r#"proc.exe.path.startsWith("/usr/") && has(container.id)"#,
+        r#"proc.exe.path.startsWith("/usr/") && proc.ancestors.exists(a, a.exe.name == "nginx")"#,
+        r#"proc.exe.path.startsWith("/usr/") && proc.uid != 0"#,
+        r#"proc.exe.path.startsWith("/opt/app/")"#,
+    ] {
+        taken(&kill("\"exec\"", when, ""));
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod deny;
 pub mod doors;
 mod each;
 pub mod errors;
+mod essential;
 mod exception;
 pub mod explain;
 pub mod file;

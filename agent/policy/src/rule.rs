@@ -11,6 +11,7 @@ use crate::check::Lists;
 use crate::coarse::EXACT_MAX;
 use crate::condition::beyond_the_kernel;
 use crate::deny::{closes, doubted};
+use crate::essential;
 use crate::explain::{ISOLATED, loosened};
 use crate::file::{CheckedPolicy, Effect, Presumed, RULES_MAX, Rate, Rule};
 use crate::ir::Predicate;
@@ -221,6 +222,15 @@ impl Reader<'_> {
                     when,
                     format!("the rule would kill on every {name}, whatever the process is: write a condition that says which, or force = true if every one is meant"),
                 );
+            } else if !rule.force
+                && let Some((what, path)) = essential::killed(rule, *kind)
+            {
+                self.error(
+                    when,
+                    format!("the rule would kill {what} on {name} ({path}), without which nobody may get at the host or its containers: leave it out of the condition, make an exception of it, or write force = true if it is meant"),
+                );
+                // On the other kinds it is mostly the same.
+                break;
             }
         }
         let late = |kind: &Kind| late_alone(rule, *kind).map(|why| (*kind, why));

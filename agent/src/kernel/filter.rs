@@ -70,7 +70,11 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         ),
         (Kind::ModuleUnload, whole::MODULE_UNLOAD, &[DELETE_MODULE]),
         (Kind::Bpf, whole::BPF, &[BPF]),
-        (Kind::Mount, whole::MOUNT, &[MOUNT, MOVE_MOUNT, FSMOUNT]),
+        (
+            Kind::Mount,
+            whole::MOUNT,
+            &[MOUNT, MOVE_MOUNT, FSMOUNT, MOUNT_AT],
+        ),
         (Kind::Umount, whole::UMOUNT, &[UMOUNT]),
         (Kind::PivotRoot, whole::PIVOT_ROOT, &[PIVOT_ROOT]),
         (Kind::Chroot, whole::CHROOT, &[CHROOT]),
@@ -81,7 +85,11 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         (Kind::Truncate, whole::TRUNCATE, &[TRUNCATE, FTRUNCATE]),
         (Kind::Link, whole::LINK, &[LINK, LINKAT]),
         (Kind::Symlink, whole::SYMLINK, &[SYMLINK, SYMLINKAT]),
-        (Kind::Setxattr, whole::SETXATTR, &[SETXATTR, FSETXATTR]),
+        (
+            Kind::Setxattr,
+            whole::SETXATTR,
+            &[SETXATTR, FSETXATTR, SETXATTRAT],
+        ),
         (Kind::Bind, whole::BIND, &[BIND, SOCKETCALL]),
         (Kind::Listen, whole::LISTEN, &[LISTEN, SOCKETCALL]),
         // From a door of its own.

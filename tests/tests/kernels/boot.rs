@@ -54,7 +54,16 @@ const FACTS: &str = "probe::what_this_kernel_gives_is_told";
 const REQUIRED: [&str; 2] = ["5.10", "6.12"];
 
 /// Programs of the host that the tests run under their own names, which busybox's one would not take.
-const TOOLS: [&str; 4] = ["/bin/cat", "/bin/true", "/bin/sleep", "/bin/bash"];
+const TOOLS: [&str; 5] = [
+    "/bin/cat",
+    "/bin/true",
+    "/bin/sleep",
+    "/bin/bash",
+    "/sbin/ip",
+];
+
+/// What the tests lay wires and layers with is no part of these kernels, but beside them.
+const MODULES: [&str; 2] = ["veth", "overlay"];
 
 /// How long a guest may take, in seconds; there may be others beside it.
 const PATIENCE: &str = "1800";
@@ -104,6 +113,9 @@ pub fn boot(boot: &Boot, program: &Path, scratch: &Path) -> Result<Option<Said>,
     }
     for tool in TOOLS {
         command.args(["--file", tool]);
+    }
+    for module in MODULES {
+        command.args(["--module", module]);
     }
     command.args([kernel, "--", "sh", "/sumun/guest.sh"]);
     let output = command.output().expect("the harness can be started");

@@ -15,7 +15,7 @@ use super::point;
 use crate::{
     hooks::{kernel::named, syscall::Call},
     kernel::{
-        file::File,
+        file::{File, read_user},
         path::{Tail, Text},
     },
     run,
@@ -90,6 +90,11 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         action::SYMLINK => asked.to_name = b,
         action::SYMLINKAT => (asked.to_dirfd, asked.to_name) = (b as i32, c),
         action::FSETXATTR => (asked.by_object, asked.to_name, asked.value) = (1, b, e),
+        action::SETXATTRAT => {
+            (asked.dirfd, asked.name, asked.to_name) = (a as i32, b, d);
+            // `struct xattr_args`: where the value is, its size, then the flags.
+            asked.value = u64::from(read_user::<u32>(e + 12).unwrap_or(0));
+        }
         _ => (asked.to_name, asked.value) = (b, e),
     }
     let run = handed.run;

@@ -16,7 +16,7 @@ use sumun_abi::{
         network::FAMILY_INET,
         process::{Exec, outcome},
     },
-    policy::{ACCESS_BITS, tag},
+    policy::{ACCESS_BITS, MATCH_TEXT, tag},
     record::{FLAW_TRUNCATED, LEVELS, Span},
     slot,
     verdict::{Verdicts, denied, id, on},
@@ -214,7 +214,8 @@ pub(crate) extern "C" fn sumun_ask_setting(level: u32, index: u32) -> u64 {
             if atoms == 0 {
                 continue;
             }
-            if span.flaws & FLAW_TRUNCATED != 0 {
+            // Of a text that is longer than all that a rule may ask for, the beginning answers everything.
+            if span.flaws & FLAW_TRUNCATED != 0 && span.len < MATCH_TEXT as u16 {
                 unknown |= atoms;
             } else {
                 yes |= text(scratch, index, tag, record_at, span);

@@ -14,8 +14,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, sendto, socket,
 };
 use sumun_abi::{
-    event::{deny::Asked, kind, process::outcome},
-    record::RING_BULK,
+    event::{deny::Asked, kernel::SETTING_VALUE, kind, process::outcome},
+    record::{FLAW_TRUNCATED, RING_BULK},
 };
 use sumun_agent::receive::record::Body;
 use sumun_proto::v1::Kind;
@@ -241,16 +241,25 @@ fn a_denied_setting_stays_as_it_was() {
     }
     ruled.load(
         "sysctl",
-        r#"sysctl.name == "kernel.core_pattern" && sysctl.value.startsWith("|/nowhere") || sysctl.name.startsWith("kernel.modp")"#,
+        r#"sysctl.name == "kernel.core_pattern" && sysctl.value.startsWith("|/nowhere") || sysctl.name.startsWith("kernel.modp") && sysctl.value != "/this""#,
     );
     assert!(eperm(fs::write(PATTERN, "|/nowhere/to/be found\n")));
+    // The kernel would take the beginning of what is longer than it has room for.
+    let long = |begin: &[u8]| [begin, &[b'x'; 2000]].concat();
+    assert!(eperm(fs::write(PATTERN, long(b"|/nowhere/"))));
     assert_eq!(fs::read(PATTERN).unwrap(), before);
     let modprobe = fs::read("/proc/sys/kernel/modprobe");
     if let Ok(modprobe) = modprobe {
         assert!(eperm(fs::write("/proc/sys/kernel/modprobe", "/nowhere")));
+        let longer = long(b"/nowhere\n");
+        assert!(eperm(fs::write("/proc/sys/kernel/modprobe", longer)));
         assert_eq!(fs::read("/proc/sys/kernel/modprobe").unwrap(), modprobe);
     }
     fs::write(PATTERN, &before).unwrap();
+    // Of this it takes the first line.
+    let padded = long(&before);
+    fs::write(PATTERN, &padded).unwrap();
+    assert_eq!(fs::read(PATTERN).unwrap(), before);
     let seen = ruled.bench.settle();
     let written: Vec<_> = seen
         .iter()
@@ -279,6 +288,20 @@ fn a_denied_setting_stays_as_it_was() {
         is("kernel/core_pattern", &before, outcome::NONE),
         "{written:?}"
     );
+    // Of a long one the event has the beginning, and says that it is no more.
+    let cut = |whole: &[u8]| String::from_utf8_lossy(&whole[..SETTING_VALUE - 1]).into_owned();
+    for (value, outcome) in [
+        (cut(&long(b"|/nowhere/")), outcome::DENIED),
+        (cut(&padded), outcome::NONE),
+    ] {
+        let found = seen.iter().find_map(|record| match record.body {
+            Body::Setting(setting) if record.text(setting.value) == value => {
+                Some((setting.value.flaws, setting.verdict.outcome))
+            }
+            _ => None,
+        });
+        assert_eq!(found, Some((FLAW_TRUNCATED, outcome)), "{written:?}");
+    }
 }
 
 /// A rule on who it is, with processes that are there before it and that no agent has told of.

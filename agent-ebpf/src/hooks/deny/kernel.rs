@@ -130,11 +130,18 @@ fn written(ctx: &SysctlContext, run: Run, position: u32) -> i32 {
     }
 }
 
+/// `-E2BIG`: what there was room for has been written.
+const CUT: i64 = -7;
+
 /// Length of a text that a helper wrote, and its flaws.
 #[inline(always)]
 fn length(returned: i64, room: usize) -> (u64, u8) {
+    if returned == CUT {
+        // The kernel takes long values and cuts them, too: its beginning is what counts.
+        return (room as u64 - 1, FLAW_TRUNCATED);
+    }
     if returned < 0 || returned as u64 >= room as u64 {
-        // Cut, or there is none (a write of nothing): what is there is no whole text.
+        // There is none (a write of nothing).
         return (0, FLAW_TRUNCATED);
     }
     (returned as u64, 0)

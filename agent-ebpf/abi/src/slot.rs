@@ -26,6 +26,8 @@ pub enum Place {
     Type(&'static str),
     /// BTF id of a function.
     Function(&'static str),
+    /// Number of parameters of a function.
+    Parameters(&'static str),
 }
 
 /// The types that casts are made to.
@@ -254,6 +256,8 @@ slots! {
     PATH_MNT = Field("path", "mnt");
     PATH_DENTRY = Field("path", "dentry");
     VMA_FILE = Field("vm_area_struct", "vm_file");
+    // Until 5.18 it is asked twice about an exchange of two names, from 5.19 on once with the call's flags as a fifth.
+    RENAME_PARAMETERS = Parameters("bpf_lsm_path_rename");
     READING_MODULE = Value("kernel_read_file_id", "READING_MODULE");
     // From 6.19 on, of modules that the kernel unpacks itself.
     READING_MODULE_COMPRESSED = Value("kernel_read_file_id", "READING_MODULE_COMPRESSED");

@@ -175,6 +175,14 @@ impl<'a> Btf<'a> {
         self.id(name, KIND_FUNC)
     }
 
+    /// Number of parameters of a function.
+    #[must_use]
+    pub fn function_parameters(&self, name: &str) -> Option<u32> {
+        let function = self.get(self.function(name)?)?;
+        let prototype = self.get(function.size_or_type)?;
+        (prototype.kind() == KIND_FUNC_PROTO).then(|| prototype.len() as u32)
+    }
+
     fn id(&self, name: &str, kind: u32) -> Option<u32> {
         let ids = self.by_name.get(name)?;
         let is = |id: &u32| self.get(*id).is_some_and(|found| found.kind() == kind);

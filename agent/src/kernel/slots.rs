@@ -32,7 +32,8 @@ impl Slots {
                     | Place::Value(name, _)
                     | Place::Size(name)
                     | Place::Type(name)
-                    | Place::Function(name) => {
+                    | Place::Function(name)
+                    | Place::Parameters(name) => {
                         wanted.insert(*name);
                     }
                     Place::Arguments(name) => tracepoints.push(format!("btf_trace_{name}")),
@@ -56,6 +57,7 @@ impl Slots {
                     Place::Size(name) => btf.structure_size(name),
                     Place::Type(name) => btf.structure(name),
                     Place::Function(name) => btf.function(name),
+                    Place::Parameters(name) => btf.function_parameters(name),
                 })
                 .unwrap_or(slot::NONE);
         }

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -163,7 +163,17 @@ fn names_are_denied_by_the_kernels_own_objects() {
     assert!(eperm(fs::rename(at("free"), at("box").join("in"))));
     assert!(at("kept").exists() && at("free").exists());
     fs::rename(at("free"), at("moved")).unwrap();
-    let calls = denied(&mut ruled, kind::RENAME, 2);
+    // Of two files that change their names, both lose theirs.
+    fs::write(at("other"), "other").unwrap();
+    assert!(eperm(rules::exchange(&at("kept"), &at("other"))));
+    assert!(eperm(rules::exchange(&at("other"), &at("kept"))));
+    assert_eq!(fs::read_to_string(at("kept")).unwrap(), "kept");
+    rules::exchange(&at("other"), &at("moved")).unwrap();
+    assert_eq!(fs::read_to_string(at("other")).unwrap(), "free");
+    let calls = denied(&mut ruled, kind::RENAME, 4);
+    for (_, asked) in &calls[2..] {
+        assert_eq!(asked.ino, fs::metadata(at("kept")).unwrap().ino());
+    }
     assert_eq!(
         calls[0].0.text(calls[0].1.to_path),
         at("gone").to_str().unwrap()

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use sumun_agent::kernel::{Kernel, KernelConfig, Known, LockPlace, Swapped};
 use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
 use sumun_proto::{catalogue::kind_name, v1::Kind};
@@ -175,6 +176,12 @@ pub(crate) fn map_both(later: bool) -> io::Result<()> {
         libc::munmap(at, 4096);
         changed
     }
+}
+
+/// Two files change their names.
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let flags = RenameFlags::RENAME_EXCHANGE;
+    Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, flags)?)
 }
 
 /// A module from a file.

@@ -19,7 +19,7 @@ use crate::{
     kernel::{
         Block,
         file::{File, O_TRUNC},
-        get,
+        get, value,
     },
     policy::{self, deny},
     run::{self, Run, scratch},
@@ -115,7 +115,11 @@ fn one(ctx: &LsmContext, place: usize) -> i32 {
     answer(denied)
 }
 
-/// A file is about to get another name: folder and entry of both.
+/// `RENAME_EXCHANGE` (include/uapi/linux/fs.h): both names stay, and each is the other file's.
+const EXCHANGE: u32 = 2;
+
+/// A file is about to get another name: folder and entry of both, and flags on kernels that ask only once about two files that
+/// change their names.
 #[lsm(hook = "path_rename")]
 fn deny_lsm_rename(ctx: LsmContext) -> i32 {
     if is_canary(denied::RENAME) {
@@ -124,16 +128,32 @@ fn deny_lsm_rename(ctx: LsmContext) -> i32 {
     let Some((run, index)) = begin(denied::RENAME) else {
         return 0;
     };
-    let folder = run.number(ctx.arg(0));
-    let dentry = run.number(ctx.arg(1));
-    let to_folder = run.number(ctx.arg(2));
-    let to_dentry = run.number(ctx.arg(3));
-    let (mnt, to_mnt) = (get(folder, slot::PATH_MNT), get(to_folder, slot::PATH_MNT));
-    leads(run, to_dentry, to_mnt);
-    let denied = record(run, kind::RENAME).is_some()
-        && deny::sumun_ask_file(run.level, index, denied::RENAME as u32, dentry, mnt) != 0;
+    let mut denied = renamed(&ctx, run, index, (0, 1), (2, 3));
+    if !denied && value(slot::RENAME_PARAMETERS) == 5 {
+        let flags: u32 = ctx.arg(4);
+        if flags & EXCHANGE != 0 {
+            denied = renamed(&ctx, run, index, (2, 3), (0, 1));
+        }
+    }
     run.end();
     answer(denied)
+}
+
+/// Whether the first name may not become the second: places of folder and entry among the arguments.
+#[inline(always)]
+fn renamed(
+    ctx: &LsmContext,
+    run: Run,
+    index: u32,
+    (folder, entry): (usize, usize),
+    (to_folder, to_entry): (usize, usize),
+) -> bool {
+    let mnt = get(run.number(ctx.arg(folder)), slot::PATH_MNT);
+    let to_mnt = get(run.number(ctx.arg(to_folder)), slot::PATH_MNT);
+    leads(run, run.number(ctx.arg(to_entry)), to_mnt);
+    let entry = run.number(ctx.arg(entry));
+    record(run, kind::RENAME).is_some()
+        && deny::sumun_ask_file(run.level, index, denied::RENAME as u32, entry, mnt) != 0
 }
 
 /// A file is about to get one more name: its entry, then folder and entry of the link.

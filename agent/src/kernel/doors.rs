@@ -25,6 +25,8 @@ use super::{Error, HookStatus, Kernel, cgroup_root, chain, tries, verdicts};
 
 /// The rung of BPF LSM.
 const LSM: &str = "lsm";
+/// That of programs on the root of all cgroups.
+const CGROUP: &str = "cgroup";
 
 /// How a door is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +147,7 @@ const WAYS: &[Way] = &[
     // The root of all cgroups first: there, datagrams and sends that connect pass, too.
     Way {
         place: denied::CONNECT,
-        rung: "cgroup",
+        rung: CGROUP,
         doors: &[
             cgroup_door!("connect4", "AT_CONNECT4", 10),
             cgroup_door!("connect6", "AT_CONNECT6", 11),
@@ -157,7 +159,7 @@ const WAYS: &[Way] = &[
     lsm_way!(denied::CONNECT, SOCKET; lsm_door!("connect", "AT_LSM_CONNECT", "socket_connect")),
     Way {
         place: denied::BIND,
-        rung: "cgroup",
+        rung: CGROUP,
         doors: &[
             cgroup_door!("bind4", "AT_BIND4", 8),
             cgroup_door!("bind6", "AT_BIND6", 9),
@@ -167,7 +169,7 @@ const WAYS: &[Way] = &[
     lsm_way!(denied::BIND, SOCKET; lsm_door!("bind", "AT_LSM_BIND", "socket_bind")),
     Way {
         place: denied::SYSCTL,
-        rung: "cgroup",
+        rung: CGROUP,
         doors: &[cgroup_door!("sysctl", "AT_SYSCTL", 18)],
         required: &[s::MM_EXE_FILE, s::INODE_UID],
     },
@@ -255,28 +257,57 @@ impl Kernel {
     pub fn try_doors(&mut self) -> Result<(), Error> {
         let btf = self.take_btf()?;
         self.deny.root = cgroup_root::host_root();
-        let mut tried = Vec::with_capacity(DENIABLE.len());
-        self.deny.ways = [None; DENIABLE.len()];
-        for (place, kind) in DENIABLE.into_iter().enumerate() {
-            let mut reasons = Vec::new();
-            let mut rung = "none";
-            for way in WAYS.iter().filter(|way| way.place == place) {
-                match self.try_way(way, &btf) {
-                    Ok(()) => {
-                        self.deny.ways[place] = Some(way);
-                        rung = way.rung;
-                        break;
-                    }
-                    Err(reason) => reasons.push(format!("{}: {reason}", way.rung)),
-                }
-            }
-            let reason = (rung == "none").then(|| reasons.join("; "));
-            tried.push(DoorStatus { kind, rung, reason });
-        }
-        self.deny.tried = tried;
+        let places = 0..DENIABLE.len();
+        self.deny.tried = places.map(|place| self.try_place(place, &btf)).collect();
         self.try_points(&btf);
         self.btf = Some(btf);
         Ok(())
+    }
+
+    /// As if the root of all cgroups were out of reach, or not any more: what programs there deny is tried anew. For tests of
+    /// what is second best, while no rule denies. The kinds are those that [`Kernel::doors`] names then.
+    ///
+    /// # Errors
+    /// As of [`Kernel::try_doors`], which is to be called first.
+    pub fn leave_out_cgroups(&mut self, left_out: bool) -> Result<(), Error> {
+        let btf = self.take_btf()?;
+        self.deny.root = match left_out {
+            true => Err("the root of all cgroups is left out".to_owned()),
+            false => cgroup_root::host_root(),
+        };
+        for place in 0..self.deny.tried.len() {
+            let ways = WAYS.iter().filter(|way| way.place == place);
+            if ways.clone().any(|way| way.rung == CGROUP) {
+                self.deny.tried[place] = self.try_place(place, &btf);
+            }
+        }
+        self.btf = Some(btf);
+        Ok(())
+    }
+
+    /// Tries the ways to deny a kind, the best first, until one works.
+    fn try_place(&mut self, place: usize, btf: &Btf) -> DoorStatus {
+        let kind = DENIABLE[place];
+        self.deny.ways[place] = None;
+        let mut reasons = Vec::new();
+        for way in WAYS.iter().filter(|way| way.place == place) {
+            match self.try_way(way, btf) {
+                Ok(()) => {
+                    self.deny.ways[place] = Some(way);
+                    return DoorStatus {
+                        kind,
+                        rung: way.rung,
+                        reason: None,
+                    };
+                }
+                Err(reason) => reasons.push(format!("{}: {reason}", way.rung)),
+            }
+        }
+        DoorStatus {
+            kind,
+            rung: "none",
+            reason: Some(reasons.join("; ")),
+        }
     }
 
     /// What can be denied here, and why not; empty until it was tried.

@@ -197,7 +197,8 @@ fn a_denied_bind_leaves_the_port_free() {
     ruled.load("bind", &format!("net.dst.port == {port}"));
     assert!(eperm(TcpListener::bind(("127.0.0.1", port))));
     assert!(eperm(UdpSocket::bind(("0.0.0.0", port))));
-    let mut tried = 2;
+    assert!(eperm(rules::bind_without_family(port)));
+    let mut tried = 3;
     match TcpListener::bind("[::]:0") {
         Ok(_) => {
             assert!(eperm(TcpListener::bind(("::", port))));

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream, UdpSocket},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -317,6 +318,74 @@ fn memory_and_other_processes_are_out_of_reach() {
     ruled.load("map_wx", "proc.uid == 4294967294");
     rules::map_both(false).unwrap();
     rules::map_both(true).unwrap();
+}
+
+/// Where the root of all cgroups is out of reach: without datagrams that are sent to an address, and sends that connect.
+#[test]
+fn without_cgroups_connects_and_binds_are_denied_all_the_same() {
+    let Some(mut ruled) = Ruled::new("lsm-network", &[Kind::Connect, Kind::Bind]) else {
+        return;
+    };
+    ruled.bench.kernel().leave_out_cgroups(true).unwrap();
+    let doors = ruled.bench.kernel().doors();
+    let is_of = |kind| doors.iter().find(|door| door.kind == kind).unwrap();
+    let (connect, bind) = (is_of(Kind::Connect), is_of(Kind::Bind));
+    assert_eq!(connect.rung, bind.rung);
+    match &connect.reason {
+        Some(reason) => eprintln!("SKIPPED lsm-network: {reason}"),
+        None => {
+            assert_eq!(connect.rung, "lsm");
+            connects_and_binds(&mut ruled);
+            ruled.load("exit", "");
+        }
+    }
+    ruled.bench.kernel().leave_out_cgroups(false).unwrap();
+}
+
+fn connects_and_binds(ruled: &mut Ruled) {
+    let listen = |address: &str| TcpListener::bind((address, 0)).unwrap();
+    let (there, free) = (listen("127.0.0.1"), listen("127.0.0.1"));
+    let port = there.local_addr().unwrap().port();
+    ruled.load("connect", &format!("net.dst.port == {port}"));
+    assert!(eperm(TcpStream::connect(("127.0.0.1", port))));
+    let any = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(eperm(any.connect(("127.0.0.1", port))));
+    let mut tried = 2;
+    let six = TcpListener::bind("[::1]:0").is_ok();
+    if six {
+        assert!(eperm(TcpStream::connect(("::1", port))));
+        assert!(eperm(TcpStream::connect(("::ffff:127.0.0.1", port))));
+        tried += 2;
+    } else {
+        eprintln!("SKIPPED IPv6: this host has none");
+    }
+    there.set_nonblocking(true).unwrap();
+    assert!(
+        there
+            .accept()
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
+        "somebody came"
+    );
+    let _stream = TcpStream::connect(free.local_addr().unwrap()).unwrap();
+    for (_, asked) in denied(ruled, kind::CONNECT, tried) {
+        assert_eq!(asked.dst_port, port);
+    }
+
+    drop(there);
+    ruled.load("bind", &format!("net.dst.port == {port}"));
+    assert!(eperm(TcpListener::bind(("127.0.0.1", port))));
+    assert!(eperm(UdpSocket::bind(("0.0.0.0", port))));
+    assert!(eperm(rules::bind_without_family(port)));
+    let mut tried = 3;
+    if six {
+        assert!(eperm(TcpListener::bind(("::", port))));
+        tried += 1;
+    }
+    for (_, asked) in denied(ruled, kind::BIND, tried) {
+        assert_eq!(asked.dst_port, port);
+    }
+    ruled.load("bind", "net.dst.port == 1");
+    rules::bind_without_family(port).unwrap();
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use sumun_agent::kernel::{Kernel, KernelConfig, Known, LockPlace, Swapped};
 use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
 use sumun_proto::{catalogue::kind_name, v1::Kind};
@@ -139,6 +140,32 @@ fn returned(result: libc::c_long) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// A socket bound to a port as old programs do it: without a family.
+#[expect(unsafe_code, reason = "the library has no such address")]
+pub(crate) fn bind_without_family(port: u16) -> io::Result<OwnedFd> {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: 0 },
+        sin_zero: [0; 8],
+    };
+    let made = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an address of that length.
+    let bound = unsafe {
+        libc::bind(
+            made.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    returned(bound.into()).map(|()| made)
 }
 
 /// Takes hold of a process, and lets it go.

@@ -155,8 +155,12 @@ fn addressed(run: Run, index: u32, place: usize, (sock, address, len): (u64, u64
         kind::CONNECT
     };
     let first: u64 = read(address);
+    // A bind of old takes no family for IPv4, if it is to any address.
+    let unspecified = place == denied::BIND
+        && first & 0xffff_ffff_0000_ffff == 0
+        && Sock(sock).family() == FAMILY_INET;
     // `struct sockaddr_in` and `sockaddr_in6`: family, port, and the address behind 0 or 4 bytes more.
-    let (family, halves) = if first as u16 == FAMILY_INET && len >= 16 {
+    let (family, halves) = if (first as u16 == FAMILY_INET || unspecified) && len >= 16 {
         (FAMILY_INET, [first >> 32, 0])
     } else if first as u16 == FAMILY_INET6 && len >= 24 {
         socket::normal([read(address + 8), read(address + 16)])

@@ -258,6 +258,8 @@ slots! {
     VMA_FILE = Field("vm_area_struct", "vm_file");
     // Until 5.18 it is asked twice about an exchange of two names, from 5.19 on once with the call's flags as a fifth.
     RENAME_PARAMETERS = Parameters("bpf_lsm_path_rename");
+    // From 6.2 on it is asked about open files, and `path_truncate` no more.
+    FILE_TRUNCATE = Function("bpf_lsm_file_truncate");
     READING_MODULE = Value("kernel_read_file_id", "READING_MODULE");
     // From 6.19 on, of modules that the kernel unpacks itself.
     READING_MODULE_COMPRESSED = Value("kernel_read_file_id", "READING_MODULE_COMPRESSED");

@@ -67,8 +67,16 @@ pub mod denied {
     pub const PTRACE: usize = 10;
     /// Memory that can be written and executed.
     pub const MAP_WX: usize = 11;
+    /// A change of a file's length.
+    pub const TRUNCATE: usize = 12;
+    /// A change of its permissions.
+    pub const CHMOD: usize = 13;
+    /// A change of its owner or group.
+    pub const CHOWN: usize = 14;
+    /// Another root of a mount namespace.
+    pub const PIVOT_ROOT: usize = 15;
     /// Number of these.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 16;
 }
 
 /// What a number is of.

@@ -114,6 +114,12 @@ lsm_doors! {
     door_lsm_ptrace, AT_LSM_PTRACE, "ptrace_access_check";
     door_lsm_mmap, AT_LSM_MMAP, "mmap_file";
     door_lsm_mprotect, AT_LSM_MPROTECT, "file_mprotect";
+    door_lsm_truncate, AT_LSM_TRUNCATE, "path_truncate";
+    door_lsm_ftruncate, AT_LSM_FTRUNCATE, "file_truncate";
+    door_lsm_chmod, AT_LSM_CHMOD, "path_chmod";
+    door_lsm_chown, AT_LSM_CHOWN, "path_chown";
+    door_lsm_remount, AT_LSM_REMOUNT, "sb_remount";
+    door_lsm_pivot, AT_LSM_PIVOT, "sb_pivotroot";
 }
 
 macro_rules! socket_doors {

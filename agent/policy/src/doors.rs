@@ -19,6 +19,10 @@ pub const DENIABLE: [Kind; denied::COUNT] = {
     kinds[denied::MODULE_LOAD] = Kind::ModuleLoad;
     kinds[denied::PTRACE] = Kind::Ptrace;
     kinds[denied::MAP_WX] = Kind::MapWx;
+    kinds[denied::TRUNCATE] = Kind::Truncate;
+    kinds[denied::CHMOD] = Kind::Chmod;
+    kinds[denied::CHOWN] = Kind::Chown;
+    kinds[denied::PIVOT_ROOT] = Kind::PivotRoot;
     kinds
 };
 

@@ -49,6 +49,8 @@ struct Door {
     /// The map of one entry that says where to.
     behind: &'static str,
     at: At,
+    /// A slot that kernels without its hook do not have: there, another door is asked instead.
+    needs: Option<usize>,
 }
 
 /// The doors that together deny a kind.
@@ -73,18 +75,23 @@ macro_rules! cgroup_door {
             program: concat!("deny_", $name),
             behind: $behind,
             at: At::Cgroup($at),
+            needs: None,
         }
     };
 }
 
 macro_rules! lsm_door {
     ($name:literal, $behind:literal, $hook:literal) => {
+        lsm_door!($name, $behind, $hook, None)
+    };
+    ($name:literal, $behind:literal, $hook:literal, $needs:expr) => {
         Door {
             name: concat!("deny_lsm_", $name),
             door: concat!("door_lsm_", $name),
             program: concat!("deny_lsm_", $name),
             behind: $behind,
             at: At::Lsm($hook),
+            needs: $needs,
         }
     };
 }
@@ -175,7 +182,14 @@ const WAYS: &[Way] = &[
     },
     lsm_way!(denied::MOUNT, PATH;
         lsm_door!("mount", "AT_LSM_MOUNT", "sb_mount"),
-        lsm_door!("move", "AT_LSM_MOVE", "move_mount")),
+        lsm_door!("move", "AT_LSM_MOVE", "move_mount"),
+        lsm_door!("remount", "AT_LSM_REMOUNT", "sb_remount")),
+    lsm_way!(denied::PIVOT_ROOT, PATH; lsm_door!("pivot", "AT_LSM_PIVOT", "sb_pivotroot")),
+    lsm_way!(denied::TRUNCATE, PATH;
+        lsm_door!("truncate", "AT_LSM_TRUNCATE", "path_truncate"),
+        lsm_door!("ftruncate", "AT_LSM_FTRUNCATE", "file_truncate", Some(s::FILE_TRUNCATE))),
+    lsm_way!(denied::CHMOD, PATH; lsm_door!("chmod", "AT_LSM_CHMOD", "path_chmod")),
+    lsm_way!(denied::CHOWN, PATH; lsm_door!("chown", "AT_LSM_CHOWN", "path_chown")),
     lsm_way!(denied::MODULE_LOAD, MODULE;
         lsm_door!("read", "AT_LSM_READ", "kernel_read_file"),
         lsm_door!("load", "AT_LSM_LOAD", "kernel_load_data")),
@@ -352,7 +366,7 @@ impl Kernel {
             return Err(reason);
         }
         let mut links = Vec::new();
-        for door in way.doors {
+        for door in self.doors_of(way) {
             self.load_door(door, btf)?;
             if self.pins.link(door.name).exists() {
                 continue;
@@ -363,6 +377,15 @@ impl Kernel {
         self.prove(way)?;
         self.deny.lsm_has_effect |= way.rung == LSM;
         Ok(())
+    }
+
+    /// The doors of a way that this kernel has.
+    fn doors_of(&self, way: &Way) -> Vec<&'static Door> {
+        let is_here = |door: &&Door| {
+            door.needs
+                .is_none_or(|slot| self.slots.missing(&[slot]).is_empty())
+        };
+        way.doors.iter().filter(is_here).collect()
     }
 
     /// A call of the agent's own has to fail.
@@ -484,7 +507,7 @@ impl Kernel {
             return Ok(());
         };
         let mut attached = false;
-        for door in way.doors {
+        for door in self.doors_of(way) {
             self.open_door(door, &mut attached)?;
         }
         match attached {

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -64,7 +64,39 @@ pub(super) fn try_kind(kind: Kind, rung: &str, denied: bool) -> Result<(), Strin
                 fs::hard_link(folder.join("a"), folder.join("b")),
             )])
         }),
+        Kind::Truncate => tries.in_folder(|folder| {
+            let path = folder.join("a");
+            let name = CString::new(path.as_os_str().as_bytes())?;
+            let file = File::create_new(&path)?;
+            Ok(vec![
+                (
+                    "a change of length",
+                    nix::unistd::truncate(name.as_c_str(), 0).map_err(Into::into),
+                ),
+                ("one by a descriptor", file.set_len(0)),
+            ])
+        }),
+        Kind::Chmod => tries.in_folder(|folder| {
+            let path = folder.join("a");
+            fs::write(&path, "")?;
+            let mode = fs::Permissions::from_mode(0o600);
+            Ok(vec![(
+                "a change of permissions",
+                fs::set_permissions(path, mode),
+            )])
+        }),
+        Kind::Chown => tries.in_folder(|folder| {
+            let path = folder.join("a");
+            fs::write(&path, "")?;
+            let changed = std::os::unix::fs::chown(path, None, None);
+            Ok(vec![("a change of owner", changed)])
+        }),
         Kind::Mount => tries.in_folder(mounts),
+        // What is no mount can be no root: without the door it fails with EINVAL or EBUSY.
+        Kind::PivotRoot => tries.in_folder(|folder| {
+            let turned = nix::unistd::pivot_root(folder, folder);
+            Ok(vec![("another root", turned.map_err(Into::into))])
+        }),
         Kind::ModuleLoad => tries.modules(),
         Kind::Ptrace => tries.reach(),
         Kind::MapWx => tries.memory(),
@@ -354,7 +386,45 @@ fn folder() -> Result<PathBuf, String> {
     Err(format!("cannot make a folder to try it in: {error}"))
 }
 
-/// A mount that is taken away again, and a move of what is no mount: without the door it fails with EINVAL.
+/// What is prepared to be mounted and never is, set up anew.
+#[expect(unsafe_code, reason = "no crate has these calls")]
+fn set_up_anew() -> io::Result<io::Result<()>> {
+    // include/uapi/linux/mount.h
+    const CLOSE_ON_EXEC: libc::c_uint = 1;
+    const CREATE: libc::c_uint = 6;
+    const RECONFIGURE: libc::c_uint = 7;
+    let made = |fd: libc::c_long| {
+        returned(fd)?;
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: a new descriptor that nobody else has.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: a C string and a number.
+    let prepared = unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOSE_ON_EXEC) };
+    let prepared = made(prepared)?;
+    let configure = |command: libc::c_uint| {
+        let none = std::ptr::null::<libc::c_char>();
+        // SAFETY: a descriptor and numbers; these commands take neither key nor value.
+        returned(unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                prepared.as_raw_fd(),
+                command,
+                none,
+                none,
+                0,
+            )
+        })
+    };
+    configure(CREATE)?;
+    // SAFETY: a descriptor and numbers.
+    let mount = unsafe { libc::syscall(libc::SYS_fsmount, prepared.as_raw_fd(), CLOSE_ON_EXEC, 0) };
+    let _mount = made(mount)?;
+    Ok(configure(RECONFIGURE))
+}
+
+/// A mount that is taken away again, a move of what is no mount, which without the door fails with EINVAL, and a change of what is
+/// mounted.
 #[expect(unsafe_code, reason = "no crate has this call")]
 fn mounts(folder: &Path) -> io::Result<Vec<(&'static str, io::Result<()>)>> {
     let at = folder.join("at");
@@ -387,5 +457,6 @@ fn mounts(folder: &Path) -> io::Result<Vec<(&'static str, io::Result<()>)>> {
     Ok(vec![
         ("a mount", mounted.map_err(Into::into)),
         ("a mount that is moved", returned(moved)),
+        ("a mount that is set up anew", set_up_anew()?),
     ])
 }

@@ -179,7 +179,7 @@ fn kinds(asked: u32) -> u32 {
 }
 
 /// Bits of calls that are asked about before they happen: the policy compiler numbers them as the kernel side does.
-pub(super) const DENIED: u32 = (on::denied(denied::COUNT) - 1) & !(on::denied(0) - 1);
+pub(super) const DENIED: u32 = (u32::MAX >> (16 - denied::COUNT)) & !(on::denied(0) - 1);
 
 const _: () = assert!(
     NUMBERS == sumun_policy::verdict::NUMBERS_MAX && CLAUSES == sumun_policy::verdict::CLAUSES_MAX

@@ -57,7 +57,7 @@ pub fn denied(record: &Record<'_>, asked: &Asked) -> Event {
                 ..Privilege::default()
             });
         }
-        Kind::Mount => {
+        Kind::Mount | Kind::PivotRoot => {
             event.kernel = Some(KernelChange {
                 target: path,
                 target_flaws: flaws,
@@ -79,6 +79,7 @@ pub fn denied(record: &Record<'_>, asked: &Asked) -> Event {
                     fd: -1,
                     new_path,
                     new_flaws,
+                    change: (of == Kind::Chmod).then_some(asked.value & 0o7777),
                     ..File::default()
                 });
             }

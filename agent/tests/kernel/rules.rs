@@ -1,9 +1,11 @@
 //! A kernel side with rules that deny, compiled for its doors as an agent does.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
@@ -209,6 +211,42 @@ pub(crate) fn map_both(later: bool) -> io::Result<()> {
 pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let flags = RenameFlags::RENAME_EXCHANGE;
     Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, flags)?)
+}
+
+/// What is mounted there takes no more writes: by the calls that prepare mounts.
+#[expect(unsafe_code, reason = "no crate of ours has the calls")]
+pub(crate) fn remount_read_only(at: &Path) -> io::Result<()> {
+    // include/uapi/linux/mount.h
+    const CLOSE_ON_EXEC: libc::c_uint = 1;
+    const SET_FLAG: libc::c_uint = 0;
+    const RECONFIGURE: libc::c_uint = 7;
+    let path = CString::new(at.as_os_str().as_bytes())?;
+    // SAFETY: a C string and numbers; the descriptor is new.
+    let context = unsafe {
+        let fd = libc::syscall(
+            libc::SYS_fspick,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            CLOSE_ON_EXEC,
+        );
+        returned(fd)?;
+        OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?)
+    };
+    for (command, key) in [(SET_FLAG, c"ro".as_ptr()), (RECONFIGURE, std::ptr::null())] {
+        let none = std::ptr::null::<libc::c_char>();
+        // SAFETY: a descriptor, a C string or none, and numbers.
+        returned(unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                context.as_raw_fd(),
+                command,
+                key,
+                none,
+                0,
+            )
+        })?;
+    }
+    Ok(())
 }
 
 /// A module from a file.

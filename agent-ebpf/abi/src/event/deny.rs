@@ -22,7 +22,7 @@ pub struct Asked {
     /// Files: `ACCESS_*` and `OPEN_*` of `event::file`. Executions: `EXE_*` of `event::process`.
     pub flags: u32,
     /// Mounts: the call's own flags; `PTRACE`: the mode (`PTRACE_MODE_*`); `MAP_WX`: the protection; `MODULE_LOAD`: what is
-    /// read (`enum kernel_read_file_id`).
+    /// read (`enum kernel_read_file_id`); `CHMOD`: the permission bits that are to be.
     pub value: u64,
     /// The file's superblock device, as in `file::Open`; 0 = there is none.
     pub dev: u32,

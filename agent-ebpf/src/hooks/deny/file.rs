@@ -14,7 +14,7 @@ use sumun_abi::{
     verdict::denied,
 };
 
-use super::{answer, begin, is_canary, record};
+use super::{answer, begin, is_canary, of_file, of_path, record};
 use crate::{
     kernel::{
         Block,
@@ -84,35 +84,49 @@ fn opened(run: Run, index: u32, file: u64) -> bool {
 /// A name is about to be removed.
 #[lsm(hook = "path_unlink")]
 fn deny_lsm_unlink(ctx: LsmContext) -> i32 {
-    one(&ctx, denied::UNLINK)
+    removed(&ctx)
 }
 
 /// A folder is about to be removed.
 #[lsm(hook = "path_rmdir")]
 fn deny_lsm_rmdir(ctx: LsmContext) -> i32 {
-    one(&ctx, denied::UNLINK)
+    removed(&ctx)
 }
 
 #[inline(always)]
-fn one(ctx: &LsmContext, place: usize) -> i32 {
-    if is_canary(place) {
-        return answer(true);
-    }
-    let Some((run, index)) = begin(place) else {
-        return 0;
-    };
-    let folder = run.number(ctx.arg(0));
-    let dentry = run.number(ctx.arg(1));
-    let denied = record(run, kind::UNLINK).is_some()
-        && deny::sumun_ask_file(
-            run.level,
-            index,
-            place as u32,
-            dentry,
-            get(folder, slot::PATH_MNT),
-        ) != 0;
-    run.end();
-    answer(denied)
+fn removed(ctx: &LsmContext) -> i32 {
+    of_file(denied::UNLINK, kind::UNLINK, 0, |run| {
+        let folder = run.number(ctx.arg(0));
+        (run.number(ctx.arg(1)), get(folder, slot::PATH_MNT))
+    })
+}
+
+/// The length of a file is about to change: by its path, and until 6.1 also by a descriptor, or by an open that empties it.
+#[lsm(hook = "path_truncate")]
+fn deny_lsm_truncate(ctx: LsmContext) -> i32 {
+    of_path(denied::TRUNCATE, kind::TRUNCATE, 0, ctx.arg(0))
+}
+
+/// The same from 6.2 on, by a descriptor or by an open.
+#[lsm(hook = "file_truncate")]
+fn deny_lsm_ftruncate(ctx: LsmContext) -> i32 {
+    of_file(denied::TRUNCATE, kind::TRUNCATE, 0, |run| {
+        let file = File(run.number(ctx.arg(0)));
+        (file.dentry(), file.mnt())
+    })
+}
+
+/// The permissions of a file are about to change: path, mode.
+#[lsm(hook = "path_chmod")]
+fn deny_lsm_chmod(ctx: LsmContext) -> i32 {
+    let mode: u16 = ctx.arg(1);
+    of_path(denied::CHMOD, kind::CHMOD, u64::from(mode), ctx.arg(0))
+}
+
+/// The owner or group of a file is about to change: path, ids.
+#[lsm(hook = "path_chown")]
+fn deny_lsm_chown(ctx: LsmContext) -> i32 {
+    of_path(denied::CHOWN, kind::CHOWN, 0, ctx.arg(0))
 }
 
 /// `RENAME_EXCHANGE` (include/uapi/linux/fs.h): both names stay, and each is the other file's.

@@ -23,9 +23,9 @@ use sumun_abi::{
     verdict::{denied, on},
 };
 
-use super::{ALLOW, DENY, answer, begin, is_canary, record, refuse};
+use super::{ALLOW, DENY, answer, begin, is_canary, of_file, of_path, record, refuse};
 use crate::{
-    kernel::{file::File, get, opaque, path::Text, task::Task, value},
+    kernel::{file::File, opaque, path::Text, task::Task, value},
     policy::{deny, verdict},
     run::{self, Run},
 };
@@ -150,39 +150,28 @@ fn length(returned: i64, room: usize) -> (u64, u8) {
 /// Something is about to be mounted, or a mount changed: device, path, type, flags, data.
 #[lsm(hook = "sb_mount")]
 fn deny_lsm_mount(ctx: LsmContext) -> i32 {
-    mounted(&ctx, ctx.arg(3))
+    of_path(denied::MOUNT, kind::MOUNT, ctx.arg(3), ctx.arg(1))
 }
 
 /// A mount is about to be moved, or one that was prepared put in its place: from, to.
 #[lsm(hook = "move_mount")]
 fn deny_lsm_move(ctx: LsmContext) -> i32 {
-    mounted(&ctx, 0)
+    of_path(denied::MOUNT, kind::MOUNT, 0, ctx.arg(1))
 }
 
-/// The second argument is the path.
-#[inline(always)]
-fn mounted(ctx: &LsmContext, flags: u64) -> i32 {
-    if is_canary(denied::MOUNT) {
-        return answer(true);
-    }
-    let Some((run, index)) = begin(denied::MOUNT) else {
-        return 0;
-    };
-    let mut denied = false;
-    if let Some(record) = record(run, kind::MOUNT) {
-        // SAFETY: the record is this run's.
-        unsafe { addr_of_mut!((*record).value).write(flags) };
-        let path = run.number(ctx.arg(1));
-        denied = deny::sumun_ask_file(
-            run.level,
-            index,
-            denied::MOUNT as u32,
-            get(path, slot::PATH_DENTRY),
-            get(path, slot::PATH_MNT),
-        ) != 0;
-    }
-    run.end();
-    answer(denied)
+/// `MS_REMOUNT` (include/uapi/linux/mount.h)
+const REMOUNT: u64 = 32;
+
+/// What is mounted is about to be set up anew, wherever that is: no path is told.
+#[lsm(hook = "sb_remount")]
+fn deny_lsm_remount(_ctx: LsmContext) -> i32 {
+    of_file(denied::MOUNT, kind::MOUNT, REMOUNT, |_| (0, 0))
+}
+
+/// A mount namespace is about to get another root: where the old one goes, the new one.
+#[lsm(hook = "sb_pivotroot")]
+fn deny_lsm_pivot(ctx: LsmContext) -> i32 {
+    of_path(denied::PIVOT_ROOT, kind::PIVOT_ROOT, 0, ctx.arg(1))
 }
 
 /// The kernel is about to read a file for itself: file, what it is.

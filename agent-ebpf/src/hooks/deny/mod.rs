@@ -16,13 +16,14 @@ use core::{arch::asm, ptr::addr_of_mut};
 use sumun_abi::{
     event::{deny::Asked, process::outcome},
     record::{RING_BULK, RING_LIFE},
+    slot,
     verdict::{denied, on},
 };
 
 use crate::{
-    kernel::{path::Text, task::Task},
+    kernel::{get, path::Text, task::Task},
     maps::{CANARY, REFUSED},
-    policy::verdict,
+    policy::{deny, verdict},
     run::{self, Run},
 };
 
@@ -151,6 +152,41 @@ pub(super) fn record(run: Run, kind: u16) -> Option<*mut Asked> {
         verdict::none(addr_of_mut!((*record).verdict));
     }
     Some(record)
+}
+
+/// The answer to a call on one file, which `find` says: entry and mount, both 0 if there is none. `value` is what its record has
+/// as such.
+#[inline(always)]
+pub(super) fn of_file(
+    place: usize,
+    kind: u16,
+    value: u64,
+    find: impl FnOnce(Run) -> (u64, u64),
+) -> i32 {
+    if is_canary(place) {
+        return answer(true);
+    }
+    let Some((run, index)) = begin(place) else {
+        return 0;
+    };
+    let mut denied = false;
+    if let Some(record) = record(run, kind) {
+        // SAFETY: the record is this run's.
+        unsafe { addr_of_mut!((*record).value).write(value) };
+        let (dentry, mnt) = find(run);
+        denied = deny::sumun_ask_file(run.level, index, place as u32, dentry, mnt) != 0;
+    }
+    run.end();
+    answer(denied)
+}
+
+/// The same of a file that a `struct path` names.
+#[inline(always)]
+pub(super) fn of_path(place: usize, kind: u16, value: u64, path: u64) -> i32 {
+    of_file(place, kind, value, |run| {
+        let path = run.number(path);
+        (get(path, slot::PATH_DENTRY), get(path, slot::PATH_MNT))
+    })
 }
 
 /// Sends the record, whose length is `len`, if a rule had something to say; whether the call is denied.

@@ -777,6 +777,14 @@ fn what_can_be_denied_is_known_before_the_call() {
             "mount.target.startsWith('/proc/')",
             "file(^/proc/)",
         ),
+        ("pivot_root", "mount.target == '/new'", "file(=/new)"),
+        ("truncate", "file.path == '/a'", "file(=/a)"),
+        (
+            "chmod",
+            "file.path.startsWith('/etc/') && proc.uid == 0",
+            "Uid(0..0) file(^/etc/)",
+        ),
+        ("chown", "file.name == 'shadow'", "file(shadow)"),
     ] {
         assert_eq!(denied(on, when), expected, "{when}");
     }
@@ -797,6 +805,11 @@ fn what_can_be_denied_is_known_before_the_call() {
             "before the call is made, the kernel cannot judge",
         ),
         ("exec", "proc.euid == 0", "proc.euid is not known before"),
+        (
+            "chmod",
+            "file.new_setuid",
+            "before the call is made, the kernel cannot judge file.new_setuid",
+        ),
         ("open", "file.create", "file.create is not known before"),
         (
             "sysctl",
@@ -811,7 +824,7 @@ fn what_can_be_denied_is_known_before_the_call() {
 
 #[test]
 fn what_no_door_denies_is_not_in_the_plan() {
-    let text = "[policy]\nname = \"p\"\nmode = \"enforce\"\n[[rule]]\nid = \"r\"\non = [\"connect\", \"bind\", \"chmod\"]\nwhen = \"proc.uid == 7\"\neffect = \"deny\"\n";
+    let text = "[policy]\nname = \"p\"\nmode = \"enforce\"\n[[rule]]\nid = \"r\"\non = [\"connect\", \"bind\", \"setxattr\"]\nwhen = \"proc.uid == 7\"\neffect = \"deny\"\n";
     let check = check_file("p.toml", text);
     let policies = [check.policy.expect("a policy")];
     let doors = Doors::of_host(vec![
@@ -834,7 +847,7 @@ fn what_no_door_denies_is_not_in_the_plan() {
             let rule = (0, &policies[0].rules[0]);
             crate::explain::effective(policies[0].mode, rule, *kind, doors, &[])
         };
-        [Kind::Connect, Kind::Bind, Kind::Chmod].map(|kind| of(&kind))
+        [Kind::Connect, Kind::Bind, Kind::Setxattr].map(|kind| of(&kind))
     };
     let said = modes(&doors).map(|(mode, reason)| format!("{} {reason}", mode.name()));
     assert_eq!(
@@ -842,7 +855,7 @@ fn what_no_door_denies_is_not_in_the_plan() {
         [
             "deny ",
             "alert not denied: no root",
-            "alert not denied: nothing can deny chmod"
+            "alert not denied: nothing can deny setxattr"
         ]
     );
     // Nobody tried: nothing is promised.

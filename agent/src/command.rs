@@ -13,6 +13,7 @@ use crate::enforce::{fanotify, isolate};
 use crate::forward::identity::Identity;
 use crate::kernel::{self, KernelConfig};
 use crate::pipeline::policies;
+use crate::released::{self, Note};
 use crate::{enroll, run, status};
 
 /// Runs a command.
@@ -149,6 +150,7 @@ fn diagnose(args: &Status) -> anyhow::Result<ExitCode> {
 }
 
 fn lift(config: &Config) -> anyhow::Result<ExitCode> {
+    released::log("end of the host's isolation asked for");
     let answer = status::lift(&config.run).context(
         "the isolation of the host is not ended; where no agent runs, `sumun-agent release` ends it",
     )?;
@@ -162,12 +164,29 @@ fn lift(config: &Config) -> anyhow::Result<ExitCode> {
 fn release(config: &Path) -> anyhow::Result<ExitCode> {
     // Where there is none there is no state, either.
     let state = match config.exists() {
-        true => Some(isolate::state_file(&Config::load(config)?.state)),
+        true => Some(Config::load(config)?.state),
         false => None,
     };
+    // Before it is done; a full disk keeps nobody from it.
+    let note = state.as_deref().map(Note::of);
+    let noted = note.as_ref().map(Note::add).transpose();
+    if let Err(error) = &noted {
+        eprintln!(
+            "sumun-agent: cannot note who releases the host: {error}; the system's log has it"
+        );
+    }
+    released::log("release of the host asked for");
     // First, as it fails beside an agent that runs: what that one holds stays so.
-    let removed = kernel::release(&KernelConfig::default())?;
-    if let Some(path) = state {
+    let removed = kernel::release(&KernelConfig::default());
+    if let (Err(kernel::Error::Running { .. }), Some(note), Ok(Some(len))) =
+        (&removed, &note, &noted)
+    {
+        note.take_back(*len)
+            .context("cannot take back the note that the host is released")?;
+    }
+    let removed = removed?;
+    if let Some(state) = state {
+        let path = isolate::state_file(&state);
         isolate::forget(&path).with_context(|| {
             format!(
                 "cannot remove {}: the next agent would cut the host off again",

@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod pipeline;
 pub mod privacy;
 pub mod receive;
+pub mod released;
 pub mod run;
 pub mod spool;
 pub mod starter;

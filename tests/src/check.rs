@@ -49,7 +49,12 @@ pub fn nobody_is_unknown(ctl: &Ctl, (since, until): (u64, u64), limit: Duration)
         answer.expect("an answer").rows
     };
     let unknown = ask(&format!("{life} && !({known})"));
-    assert!(unknown.is_empty(), "{} of unknown workloads: {}", unknown.len(), unknown[0]);
+    assert!(
+        unknown.is_empty(),
+        "{} of unknown workloads: {}",
+        unknown.len(),
+        unknown[0]
+    );
     let (known, all) = (ask(&format!("{life} && {known}")), ask(life));
     println!("{} events, {} with a workload", all.len(), known.len());
     assert_eq!(known.len(), all.len());

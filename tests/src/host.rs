@@ -388,7 +388,8 @@ impl Agent {
     /// It fails.
     pub fn release(&self) -> Result<()> {
         let output = Command::new(programs::path("sumun-agent"))
-            .arg("release")
+            .args(["release", "--config"])
+            .arg(self.config())
             .output()?;
         ensure!(
             output.status.success(),

@@ -147,6 +147,20 @@ effect = "kill"
     assert!(was_killed(&evil, &file, &[]), "a stopped agent has let go");
     agent.release().expect("the pins are removed");
     assert!(!was_killed(&evil, &file, &[]));
+    // The next one tells who did that.
+    agent.run().expect("the agent starts again");
+    agent.online(&collector).expect("it is online");
+    let begun = Instant::now();
+    loop {
+        let gaps = ctl.gaps(since).expect("the gaps").rows;
+        let told = |row: &Value| text(row, "gap.detail").contains("the host was released at");
+        if gaps.iter().any(told) {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "{gaps:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(was_killed(&evil, &file, &[]));
 }
 
 /// A rule, what it is promised to be, and what shows it.

@@ -260,9 +260,8 @@ fn every_event_of_many_short_pods_says_whose_it_is() {
                         labels: vec![("app".into(), format!("cart-{number}"))],
                         logs: String::new(),
                     };
-                    let script = format!(
-                        "/prog-{number}; : < /prog-{number}; exec /bin/busybox sleep 1"
-                    );
+                    let script =
+                        format!("/prog-{number}; : < /prog-{number}; exec /bin/busybox sleep 1");
                     let command = ["/bin/busybox", "sh", "-c", &script];
                     let (sandbox, container) =
                         containerd.run(&pod, image, &command).expect("a pod");

@@ -42,6 +42,7 @@ use crate::enrich::workload::path::classify;
 use crate::integrity::{Check, Finding, Held, Process, Report, Standing, Turn, Watch};
 use crate::kernel::{DoorStatus, HookStatus, Kernel, Known, PointStatus, StreamId, cgroup, heap};
 use crate::privacy::Redactor;
+use crate::released::Note;
 use crate::spool::{Found, Spool};
 use crate::status::{LANES, Status, lane_index};
 
@@ -149,6 +150,8 @@ pub struct Pipeline {
     holding: fanotify::Report,
     pending: Pending,
     unsaid: Unsaid,
+    /// Who released the host before this agent, until that is written.
+    released: Option<Note>,
     watch: Watch,
     /// What a look has come to, until it is judged.
     reported: Option<(Report, Held, Instant)>,
@@ -301,6 +304,7 @@ impl Pipeline {
             holding: fanotify::Report::default(),
             pending: Pending::default(),
             unsaid: Unsaid::new(&state),
+            released: Some(Note::of(&state)),
             watch: Watch::new(integrity),
             reported: None,
             findings: Findings::default(),
@@ -365,9 +369,13 @@ impl Pipeline {
         for scope in pipeline.scopes.clone() {
             pipeline.core.life.open().scope(scope);
         }
+        let released = pipeline.released.as_ref().and_then(Note::read);
         if !reused {
-            let why = ("unwatched", "the kernel side was not attached");
-            pipeline.unwatched(before.as_ref(), attached_ns, why);
+            let why = released.map_or_else(
+                || "the kernel side was not attached".to_owned(),
+                |who| format!("the kernel side was not attached: the host was released at {who}"),
+            );
+            pipeline.unwatched(before.as_ref(), attached_ns, ("unwatched", &why));
         } else if unsaid {
             let why = (
                 "untold",
@@ -496,6 +504,9 @@ impl Pipeline {
             self.findings.written();
         }
         self.told.written();
+        if let Some(released) = self.released.take() {
+            released.forget();
+        }
         self.look_at_keeper();
         if through != 0 {
             self.through_boot_ns = through;

@@ -94,7 +94,7 @@ fn printer(kind: Kind, output: Output) -> Printer {
         ),
         Kind::Gaps => Printer::new(
             output,
-            &["FROM", "TO", "HOST", "LANE", "REASON", "MISSING", "STREAM"],
+            &["FROM", "TO", "HOST", "LANE", "REASON", "MISSING", "DETAIL"],
             gap_cells,
         ),
     }
@@ -154,17 +154,23 @@ fn alert_cells(row: &Value) -> Cells {
 
 fn gap_cells(row: &Value) -> Cells {
     let missing = integer(row, "gap.count").map_or_else(|| "unknown".to_owned(), |n| n.to_string());
-    let stream = if integer(row, "gap.first_seq").is_some() {
-        format!(
+    let detail = text(row, "gap.detail");
+    let detail = if integer(row, "gap.first_seq").is_some() {
+        let stream = format!(
             "ring {} cpu {} level {}: {}..{}",
             number(row, "origin.ring"),
             number(row, "origin.cpu"),
             number(row, "origin.level"),
             number(row, "gap.first_seq"),
             number(row, "gap.last_seq")
-        )
+        );
+        if detail.is_empty() {
+            stream
+        } else {
+            format!("{stream}; {detail}")
+        }
     } else {
-        String::new()
+        detail.to_owned()
     };
     vec![
         Shown::new(millis(text(row, "gap.from"))),
@@ -173,6 +179,6 @@ fn gap_cells(row: &Value) -> Cells {
         Shown::new(text(row, "gap.lane")),
         Shown::new(text(row, "gap.reason")),
         Shown::toned(missing, Tone::Warning),
-        Shown::new(stream),
+        Shown::new(detail),
     ]
 }

@@ -585,6 +585,13 @@ fn gaps(host: &Arc<Host>, batch: &Batch) -> Option<RowSet> {
         }
         Arc::new(array.finish().with_timezone("UTC"))
     };
+    let text = |value: &dyn Fn(&Gap) -> Option<&str>| -> ArrayRef {
+        let mut array = StringBuilder::new();
+        for gap in &batch.gaps {
+            array.append_option(value(gap));
+        }
+        Arc::new(array.finish())
+    };
     let own: Vec<ArrayRef> = layout
         .own
         .iter()
@@ -606,12 +613,9 @@ fn gaps(host: &Arc<Host>, batch: &Batch) -> Option<RowSet> {
                 FieldId::GapLastSeq => {
                     int(&|gap| gap.stream.as_ref().map(|_| gap.last_seq.cast_signed()))
                 }
-                FieldId::GapReason => {
-                    let mut array = StringBuilder::new();
-                    for gap in &batch.gaps {
-                        array.append_value(&gap.reason);
-                    }
-                    Arc::new(array.finish())
+                FieldId::GapReason => text(&|gap| Some(&gap.reason)),
+                FieldId::GapDetail => {
+                    text(&|gap| Some(&*gap.detail).filter(|detail| !detail.is_empty()))
                 }
                 other => match other.info().ty {
                     FieldType::Str => new_null_array(&DataType::Utf8, batch.gaps.len()),

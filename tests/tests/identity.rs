@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sumun_tests::bench::rate::pss_kib;
-use sumun_tests::check::{int, list, text};
+use sumun_tests::check::{int, list, nobody_is_unknown, text};
 use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Cgroup, Rootfs, has, id, pod_uid};
 use sumun_tests::elf;

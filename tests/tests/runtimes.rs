@@ -348,6 +348,22 @@ fn a_container_of_podman_is_told_without_a_service() {
         WORK,
     ]));
     told(&collector, since, &id, "podman");
+    // Its labels are not known, which is not that it has none.
+    for (filter, some) in [
+        (r#"!("app=cart" in container.labels)"#, false),
+        (r#""app=cart" in container.labels"#, false),
+        (r#""lost" in container.labels_flaws"#, true),
+    ] {
+        let filter = format!(r#"kind == "exec" && container.id == "{id}" && {filter}"#);
+        let answer = collector
+            .ctl()
+            .complete_events(since, unix_ns(), &filter, LIMIT);
+        assert_eq!(
+            !answer.expect("an answer").rows.is_empty(),
+            some,
+            "{filter}"
+        );
+    }
     said(podman().args(["rm", "-f", "web-1"]));
     agent.stop().expect("the agent stops when told to");
 }

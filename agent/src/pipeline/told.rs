@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sumun_proto::v1::{Facts, System};
@@ -234,6 +234,9 @@ impl Told {
         copy(&counters.runtime_known, &told.known);
         copy(&counters.runtime_unknown, &told.unknown);
         copy(&counters.runtime_failed, &told.failed);
+        copy(&counters.runtime_refused, &told.refused);
+        let troubles = counters.identity_troubles.lock();
+        *troubles.unwrap_or_else(PoisonError::into_inner) = told.troubles();
         copy(&counters.runtime_dropped, &told.dropped);
         let set = |to: &AtomicU64, value| to.store(value, Ordering::Relaxed);
         set(&counters.workloads_named, self.windows.count);

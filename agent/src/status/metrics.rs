@@ -238,6 +238,11 @@ impl Collector for Scrape {
                 &counters.runtime_failed,
             ),
             (
+                "runtime_refused_questions",
+                "Of them those about one container, while it answers of others",
+                &counters.runtime_refused,
+            ),
+            (
                 "runtime_dropped_questions",
                 "Containers that were not asked about, because too many waited",
                 &counters.runtime_dropped,

@@ -293,6 +293,10 @@ pub struct Counters {
     pub runtime_unknown: AtomicU64,
     /// Questions to a runtime that it did not answer.
     pub runtime_failed: AtomicU64,
+    /// Of them those about one container that a runtime could not answer while it answers of others.
+    pub runtime_refused: AtomicU64,
+    /// Who does not answer now what containers and the host are, and why: by socket, `kubelet` or `cloud`.
+    pub identity_troubles: Mutex<BTreeMap<String, String>>,
     /// Containers that were not asked about, because too many waited.
     pub runtime_dropped: AtomicU64,
     /// Containers that are asked about and not named yet.

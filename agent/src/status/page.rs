@@ -11,7 +11,7 @@ use sumun_proto::view::boot_id_text;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Connection, LANES, Status};
+use super::{Connection, LANES, Status, locked};
 use crate::integrity::Standing;
 use crate::pipeline::policies;
 
@@ -129,6 +129,7 @@ pub(super) fn json(status: &Status) -> Value {
             "runtime_known": count(&counters.runtime_known),
             "runtime_unknown": count(&counters.runtime_unknown),
             "runtime_failed": count(&counters.runtime_failed),
+            "runtime_refused": count(&counters.runtime_refused),
             "runtime_dropped": count(&counters.runtime_dropped),
             "cgroups_left_out": count(&counters.cgroups_left_out),
             "events_without_workload": count(&counters.cgroups_unknown),
@@ -141,6 +142,7 @@ pub(super) fn json(status: &Status) -> Value {
             "longest_ms": count(&counters.workloads_named_longest_ms),
             "cgroups_told": count(&counters.scopes),
             "cgroups_without_room": count(&counters.scopes_left_out),
+            "troubles": *locked(&counters.identity_troubles),
         },
         "deny": {
             "held": count(&counters.held_calls),
@@ -276,6 +278,9 @@ pub fn text(status: &Value) -> String {
         word(&workloads["cgroups_told"]),
         word(&workloads["cgroups_without_room"]),
     );
+    for (who, why) in workloads["troubles"].as_object().into_iter().flatten() {
+        let _ = writeln!(page, "  not told by {who}: {}", word(why));
+    }
     page.push_str("\nlanes\n");
     for lane in rows("lanes") {
         let _ = writeln!(

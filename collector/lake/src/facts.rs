@@ -3,6 +3,9 @@
 //! Facts arrive later than the events that they are about, so they are no columns: a small table, by
 //! host, boot and workload, in which a newer word takes the place of an older one. A field of it in a predicate becomes a
 //! function of the row's `host_id`, `boot_id` and `workload_id`; rows that are shown get its values as further columns.
+//!
+//! What of them is unknown on a row (labels that were cut, names that are still asked for) is not in the bits of the row's own columns,
+//! which were written before: it is one more such function, [`TOLD_UNKNOWN`], bit n of which is the n-th of [`OF_FACTS`].
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -24,11 +27,22 @@ use datafusion::logical_expr::{
 use prost::Message as _;
 use sumun_proto::v1::Facts;
 use sumun_proto::view::boot_id_text;
-use sumun_proto::view::facts::{OF_FACTS, is_of_host, value};
+use sumun_proto::view::facts::{OF_FACTS, is_of_host, is_unknown, value};
 use sumun_proto::{FieldId, FieldType, Value};
 
 use crate::family::Family;
 use crate::scan::named;
+
+/// A column that no table has: the bits of what is unknown of the fields that are told. [`joined`] puts the function in its place.
+pub(crate) const TOLD_UNKNOWN: &str = "_told_unknown";
+
+const _: () = assert!(OF_FACTS.len() < 64);
+
+/// Bit of a field in [`TOLD_UNKNOWN`].
+pub(crate) fn told_bit(id: FieldId) -> Option<i64> {
+    let position = OF_FACTS.iter().position(|known| *known == id)?;
+    Some(1 << position)
+}
 
 /// Facts by boot and workload.
 type Boots = HashMap<String, HashMap<u64, Arc<Facts>>>;
@@ -141,9 +155,12 @@ pub(crate) fn joined(table: &Arc<FactTable>, family: Family, filter: Scan) -> Pl
         let Scan::Column(column) = &part else {
             return Ok(Transformed::no(part));
         };
+        if column.name == TOLD_UNKNOWN {
+            return Ok(Transformed::yes(Told::call(table, Wanted::Unknown)));
+        }
         let told = told_fields().find(|id| id.info().column == column.name);
         Ok(match told {
-            Some(id) => Transformed::yes(Told::call(table, id)),
+            Some(id) => Transformed::yes(Told::call(table, Wanted::Field(id))),
             None => Transformed::no(part),
         })
     })?;
@@ -208,6 +225,24 @@ impl<'a> Rows<'a> {
         table.get(self.hosts.value(row), self.boots.value(row), workload)
     }
 
+    /// What is unknown on each row, by the bits of the fields.
+    fn unknown(&self, table: &FactTable) -> ArrayRef {
+        // Looked up once for all that are told of a workload, and of a host.
+        let bits = |facts: Option<&Facts>, of_host: bool| -> i64 {
+            let unknown = |id: &FieldId| {
+                is_of_host(*id) == of_host && facts.is_some_and(|facts| is_unknown(facts, *id))
+            };
+            let ids = OF_FACTS.into_iter().filter(unknown);
+            ids.filter_map(told_bit).sum()
+        };
+        let of = |row| {
+            let workload = self.facts(table, FieldId::ContainerName, row);
+            let host = self.facts(table, FieldId::CloudProvider, row);
+            bits(workload, false) + bits(host, true)
+        };
+        Arc::new((0..self.hosts.len()).map(of).collect::<Int64Array>())
+    }
+
     fn values(&self, table: &FactTable, id: FieldId, fallback: Option<&StringArray>) -> ArrayRef {
         let rows = 0..self.hosts.len();
         if id.info().ty == FieldType::StrList {
@@ -248,17 +283,25 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// What is asked of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Wanted {
+    Field(FieldId),
+    /// [`TOLD_UNKNOWN`].
+    Unknown,
+}
+
 /// A field of the table as a function of columns: `sumun_told(host_id, boot_id, workload_id[, the column itself])`.
 #[derive(Clone, Debug)]
 struct Told {
     table: Arc<FactTable>,
-    id: FieldId,
+    wanted: Wanted,
     signature: Signature,
 }
 
 impl PartialEq for Told {
     fn eq(&self, other: &Self) -> bool {
-        self.id == other.id && Arc::ptr_eq(&self.table, &other.table)
+        self.wanted == other.wanted && Arc::ptr_eq(&self.table, &other.table)
     }
 }
 
@@ -266,20 +309,22 @@ impl Eq for Told {}
 
 impl Hash for Told {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.id.hash(state);
+        self.wanted.hash(state);
         Arc::as_ptr(&self.table).hash(state);
     }
 }
 
 impl Told {
-    fn call(table: &Arc<FactTable>, id: FieldId) -> Scan {
+    fn call(table: &Arc<FactTable>, wanted: Wanted) -> Scan {
         let mut arguments = vec![named("host_id"), named("boot_id"), named("workload_id")];
-        if !OF_FACTS.contains(&id) {
+        if let Wanted::Field(id) = wanted
+            && !OF_FACTS.contains(&id)
+        {
             arguments.push(named(id.info().column));
         }
         let told = Told {
             table: Arc::clone(table),
-            id,
+            wanted,
             signature: Signature::variadic_any(Volatility::Immutable),
         };
         let function = Arc::new(ScalarUDF::new_from_impl(told));
@@ -297,7 +342,11 @@ impl ScalarUDFImpl for Told {
     }
 
     fn return_type(&self, _: &[DataType]) -> PlanResult<DataType> {
-        Ok(match self.id.info().ty {
+        let ty = match self.wanted {
+            Wanted::Field(id) => id.info().ty,
+            Wanted::Unknown => FieldType::Int,
+        };
+        Ok(match ty {
             FieldType::StrList => {
                 DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true)))
             }
@@ -323,8 +372,10 @@ impl ScalarUDFImpl for Told {
             workloads: as_int64_array(workloads)?,
         };
         let fallback = own.first().map(|own| as_string_array(own)).transpose()?;
-        let values = rows.values(&self.table, self.id, fallback);
-        Ok(ColumnarValue::Array(values))
+        Ok(ColumnarValue::Array(match self.wanted {
+            Wanted::Field(id) => rows.values(&self.table, id, fallback),
+            Wanted::Unknown => rows.unknown(&self.table),
+        }))
     }
 }
 

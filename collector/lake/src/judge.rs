@@ -23,6 +23,7 @@ use regex_automata::meta::Regex;
 use sumun_policy::ir::{Expr, Operand, Pattern, Quantifier, Set, TextTest};
 use sumun_proto::{FieldId, FieldType, text};
 
+use crate::facts::told_bit;
 use crate::family::{Family, unknown_bit};
 use crate::scan::name_of;
 
@@ -46,6 +47,8 @@ pub(crate) enum Argument {
     AncestorsExePath,
     AncestorsUnknown,
     Unknown,
+    /// What is unknown of fields that are told.
+    ToldUnknown,
 }
 
 impl PartialEq for Judge {
@@ -87,6 +90,9 @@ impl Judge {
         }
         if fields.iter().any(|id| unknown_bit(*id).is_some()) {
             columns.push(Argument::Unknown);
+        }
+        if fields.iter().any(|id| told_bit(*id).is_some()) {
+            columns.push(Argument::ToldUnknown);
         }
         let mut regexes = Vec::new();
         for pattern in patterns {
@@ -290,7 +296,9 @@ impl<'a> Row<'a> {
 
     /// Whether the field is unknown, or the list incomplete.
     fn unknown(&self, id: FieldId) -> bool {
-        unknown_bit(id).is_some_and(|bit| self.int(Argument::Unknown).unwrap_or(0) & bit != 0)
+        let has = |mask: Argument, bit: i64| self.int(mask).unwrap_or(0) & bit != 0;
+        unknown_bit(id).is_some_and(|bit| has(Argument::Unknown, bit))
+            || told_bit(id).is_some_and(|bit| has(Argument::ToldUnknown, bit))
     }
 
     /// The items of a list.
@@ -485,8 +493,10 @@ impl<'a> Row<'a> {
             Operand::Field(id) if id.info().ty == FieldType::ImageList => {
                 Some(self.list(Argument::AncestorsPid).is_some())
             }
+            // What is left of a list is there.
             Operand::Field(id) if id.info().ty == FieldType::StrList => {
-                Some(self.list(Argument::Field(*id)).is_some())
+                let there = self.list(Argument::Field(*id)).is_some();
+                (there || told_bit(*id).is_none() || !self.unknown(*id)).then_some(there)
             }
             Operand::Field(id) => (!self.unknown(*id)).then(|| self.field(*id).is_some()),
             Operand::Ancestor(id) => {

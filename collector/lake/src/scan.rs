@@ -13,10 +13,10 @@ use sumun_policy::Predicate;
 use sumun_policy::ir::{Compare, Expr, Operand, Set, TextTest};
 use sumun_proto::catalogue::KINDS;
 use sumun_proto::v1::Kind;
-use sumun_proto::view::facts::is_of_workload;
 use sumun_proto::{FieldId, FieldType};
 
 use crate::error::{Error, Result};
+use crate::facts::{TOLD_UNKNOWN, told_bit};
 use crate::family::{ANCESTORS_UNKNOWN_COLUMN, Family, UNKNOWN_COLUMN, time_type, unknown_bit};
 use crate::judge::{Argument, Judge};
 
@@ -222,6 +222,7 @@ fn judged(expr: &Expr, family: Family) -> Result<Scan> {
                 Argument::AncestorsExePath => "proc_ancestors_exe_path",
                 Argument::AncestorsUnknown => ANCESTORS_UNKNOWN_COLUMN,
                 Argument::Unknown => UNKNOWN_COLUMN,
+                Argument::ToldUnknown => TOLD_UNKNOWN,
             };
             named(name)
         })
@@ -272,8 +273,19 @@ fn has(id: FieldId, family: Family) -> Scan {
     };
     let there = column.is_not_null();
     let listed = matches!(id.info().ty, FieldType::StrList | FieldType::ImageList);
+    if let Some(bit) = told_bit(id) {
+        // What is told in part is there; what is not told may be.
+        let told = is_zero(named(TOLD_UNKNOWN), bit);
+        let told = match unknown_bit(id) {
+            Some(_) => and(told, known(id)),
+            None => told,
+        };
+        // A CASE of branches of known types always builds.
+        let there = when(there.clone(), lit(true)).when(told, lit(false)).end();
+        return there.unwrap_or(lit(ScalarValue::Boolean(None)));
+    }
     // What is left of a list is there.
-    if listed && !is_of_workload(id) || unknown_bit(id).is_none() {
+    if listed || unknown_bit(id).is_none() {
         return there;
     }
     when(known(id), there.clone()).end().unwrap_or(there)
@@ -282,8 +294,14 @@ fn has(id: FieldId, family: Family) -> Scan {
 /// True where the field's bit is not set in `_unknown`.
 fn known(id: FieldId) -> Scan {
     let bit = unknown_bit(id).unwrap_or(0);
-    let bits = binary_expr(named(UNKNOWN_COLUMN), Operator::BitwiseAnd, lit(bit));
-    or(named(UNKNOWN_COLUMN).is_null(), bits.eq(lit(0_i64)))
+    or(
+        named(UNKNOWN_COLUMN).is_null(),
+        is_zero(named(UNKNOWN_COLUMN), bit),
+    )
+}
+
+fn is_zero(bits: Scan, bit: i64) -> Scan {
+    binary_expr(bits, Operator::BitwiseAnd, lit(bit)).eq(lit(0_i64))
 }
 
 pub(crate) fn named(column: &str) -> Scan {

@@ -10,11 +10,15 @@ use std::sync::Arc;
 
 use common::{Case, Dice, KINDS};
 use proptest::prelude::*;
+use sumun_abi::record::{FLAW_LOST, FLAW_TRUNCATED};
 use sumun_lake::engine::{Query, Range};
-use sumun_lake::{Engine, EngineOptions, Family, Lake, RowReader, RowSet, Source, scan, write};
+use sumun_lake::{
+    Engine, EngineOptions, FactTable, Family, Lake, RowReader, RowSet, Source, scan, write,
+};
 use sumun_policy::{Lists, Matcher, Predicate, Verdict};
-use sumun_proto::View;
-use sumun_proto::v1::{Alert, Origin, RuleRef};
+use sumun_proto::v1::{Alert, Batch, Cloud, Event, Facts, Image, Kind, Origin, RuleRef, Workload};
+use sumun_proto::view::REDACTED;
+use sumun_proto::{Host, View};
 
 const EVENTS: usize = 24;
 const PREDICATES: usize = 6;
@@ -159,4 +163,230 @@ proptest! {
             }
         }
     }
+}
+
+/// Facts of a workload and of a host: whole, cut, and not known in the ways there are.
+fn told() -> Vec<(Option<Facts>, Option<Facts>)> {
+    let (cut, lost) = (u32::from(FLAW_TRUNCATED), u32::from(FLAW_LOST));
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let container = |labels: &[&str], flaws| Facts {
+        container_name: "web".into(),
+        image: "nginx".into(),
+        container_labels: texts(labels),
+        container_labels_flaws: flaws,
+        ..Facts::default()
+    };
+    let pod = |labels: &[&str], flaws| Facts {
+        pod_name: "cart-1".into(),
+        pod_uid: "u-1".into(),
+        namespace: "shop".into(),
+        pod_labels: texts(labels),
+        pod_labels_flaws: flaws,
+        ..container(&["a=1"], 0)
+    };
+    let instance = |tags: &[&str], tags_flaws| Facts {
+        cloud: Some(Cloud {
+            provider: "aws".into(),
+            account: "1".into(),
+            role: "web".into(),
+            tags: texts(tags),
+            tags_flaws,
+            ..Cloud::default()
+        }),
+        ..Facts::default()
+    };
+    let workloads = [
+        None,
+        Some(container(&[], 0)),
+        Some(container(&[], lost)),
+        Some(container(&["a=1", "app=cart", "b=2"], 0)),
+        Some(container(&["a=1", "app=cart"], cut)),
+        Some(container(&["app=cart", "b=2"], cut)),
+        Some(container(&["app=cart", "b=2"], REDACTED)),
+        Some(pod(&["app=cart", "b=2"], 0)),
+        Some(pod(&["a=1", "b=2"], cut)),
+        Some(Facts {
+            pod_pending: true,
+            ..pod(&["app=cart"], 0)
+        }),
+        Some(Facts {
+            owner_kind: "Job".into(),
+            ..pod(&["app=cart"], 0)
+        }),
+        Some(Facts {
+            cut: true,
+            ..pod(&["app=cart"], 0)
+        }),
+        Some(Facts {
+            untold: true,
+            container_labels_flaws: lost,
+            pod_labels_flaws: lost,
+            ..Facts::default()
+        }),
+    ];
+    let hosts = [
+        None,
+        Some(Facts::default()),
+        Some(Facts {
+            cloud_pending: true,
+            ..Facts::default()
+        }),
+        Some(instance(&[], 0)),
+        Some(instance(&["app=cart", "b=2"], cut)),
+        Some(instance(&[], lost)),
+        Some(Facts {
+            cloud: Some(Cloud {
+                provider: "aws".into(),
+                role_untold: true,
+                ..Cloud::default()
+            }),
+            ..Facts::default()
+        }),
+    ];
+    let of_workloads = workloads.into_iter().map(|facts| (facts, None));
+    let of_hosts = hosts.into_iter().map(|facts| (None, facts));
+    of_workloads.chain(of_hosts).collect()
+}
+
+/// What rules ask of what is told.
+const TOLD: &[&str] = &[
+    r#""app=cart" in LIST"#,
+    r#"!("app=cart" in LIST)"#,
+    r#"!("zz=1" in LIST)"#,
+    r#""zz=1" in LIST"#,
+    "has(LIST)",
+    "!has(LIST)",
+    "LIST.size() == 0",
+    "LIST.size() != 1",
+    r#"LIST[0] == "app=cart""#,
+    r#"LIST[1] != "b=2""#,
+    r#"LIST.exists(l, l.startsWith("app="))"#,
+    r#"!LIST.exists(l, l.startsWith("zz="))"#,
+    r#"LIST.all(l, l.contains("="))"#,
+    r#"!LIST.all(l, l.startsWith("app"))"#,
+    r#"LIST.exists(l, has(LIST) && l == "b=2")"#,
+    "has(LIST_flaws)",
+    r#""truncated" in LIST_flaws || "lost" in LIST_flaws"#,
+    r#"!("lost" in LIST_flaws)"#,
+    r#"TEXT == "web""#,
+    r#"TEXT != "web""#,
+    r#"!(TEXT == "web")"#,
+    r#"!TEXT.startsWith("w")"#,
+    r#"TEXT.lowerAscii() != "x""#,
+    "has(TEXT)",
+    "!has(TEXT)",
+    r#"has(TEXT) || kind == "fork""#,
+];
+
+#[test]
+fn what_is_told_means_to_a_search_what_it_means_to_the_agent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let lake = Lake::open(dir.path().join("lake").to_str().expect("UTF-8")).expect("a lake");
+    let engine = engine(&lake, dir.path());
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime");
+    let mut table = FactTable::default();
+    let mut memory = Vec::new();
+    let mut cases = Vec::new();
+    for (number, (workload, host)) in told().into_iter().enumerate() {
+        let name = Host {
+            id: format!("h{number}"),
+            name: String::new(),
+        };
+        let event = Event {
+            kind: Kind::Exec.into(),
+            image: 1,
+            origin: Some(Origin {
+                seq: number as u64,
+                ..Origin::default()
+            }),
+            ..Event::default()
+        };
+        let batch = Batch {
+            boot_id: vec![1; 16],
+            events: vec![event.clone()],
+            images: vec![Image {
+                workload: 1,
+                seen: true,
+                ..Image::default()
+            }],
+            workloads: vec![Workload {
+                id: 7,
+                kind: "container".into(),
+                ..Workload::default()
+            }],
+            ..Batch::default()
+        };
+        for (id, facts) in [(7, &workload), (0, &host)] {
+            let facts = facts.iter().map(|facts| Facts {
+                workload: id,
+                ..facts.clone()
+            });
+            for facts in facts {
+                table.learn(&name.id, &batch.boot_id, &Arc::new(facts));
+            }
+        }
+        let sets = sumun_lake::rows(&Arc::new(name.clone()), &batch).expect("well-formed");
+        memory.extend(sets.into_iter().map(Arc::new));
+        let mut inside = batch;
+        inside.workloads[0].facts = workload;
+        inside.host = host;
+        cases.push((name, inside, event));
+    }
+    let source = Source {
+        family: Family::Process,
+        files: Vec::new(),
+        memory,
+        facts: Arc::new(table),
+    };
+    let lists = ["container.labels", "k8s.labels", "cloud.tags"];
+    let texts = [
+        "container.name",
+        "container.image_tag",
+        "k8s.pod.name",
+        "k8s.pod.uid",
+        "k8s.owner.kind",
+        "cloud.account",
+        "cloud.role",
+        "cloud.scaling_group",
+    ];
+    let mut outcomes = [0; 3];
+    for text in TOLD {
+        let (place, fields) = match text.contains("TEXT") {
+            true => ("TEXT", &texts[..]),
+            false => ("LIST", &lists[..]),
+        };
+        for field in fields {
+            let text = text.replace(place, field);
+            let predicate = Predicate::parse(&text, &Lists::new()).expect("well-typed");
+            let matcher = Matcher::compile(&predicate);
+            let mut expected = BTreeSet::new();
+            for (number, (host, batch, event)) in cases.iter().enumerate() {
+                let view = View {
+                    host,
+                    batch,
+                    event,
+                    alert: None,
+                };
+                let verdict = matcher.matches(&view);
+                outcomes[match verdict {
+                    Verdict::Match => 0,
+                    Verdict::NoMatch => 1,
+                    _ => 2,
+                }] += 1;
+                if verdict == Verdict::Match {
+                    expected.insert(number as u64);
+                }
+            }
+            let query = Query {
+                source: source.clone(),
+                range: ALL,
+                filter: scan::expression(&predicate, Family::Process).expect("an expression"),
+            };
+            let found = runtime.block_on(found(&engine, query));
+            assert_eq!(found, expected, "{text}");
+        }
+    }
+    // What is not known is there, and is neither.
+    assert!(outcomes.iter().all(|count| *count > 100), "{outcomes:?}");
 }

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use super::{Items, Value, View, list, text};
+use super::{Items, UNKNOWN_TEXT, Value, View, list, text};
 use crate::catalogue::FieldId;
-use crate::v1::Facts;
+use crate::v1::{Cloud, Facts};
 
 /// An agent tells what it knows of living workloads again after so long, so that what nobody tells any more can be given up.
 pub const TOLD_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
+/// Of [`OF_FACTS`] so many are of workloads.
+const OF_WORKLOADS: usize = 16;
+
 /// Those of workloads, then those of hosts.
-pub const OF_FACTS: [FieldId; 28] = [
+pub const OF_FACTS: [FieldId; 31] = [
     FieldId::WorkloadSource,
     FieldId::WorkloadPendingMs,
     FieldId::ContainerName,
@@ -18,9 +21,11 @@ pub const OF_FACTS: [FieldId; 28] = [
     FieldId::ContainerImageTag,
     FieldId::ContainerImageDigest,
     FieldId::ContainerLabels,
+    FieldId::ContainerLabelsFlaws,
     FieldId::K8sPodName,
     FieldId::K8sNamespace,
     FieldId::K8sLabels,
+    FieldId::K8sLabelsFlaws,
     FieldId::K8sOwnerKind,
     FieldId::K8sOwnerName,
     FieldId::K8sServiceAccount,
@@ -35,6 +40,7 @@ pub const OF_FACTS: [FieldId; 28] = [
     FieldId::CloudRole,
     FieldId::CloudScalingGroup,
     FieldId::CloudTags,
+    FieldId::CloudTagsFlaws,
     FieldId::HostOs,
     FieldId::HostOsId,
     FieldId::HostKernel,
@@ -44,7 +50,7 @@ pub const OF_FACTS: [FieldId; 28] = [
 /// Whether the field is told of workloads.
 #[must_use]
 pub fn is_of_workload(id: FieldId) -> bool {
-    OF_FACTS[..14].contains(&id)
+    OF_FACTS[..OF_WORKLOADS].contains(&id)
 }
 
 /// Whether it is the kubelet that tells it, after the runtime.
@@ -86,15 +92,51 @@ pub fn with_pod_of(mut facts: Facts, before: &Facts) -> Facts {
 /// Whether the field is told of hosts.
 #[must_use]
 pub fn is_of_host(id: FieldId) -> bool {
-    OF_FACTS[14..].contains(&id)
+    OF_FACTS[OF_WORKLOADS..].contains(&id)
 }
 
 /// What facts say of a field; `None` if nothing. Of a pod's uid, too: a runtime's word counts more than a path.
+/// What somebody is still asked for, or has told so that it could not be read, is unknown, not absent: to rules in the agent and
+/// to searches at the collector.
 #[must_use]
 pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
+    let asked = match id {
+        FieldId::ContainerName
+        | FieldId::ContainerImage
+        | FieldId::ContainerImageTag
+        | FieldId::ContainerImageDigest
+        | FieldId::ContainerLabels
+        | FieldId::K8sPodName
+        | FieldId::K8sNamespace
+        | FieldId::K8sLabels => facts.untold,
+        _ if is_of_kubelet(id) => facts.pod_pending,
+        FieldId::CloudRole => {
+            facts.cloud_pending || facts.cloud.as_ref().is_some_and(|cloud| cloud.role_untold)
+        }
+        // On EC2 it is a tag.
+        FieldId::CloudScalingGroup => {
+            let cut = |cloud: &Cloud| is_cut(cloud.tags_flaws) && cloud.provider == "aws";
+            facts.cloud_pending || facts.cloud.as_ref().is_some_and(cut)
+        }
+        _ => facts.cloud_pending && id.info().name.starts_with("cloud."),
+    };
+    told(facts, id).or_else(|| asked.then_some(Value::Unknown))
+}
+
+/// Whether something is missing of a list with these flaws.
+fn is_cut(flaws: u32) -> bool {
+    flaws & UNKNOWN_TEXT != 0
+}
+
+fn told(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
     let told = |told| string(told);
     let cloud = || facts.cloud.as_ref();
     let system = || facts.system.as_ref();
+    // Of a name that is not whole it is not told which.
+    let labels = |labels, flaws| list(Items::Strings(labels), !facts.cut && !is_cut(flaws));
+    let flaws = |flaws| list(Items::Flaws(flaws), true);
+    let has_container = !facts.container_name.is_empty();
+    let has_pod = !facts.pod_name.is_empty();
     match id {
         FieldId::WorkloadSource => told(&facts.source),
         FieldId::WorkloadPendingMs => (facts.pending_ns != 0).then(|| {
@@ -108,13 +150,17 @@ pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
         FieldId::ContainerImage => told(&facts.image),
         FieldId::ContainerImageTag => told(&facts.image_tag),
         FieldId::ContainerImageDigest => told(&facts.image_digest),
-        FieldId::ContainerLabels if facts.container_name.is_empty() => None,
-        FieldId::ContainerLabels => Some(list(Items::Strings(&facts.container_labels), !facts.cut)),
+        FieldId::ContainerLabels => {
+            has_container.then(|| labels(&facts.container_labels, facts.container_labels_flaws))
+        }
+        FieldId::ContainerLabelsFlaws => {
+            (has_container || facts.untold).then(|| flaws(facts.container_labels_flaws))
+        }
         FieldId::K8sPodName => told(&facts.pod_name),
         FieldId::K8sPodUid => told(&facts.pod_uid),
         FieldId::K8sNamespace => told(&facts.namespace),
-        FieldId::K8sLabels if facts.pod_name.is_empty() => None,
-        FieldId::K8sLabels => Some(list(Items::Strings(&facts.pod_labels), !facts.cut)),
+        FieldId::K8sLabels => has_pod.then(|| labels(&facts.pod_labels, facts.pod_labels_flaws)),
+        FieldId::K8sLabelsFlaws => (has_pod || facts.untold).then(|| flaws(facts.pod_labels_flaws)),
         FieldId::K8sOwnerKind => told(&facts.owner_kind),
         FieldId::K8sOwnerName => told(&facts.owner_name),
         FieldId::K8sServiceAccount => told(&facts.service_account),
@@ -130,13 +176,25 @@ pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
         FieldId::CloudScalingGroup => told(&cloud()?.scaling_group),
         FieldId::CloudTags => {
             let cloud = cloud()?;
-            Some(list(Items::Strings(&cloud.tags), !cloud.tags_cut))
+            let whole = !is_cut(cloud.tags_flaws);
+            Some(list(Items::Strings(&cloud.tags), whole))
         }
+        FieldId::CloudTagsFlaws => Some(flaws(cloud()?.tags_flaws)),
         FieldId::HostOs => told(&system()?.os),
         FieldId::HostOsId => told(&system()?.os_id),
         FieldId::HostKernel => told(&system()?.kernel),
         FieldId::HostMachineId => told(&system()?.machine_id),
         _ => None,
+    }
+}
+
+/// Whether what facts say of a field is not known, or not whole: of a list its end is missing.
+#[must_use]
+pub fn is_unknown(facts: &Facts, id: FieldId) -> bool {
+    match value(facts, id) {
+        Some(Value::Unknown) => true,
+        Some(Value::List(items)) => !items.complete,
+        _ => false,
     }
 }
 
@@ -148,9 +206,7 @@ impl<'a> View<'a> {
     /// Inside the agent: at the collector facts are joined to rows, not to events.
     pub(super) fn told(&self, id: FieldId) -> Option<Value<'a>> {
         if is_of_host(id) {
-            let host = self.batch.host.as_ref()?;
-            let pending = host.cloud_pending && id.info().name.starts_with("cloud.");
-            return value(host, id).or_else(|| pending.then_some(Value::Unknown));
+            return value(self.batch.host.as_ref()?, id);
         }
         if !is_of_workload(id) {
             return None;
@@ -161,9 +217,7 @@ impl<'a> View<'a> {
             Some(workload) => match &workload.facts {
                 // Of a container that is not named yet its pod may be.
                 Some(facts) => {
-                    let asked = facts.pod_pending && is_of_kubelet(id);
-                    let pending = workload.pending || asked;
-                    value(facts, id).or_else(|| pending.then_some(Value::Unknown))
+                    value(facts, id).or_else(|| workload.pending.then_some(Value::Unknown))
                 }
                 None => workload.pending.then_some(Value::Unknown),
             },

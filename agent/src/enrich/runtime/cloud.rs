@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+use sumun_abi::record::FLAW_TRUNCATED;
 use sumun_proto::text;
 use sumun_proto::v1::{Cloud, Event, Facts};
 use tokio::net::TcpStream;
@@ -340,7 +341,7 @@ async fn ec2(service: &Service) -> Result<Cloud, Failure> {
         let mut tags = Vec::new();
         for key in keys.lines().map(str::trim).filter(|key| !key.is_empty()) {
             if tags.len() == TAGS_MAX {
-                cloud.tags_cut = true;
+                cloud.tags_flaws = u32::from(FLAW_TRUNCATED);
                 break;
             }
             let path = format!("{path}/{key}");
@@ -353,7 +354,7 @@ async fn ec2(service: &Service) -> Result<Cloud, Failure> {
         }
         let (tags, cut) = labels(tags);
         cloud.tags = tags;
-        cloud.tags_cut |= cut;
+        cloud.tags_flaws |= cut;
     }
     Ok(cloud)
 }
@@ -395,7 +396,7 @@ async fn azure(service: &Service) -> Result<Cloud, Failure> {
     let compute: Value = json(path, &answer)?;
     let of = |name: &str| compute[name].as_str().unwrap_or_default().to_owned();
     let tags = compute["tagsList"].as_array().into_iter().flatten();
-    let (tags, tags_cut) = labels(tags.filter_map(|tag| {
+    let (tags, tags_flaws) = labels(tags.filter_map(|tag| {
         let (key, value) = (tag["name"].as_str()?, tag["value"].as_str()?);
         Some((key.to_owned(), value.to_owned()))
     }));
@@ -412,7 +413,7 @@ async fn azure(service: &Service) -> Result<Cloud, Failure> {
             .to_owned(),
         scaling_group: of("vmScaleSetName"),
         tags,
-        tags_cut,
+        tags_flaws,
         ..Cloud::default()
     })
 }
@@ -432,7 +433,7 @@ async fn google(service: &Service) -> Result<Cloud, Failure> {
     let zone = last("zone");
     let tags = instance["tags"].as_array().into_iter().flatten();
     // Network tags have no value.
-    let (tags, tags_cut) =
+    let (tags, tags_flaws) =
         labels(tags.filter_map(|tag| Some((tag.as_str()?.to_owned(), String::new()))));
     Ok(Cloud {
         provider: "gcp".into(),
@@ -450,7 +451,7 @@ async fn google(service: &Service) -> Result<Cloud, Failure> {
             .unwrap_or_default()
             .to_owned(),
         tags,
-        tags_cut,
+        tags_flaws,
         ..Cloud::default()
     })
 }

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
-use super::{labels, reference};
+use super::{labels, reference, untold};
 
 /// Longest answer.
 const ANSWER_MAX: usize = 4 * 1024 * 1024;
@@ -45,11 +45,19 @@ impl Cri {
         }
     }
 
-    /// Asks of a container, or of a pod's own (its sandbox); `None` if the runtime does not know it.
+    /// Asks of a container, or of a pod's own (its sandbox); `None` if the runtime does not know it. Of one whose description is too
+    /// long nothing is known but that it is its.
     ///
     /// # Errors
     /// It does not answer.
     pub async fn container(&self, id: &str) -> Result<Option<Facts>, Status> {
+        match self.told(id).await {
+            Err(status) if is_too_long(&status) => Ok(Some(untold("cri"))),
+            told => told,
+        }
+    }
+
+    async fn told(&self, id: &str) -> Result<Option<Facts>, Status> {
         let mut client = self.client.clone();
         let request = ContainerStatusRequest {
             container_id: id.into(),
@@ -108,6 +116,12 @@ fn known<T>(answer: Result<tonic::Response<T>, Status>) -> Result<Option<T>, Sta
     }
 }
 
+/// An answer beyond [`ANSWER_MAX`], or beyond what the runtime itself sends.
+fn is_too_long(status: &Status) -> bool {
+    status.code() == Code::OutOfRange
+        || status.code() == Code::ResourceExhausted && status.message().contains("larger than max")
+}
+
 fn container(status: ContainerStatus) -> Facts {
     let mut facts = Facts {
         source: "cri".into(),
@@ -116,7 +130,7 @@ fn container(status: ContainerStatus) -> Facts {
         ..Facts::default()
     };
     (facts.image, facts.image_tag) = reference(&status.image.unwrap_or_default().image);
-    (facts.container_labels, facts.cut) = labels(status.labels);
+    (facts.container_labels, facts.container_labels_flaws) = labels(status.labels);
     facts
 }
 
@@ -126,7 +140,5 @@ fn pod(facts: &mut Facts, sandbox: PodSandboxStatus) {
     facts.pod_name = metadata.name;
     facts.pod_uid = metadata.uid;
     facts.namespace = metadata.namespace;
-    let (told, cut) = labels(sandbox.labels);
-    facts.pod_labels = told;
-    facts.cut |= cut;
+    (facts.pod_labels, facts.pod_labels_flaws) = labels(sandbox.labels);
 }

@@ -5,11 +5,12 @@ use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
+use sumun_abi::record::FLAW_LOST;
 use sumun_proto::v1::Facts;
 use tokio::net::UnixStream;
 
 use super::http::{Request, ask};
-use super::{labels, reference};
+use super::{labels, reference, untold};
 
 /// Longest description of a container.
 const ANSWER_MAX: usize = 1024 * 1024;
@@ -35,7 +36,8 @@ struct Config {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Asks the service behind a socket of a container; `None` if it does not know it.
+/// Asks the service behind a socket of a container; `None` if it does not know it. Of one whose description is too long nothing is
+/// known but that it is its: whoever starts containers writes their environment and labels.
 ///
 /// # Errors
 /// The service does not answer, or not as it should.
@@ -47,7 +49,12 @@ pub async fn container(socket: &Path, source: &str, id: &str) -> io::Result<Opti
         host: "localhost",
         headers: &[],
     };
-    let answer = ask(stream, request, ANSWER_MAX).await?;
+    let answer = match ask(stream, request, ANSWER_MAX).await {
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            return Ok(Some(untold(source)));
+        }
+        answer => answer?,
+    };
     match answer.status {
         404 => return Ok(None),
         200 => {}
@@ -62,7 +69,7 @@ pub async fn container(socket: &Path, source: &str, id: &str) -> io::Result<Opti
     };
     (facts.image, facts.image_tag) = reference(&container.config.image);
     let told = container.config.labels.unwrap_or_default();
-    (facts.container_labels, facts.cut) = labels(told);
+    (facts.container_labels, facts.container_labels_flaws) = labels(told);
     Ok(Some(facts))
 }
 
@@ -100,7 +107,9 @@ pub fn stored(store: &Path, id: &str) -> io::Result<Option<Facts>> {
         let Some(found) = stored.into_iter().find(|stored| stored.id == id) else {
             continue;
         };
-        let metadata: Metadata = serde_json::from_str(&found.metadata).unwrap_or_default();
+        let Ok(metadata) = serde_json::from_str::<Metadata>(&found.metadata) else {
+            return Ok(Some(untold("podman")));
+        };
         let (image, image_tag) = reference(&metadata.image_name);
         return Ok(Some(Facts {
             source: "podman".into(),
@@ -111,6 +120,8 @@ pub fn stored(store: &Path, id: &str) -> io::Result<Option<Facts>> {
                 true => String::new(),
                 false => format!("sha256:{}", metadata.image_id),
             },
+            // They are in another file, of another format: they are not known, which is not that there are none.
+            container_labels_flaws: u32::from(FLAW_LOST),
             ..Facts::default()
         }));
     }

@@ -34,7 +34,7 @@ pub struct Answer {
 /// Sends a request and reads the answer with a body of at most `most` bytes.
 ///
 /// # Errors
-/// The connection broke, or what came is not HTTP or too long.
+/// The connection broke, or what came is not HTTP, or, of the kind [`io::ErrorKind::FileTooLarge`], too long.
 pub async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     request: Request<'_>,
@@ -99,11 +99,11 @@ async fn read<S: AsyncRead + Unpin>(stream: &mut S, most: usize) -> io::Result<A
     // A chunk's head is short, but there may be many: their sum is bounded with the body.
     let room = if chunked { 2 * most + HEAD_MAX } else { most };
     if length.is_some_and(|length| length > most) {
-        return Err(bad("the answer is too long"));
+        return Err(too_long());
     }
     while length.is_none_or(|length| bytes.len() < length) {
         if bytes.len() > room {
-            return Err(bad("the answer is too long"));
+            return Err(too_long());
         }
         if chunked && bytes.ends_with(b"\r\n0\r\n\r\n") {
             break;
@@ -119,7 +119,7 @@ async fn read<S: AsyncRead + Unpin>(stream: &mut S, most: usize) -> io::Result<A
         None => bytes,
     };
     if body.len() > most {
-        return Err(bad("the answer is too long"));
+        return Err(too_long());
     }
     Ok(Answer { status, body })
 }
@@ -150,6 +150,10 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 
 fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, "the answer is too long")
 }
 
 #[cfg(test)]

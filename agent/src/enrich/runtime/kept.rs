@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
+use sumun_abi::record::FLAW_LOST;
 use sumun_proto::v1::Facts;
 
 /// Most bytes of each of the two files: some ten thousand containers with usual labels.
@@ -74,7 +75,8 @@ impl Kept {
                 let short = Facts {
                     container_labels: Vec::new(),
                     pod_labels: Vec::new(),
-                    cut: true,
+                    container_labels_flaws: u32::from(FLAW_LOST),
+                    pod_labels_flaws: u32::from(FLAW_LOST),
                     ..facts.clone()
                 };
                 record = short.encode_length_delimited_to_vec();
@@ -202,7 +204,9 @@ mod tests {
         let (_, facts) = Kept::open(dir.path(), [8; 16]);
         let last = facts.last().expect("facts");
         assert_eq!((last.workload, last.container_name.as_str()), (7, "web"));
-        assert!(last.cut && last.container_labels.is_empty());
+        let lost = u32::from(FLAW_LOST);
+        assert_eq!(last.container_labels_flaws, lost);
+        assert!(last.container_labels.is_empty());
     }
 
     #[test]

@@ -149,6 +149,14 @@ impl Kubelet {
         }))
     }
 
+    /// Asks it once how many pods it has.
+    ///
+    /// # Errors
+    /// It does not answer well.
+    pub async fn count(&self) -> io::Result<usize> {
+        Ok(self.list().await?.len())
+    }
+
     async fn list(&self) -> io::Result<HashMap<String, Pod>> {
         let (address, name) = (&self.address, &self.name);
         let Settings { ca, token, .. } = &self.settings;

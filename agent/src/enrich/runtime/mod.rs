@@ -12,12 +12,15 @@ pub mod http;
 pub mod kept;
 pub mod kubelet;
 
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sumun_abi::record::{FLAW_LOST, FLAW_TRUNCATED};
 use sumun_proto::text;
 use sumun_proto::v1::Facts;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -46,6 +49,10 @@ const PODS_WAITING: usize = 4096;
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a source may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may take to say that there is no such container, after it failed to answer of another one.
+const TRIAL: Duration = Duration::from_secs(1);
+/// Why there was no answer.
+const LATE: &str = "it does not answer in time";
 /// When a container is asked about again that nobody knew: runtimes know some only a moment after their cgroup.
 /// In the first half second often: of a pod's own container it is a moment when RunPodSandbox returns, and the pod's first
 /// container begins soon after.
@@ -74,7 +81,7 @@ const REST_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The same while there is none: the containers of one that has just begun are not to be taken for nobody's.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// Bytes of all labels of a container or pod; what is more is left out, which is said.
+/// Bytes of all labels of a container or pod; what is more is cut, which is said (`container.labels_flaws`).
 pub const LABELS_MAX: usize = 64 * 1024;
 /// Bytes of a name that is not a label.
 const NAME_MAX: usize = 1024;
@@ -103,6 +110,8 @@ impl Default for Settings {
             cri: paths(&[
                 "/run/containerd/containerd.sock",
                 "/run/k3s/containerd/containerd.sock",
+                "/run/k0s/containerd.sock",
+                "/var/snap/microk8s/common/run/containerd.sock",
                 "/run/crio/crio.sock",
             ]),
             docker: paths(&["/run/docker.sock"]),
@@ -118,12 +127,8 @@ impl Settings {
     /// Whether there is a runtime that may be asked.
     fn present(&self) -> bool {
         let sockets = [&self.cri, &self.docker, &self.podman];
-        let stores = ["overlay", "vfs", "btrfs"].map(|driver| format!("{driver}-containers"));
         sockets.into_iter().flatten().any(|socket| socket.exists())
-            || self
-                .stores
-                .iter()
-                .any(|store| stores.iter().any(|folder| store.join(folder).exists()))
+            || self.stores.iter().any(|store| is_store(store))
     }
 }
 
@@ -172,6 +177,29 @@ pub struct Told {
     pub unknown: AtomicU64,
     /// Questions to a source that failed.
     pub failed: AtomicU64,
+    /// Those of them that it could not answer of one container, while it answers of others.
+    pub refused: AtomicU64,
+    /// Who does not answer now, and why: by socket, `kubelet` or `cloud`.
+    troubles: std::sync::Mutex<BTreeMap<String, String>>,
+}
+
+impl Told {
+    /// Who does not answer now, and why.
+    #[must_use]
+    pub fn troubles(&self) -> BTreeMap<String, String> {
+        let troubles = self.troubles.lock();
+        troubles.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says why somebody does not answer, or that it does.
+    fn trouble(&self, who: &str, why: Option<String>) {
+        let troubles = self.troubles.lock();
+        let mut troubles = troubles.unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => troubles.insert(who.into(), why),
+            None => troubles.remove(who),
+        };
+    }
 }
 
 /// The asking thread, seen from the pipeline.
@@ -358,6 +386,8 @@ struct Source {
     name: &'static str,
     /// It was there once: a runtime that restarts may take it away meanwhile.
     seen: AtomicBool,
+    /// The id of no container. By chance: nobody can make one of this name.
+    nobody: String,
     rest: Mutex<Rest>,
 }
 
@@ -376,6 +406,7 @@ impl Source {
             socket: socket.to_owned(),
             name,
             seen: AtomicBool::new(false),
+            nobody: format!("{:064x}", RandomState::new().hash_one(socket)),
             rest: Mutex::default(),
         }
     }
@@ -429,21 +460,50 @@ impl Source {
         true
     }
 
-    /// Takes what asking came to.
-    async fn settle<E: std::fmt::Display>(
-        &self,
-        told: &Told,
-        answer: Result<Result<Option<Facts>, E>, tokio::time::error::Elapsed>,
-    ) -> Option<Facts> {
-        let why = match answer {
-            Ok(Ok(facts)) => {
-                *self.rest.lock().await = Rest::default();
-                return facts;
+    /// One question of a container.
+    async fn question(&self, id: &str, patience: Duration) -> Result<Option<Facts>, String> {
+        let asked = async {
+            if self.name == "cri" {
+                // A connection for each: one that hangs is given up with its question.
+                let client = Cri::new(&self.socket);
+                return client.container(id).await.map_err(|e| e.to_string());
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it does not answer in time".to_owned(),
+            let answer = docker::container(&self.socket, self.name, id).await;
+            answer.map_err(|error| error.to_string())
+        };
+        let answer = tokio::time::timeout(patience, asked).await;
+        answer.unwrap_or_else(|_| Err(LATE.into()))
+    }
+
+    /// Asks of a container. Of what it cannot say of this one, whatever that is, nobody else has to suffer: only if it cannot say either
+    /// that it does not know one that there is not, it is left alone for a while.
+    async fn container(&self, told: &Told, id: &str) -> Said {
+        let why = match self.question(id, PATIENCE).await {
+            Ok(facts) => {
+                self.answers(told).await;
+                return facts.map_or(Said::Nothing, Said::This);
+            }
+            Err(why) => why,
         };
         told.failed.fetch_add(1, Ordering::Relaxed);
+        if self.question(&self.nobody, TRIAL).await.is_ok() {
+            self.answers(told).await;
+            told.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(socket = %self.socket.display(), id, why, "a runtime cannot say what this container is");
+            return Said::Refused;
+        }
+        self.rests(told, why).await;
+        Said::Failed
+    }
+
+    /// It has answered.
+    async fn answers(&self, told: &Told) {
+        *self.rest.lock().await = Rest::default();
+        told.trouble(&self.socket.display().to_string(), None);
+    }
+
+    /// It is left alone for a while.
+    async fn rests(&self, told: &Told, why: String) {
         let mut rest = self.rest.lock().await;
         // Several questions may have failed together.
         if rest.until.is_none_or(|until| Instant::now() >= until) {
@@ -453,9 +513,52 @@ impl Source {
                 socket = %self.socket.display(), why, seconds = rest.next.as_secs(),
                 "a container runtime or the kubelet is not asked for a while"
             );
+            told.trouble(&self.socket.display().to_string(), Some(why));
         }
-        None
     }
+}
+
+/// What came of asking a runtime of a container.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and taken apart where it comes out"
+)]
+enum Said {
+    This(Facts),
+    /// It does not know it.
+    Nothing,
+    /// It answers, but not of this one.
+    Refused,
+    /// It does not answer.
+    Failed,
+}
+
+/// Asks each runtime that there is once, all of them at the same time, of a container that there is not: who they are, and why one does not answer.
+pub async fn try_runtimes(settings: &Settings) -> Vec<(String, Result<(), String>)> {
+    let sources = Sources::new(settings.clone(), Arc::default());
+    let all = sources.cri.iter().chain(&sources.docker);
+    let there = all.filter(|source| source.socket.exists());
+    let asked = there.map(|source| async move {
+        let answer = source.question(&source.nobody, PATIENCE).await;
+        (source.socket.display().to_string(), answer.map(|_| ()))
+    });
+    let mut tried = futures::future::join_all(asked).await;
+    for store in &settings.stores {
+        match docker::stored(store, "") {
+            Ok(None) if !is_store(store) => {}
+            answer => {
+                let answer = answer.map(|_| ()).map_err(|error| error.to_string());
+                tried.push((store.display().to_string(), answer));
+            }
+        }
+    }
+    tried
+}
+
+/// Whether podman or CRI-O have made containers there.
+fn is_store(store: &Path) -> bool {
+    let folders = ["overlay", "vfs", "btrfs"].map(|driver| format!("{driver}-containers"));
+    folders.iter().any(|folder| store.join(folder).exists())
 }
 
 impl Sources {
@@ -504,11 +607,11 @@ impl Sources {
                 self.told.known.fetch_add(1, Ordering::Relaxed);
                 Answer::Known(bounded(facts))
             }
-            Answer::Nobody => {
-                self.told.unknown.fetch_add(1, Ordering::Relaxed);
-                Answer::Nobody
-            }
             Answer::Unasked => Answer::Unasked,
+            nobody => {
+                self.told.unknown.fetch_add(1, Ordering::Relaxed);
+                nobody
+            }
         }
     }
 
@@ -560,12 +663,17 @@ impl Sources {
             return Answer::Unasked;
         };
         let answer = tokio::time::timeout(PODS_PATIENCE, kubelet.add(facts)).await;
-        let answered = matches!(answer, Ok(Ok(_)));
-        match source.settle(&self.told, answer).await {
-            Some(more) => Answer::Known(bounded(more)),
-            None if answered => Answer::Nobody,
-            None => Answer::Unasked,
-        }
+        let why = match answer {
+            Ok(Ok(more)) => {
+                source.answers(&self.told).await;
+                return more.map_or(Answer::Nobody, |more| Answer::Known(bounded(more)));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => LATE.to_owned(),
+        };
+        self.told.failed.fetch_add(1, Ordering::Relaxed);
+        source.rests(&self.told, why).await;
+        Answer::Unasked
     }
 
     /// Whether a container is of a runtime of which there is nothing, and which may restart just as the agent did.
@@ -594,14 +702,12 @@ impl Sources {
                     unasked |= may_be_again;
                     continue;
                 }
-                // A connection for each: one that hangs is given up with its question.
-                let client = Cri::new(&source.socket);
-                let answer = tokio::time::timeout(PATIENCE, client.container(id)).await;
-                let answered = matches!(answer, Ok(Ok(_)));
-                if let Some(facts) = source.settle(&self.told, answer).await {
-                    return Answer::Known(facts);
+                match source.container(&self.told, id).await {
+                    Said::This(facts) => return Answer::Known(facts),
+                    Said::Nothing => {}
+                    Said::Refused => unasked = true,
+                    Said::Failed => unasked |= source.may_know().await,
                 }
-                unasked |= !answered && source.may_know().await;
             }
         }
         for source in &self.docker {
@@ -612,13 +718,12 @@ impl Sources {
                 unasked |= may_be_again;
                 continue;
             }
-            let asked = docker::container(&source.socket, source.name, id);
-            let answer = tokio::time::timeout(PATIENCE, asked).await;
-            let answered = matches!(answer, Ok(Ok(_)));
-            if let Some(facts) = source.settle(&self.told, answer).await {
-                return Answer::Known(facts);
+            match source.container(&self.told, id).await {
+                Said::This(facts) => return Answer::Known(facts),
+                Said::Nothing => {}
+                Said::Refused => unasked = true,
+                Said::Failed => unasked |= source.may_know().await,
             }
-            unasked |= !answered && source.may_know().await;
         }
         if may_be(&["podman"]) {
             for store in &self.settings.stores {
@@ -667,21 +772,50 @@ fn reference(image: &str) -> (String, String) {
     (image.to_owned(), tag.to_owned())
 }
 
-/// Labels as `KEY=VALUE`, sorted, and whether some are left out.
-fn labels(told: impl IntoIterator<Item = (String, String)>) -> (Vec<String>, bool) {
+/// Labels as `KEY=VALUE`, sorted, and their flaws. Of too many or too long ones those that fit are told whole, and behind them
+/// what there is room for of the first that does not: the last one of a list with a flaw is not known to rules.
+fn labels<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+    told: impl IntoIterator<Item = (K, V)>,
+) -> (Vec<String>, u32) {
     let mut labels: Vec<String> = told
         .into_iter()
-        .map(|(key, value)| text::from_bytes(format!("{key}={value}").as_bytes()))
+        .map(|(key, value)| text::from_bytes(&[key.as_ref(), b"=", value.as_ref()].concat()))
         .collect();
     labels.sort_unstable();
-    let (mut room, mut cut) = (LABELS_MAX, false);
+    let (mut room, mut cut) = (LABELS_MAX, None);
     labels.retain(|label| {
         let fits = label.len() <= room;
-        room -= if fits { label.len() } else { 0 };
-        cut |= !fits;
+        if fits {
+            room -= label.len();
+        } else {
+            cut.get_or_insert_with(|| label.clone());
+        }
         fits
     });
-    (labels, cut)
+    let Some(mut cut) = cut else {
+        return (labels, 0);
+    };
+    shorten(&mut cut, room);
+    labels.push(cut);
+    (labels, u32::from(FLAW_TRUNCATED))
+}
+
+/// What is known of a container whose runtime knows it and cannot say what: names and labels are unknown.
+fn untold(source: &str) -> Facts {
+    Facts {
+        source: source.into(),
+        untold: true,
+        container_labels_flaws: u32::from(FLAW_LOST),
+        pod_labels_flaws: u32::from(FLAW_LOST),
+        ..Facts::default()
+    }
+}
+
+/// At most so many bytes of a text, to the end of a character.
+fn shorten(text: &mut String, most: usize) {
+    let most = most.min(text.len());
+    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
 }
 
 /// The same with names that are no longer than names are.
@@ -703,8 +837,7 @@ fn bounded(mut facts: Facts) -> Facts {
     let mut cut = false;
     for name in names {
         if name.len() > NAME_MAX {
-            let end = (0..=NAME_MAX).rev().find(|end| name.is_char_boundary(*end));
-            name.truncate(end.unwrap_or(0));
+            shorten(name, NAME_MAX);
             cut = true;
         }
         *name = text::from_bytes(name.as_bytes());

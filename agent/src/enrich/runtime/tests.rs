@@ -43,11 +43,18 @@ impl RuntimeService for Runtime {
         if self.hangs {
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
-        if request.into_inner().container_id != "known" {
-            return Err(Status::not_found("no such container"));
+        let id = request.into_inner().container_id;
+        let mut labels = self.labels.clone();
+        match id.as_str() {
+            "known" => {}
+            // Longer than any answer may be.
+            "large" => _ = labels.insert("large".into(), "x".repeat(5 << 20)),
+            "broken" => return Err(Status::internal("its description cannot be read")),
+            "stuck" => tokio::time::sleep(Duration::from_secs(60)).await,
+            _ => return Err(Status::not_found("no such container")),
         }
         let status = ContainerStatus {
-            id: "known".into(),
+            id,
             metadata: Some(ContainerMetadata {
                 name: "web".into(),
                 attempt: 0,
@@ -56,7 +63,7 @@ impl RuntimeService for Runtime {
                 image: "docker.io/library/nginx:1.25".into(),
             }),
             image_ref: "sha256:0123".into(),
-            labels: self.labels.clone(),
+            labels,
         };
         Ok(Response::new(ContainerStatusResponse {
             status: Some(status),
@@ -162,11 +169,16 @@ fn a_container_and_its_pod_are_told_and_labels_are_cut() {
             (facts.pod_name.as_str(), facts.namespace.as_str()),
             ("cart-1", "shop")
         );
-        assert_eq!(
-            (facts.container_labels, facts.cut),
-            (vec!["small=1".to_owned()], true)
-        );
+        // What fits is told whole, and what does not in part.
+        let [small, large] = facts.container_labels.as_slice() else {
+            panic!("{} labels", facts.container_labels.len());
+        };
+        assert!(small == "small=1" && large.starts_with("large=xxx"));
+        assert_eq!(small.len() + large.len(), LABELS_MAX);
+        assert_eq!(facts.container_labels_flaws, u32::from(FLAW_TRUNCATED));
+        // Of its pod that says nothing.
         assert_eq!(facts.pod_labels, ["app=cart"]);
+        assert_eq!((facts.pod_labels_flaws, facts.cut), (0, false));
         // The container that only holds the pod.
         let pod = known(sources.ask(&question("pod-1")).await).expect("facts");
         assert_eq!(
@@ -237,6 +249,94 @@ fn a_runtime_that_hangs_is_left_alone_and_one_that_restarts_is_asked_again() {
     });
 }
 
+/// Asks of containers that their runtime cannot describe, and of one that it can.
+async fn nobody_suffers_for_another(sources: &Sources, told: &Told, refused: &[&str]) {
+    for (count, id) in refused.iter().enumerate() {
+        let answer = sources.ask(&question(id)).await;
+        assert!(matches!(answer, Answer::Unasked), "{id}");
+        let begun = Instant::now();
+        let facts = known(sources.ask(&question("known")).await);
+        assert!(facts.is_some_and(|facts| facts.container_name == "web"));
+        assert!(begun.elapsed() < PATIENCE / 2, "{id}");
+        assert_eq!(told.refused.load(Ordering::Relaxed), count as u64 + 1);
+    }
+    // What it says that is too long is an answer.
+    let facts = known(sources.ask(&question("large")).await).expect("facts");
+    assert!(facts.untold && facts.container_name.is_empty());
+    let failed = told.failed.load(Ordering::Relaxed);
+    assert_eq!(failed, told.refused.load(Ordering::Relaxed));
+    assert!(told.troubles().is_empty());
+}
+
+#[test]
+fn what_a_runtime_cannot_say_of_one_container_silences_it_for_nobody_else() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("cri.sock");
+        let runtime = Runtime {
+            labels: HashMap::new(),
+            hangs: false,
+        };
+        let server = serve_cri(&socket, runtime);
+        let settings = Settings {
+            cri: vec![socket.clone()],
+            ..nobody()
+        };
+        let told = Arc::new(Told::default());
+        let sources = Sources::new(settings, Arc::clone(&told));
+        nobody_suffers_for_another(&sources, &told, &["broken", "stuck"]).await;
+        // One that answers of nobody is left alone, and it is said why.
+        server.abort();
+        let _ = server.await;
+        assert!(matches!(
+            sources.ask(&question("known")).await,
+            Answer::Unasked
+        ));
+        assert!(sources.cri[0].is_resting().await);
+        let troubles = told.troubles();
+        assert!(
+            troubles.contains_key(&socket.display().to_string()),
+            "{troubles:?}"
+        );
+    });
+}
+
+#[test]
+fn what_docker_cannot_say_of_one_container_silences_it_for_nobody_else() {
+    on_this_thread(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("docker.sock");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut bytes = vec![0; 4096];
+                let len = stream.read(&mut bytes).await.unwrap_or(0);
+                let request = String::from_utf8_lossy(&bytes[..len]).into_owned();
+                let id = request.split('/').nth(2).unwrap_or_default();
+                let (status, body) = match id {
+                    "known" => (200, r#"{"Name":"/web"}"#.to_owned()),
+                    "large" => (200, format!(r#"{{"Name":"/{}"}}"#, "x".repeat(2 << 20))),
+                    "garbage" => (200, "<html>".into()),
+                    "broken" => (500, "{}".into()),
+                    _ => (404, "{}".into()),
+                };
+                let text = format!(
+                    "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
+        });
+        let settings = Settings {
+            docker: vec![socket],
+            ..nobody()
+        };
+        let told = Arc::new(Told::default());
+        let sources = Sources::new(settings, Arc::clone(&told));
+        nobody_suffers_for_another(&sources, &told, &["broken", "garbage"]).await;
+    });
+}
+
 #[test]
 fn docker_answers_in_json_and_podman_leaves_files() {
     on_this_thread(async {
@@ -293,6 +393,9 @@ fn docker_answers_in_json_and_podman_leaves_files() {
             ("quiet", "2")
         );
         assert_eq!(quiet.image_digest, "sha256:99");
+        // Its labels stand elsewhere: they are not known, which is not that there are none.
+        assert!(quiet.container_labels.is_empty());
+        assert_eq!(quiet.container_labels_flaws, u32::from(FLAW_LOST));
         assert!(matches!(
             sources.ask(&question("ghi")).await,
             Answer::Nobody

@@ -13,8 +13,8 @@ use super::path::{Kind, Place, is_runtime};
 #[must_use]
 pub fn holds_below(field: FieldId, place: &Place<'_>, told: &v1::Workload) -> bool {
     use FieldId::{
-        ContainerNestedId, EcsTaskId, HostId, HostName, K8sLabels, K8sNamespace, K8sPodName,
-        K8sPodQos, K8sPodUid, LoginSession, LoginUid, Slice, Unit,
+        ContainerNestedId, EcsTaskId, HostId, HostName, K8sLabels, K8sLabelsFlaws, K8sNamespace,
+        K8sPodName, K8sPodQos, K8sPodUid, LoginSession, LoginUid, Slice, Unit,
     };
     if is_of_host(field) || matches!(field, HostId | HostName) {
         return true;
@@ -25,7 +25,9 @@ pub fn holds_below(field: FieldId, place: &Place<'_>, told: &v1::Workload) -> bo
     match place.kind {
         Kind::Container | Kind::Machine => field != ContainerNestedId,
         Kind::Pod => match field {
-            K8sPodName | K8sNamespace | K8sLabels | K8sPodUid => told.facts.is_some(),
+            K8sPodName | K8sNamespace | K8sLabels | K8sLabelsFlaws | K8sPodUid => {
+                told.facts.is_some()
+            }
             K8sPodQos | EcsTaskId => true,
             _ => of_place,
         },

@@ -454,6 +454,7 @@ impl Workloads {
             pod_uid: facts.pod_uid.clone(),
             namespace: facts.namespace.clone(),
             pod_labels: facts.pod_labels.clone(),
+            pod_labels_flaws: facts.pod_labels_flaws,
             cut: facts.cut,
             ..v1::Facts::default()
         };

@@ -252,7 +252,7 @@ fn an_instance_of_moto_is_told_without_an_account() {
         ("us-east-1", "us-east-1a")
     );
     assert_eq!((cloud.account.as_str(), cloud.role.as_str()), ("", ""));
-    assert!(cloud.tags.is_empty() && !cloud.tags_cut);
+    assert!(cloud.tags.is_empty() && cloud.tags_flaws == 0);
 }
 
 #[test]

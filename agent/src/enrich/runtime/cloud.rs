@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use sumun_abi::record::FLAW_TRUNCATED;
+use sumun_abi::record::{FLAW_LOST, FLAW_TRUNCATED};
 use sumun_proto::text;
 use sumun_proto::v1::{Cloud, Event, Facts};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::http::{Answer, Request, ask};
-use super::{Learned, labels};
+use super::{Learned, Told, labels};
 
 /// Where all three clouds answer.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -70,6 +70,9 @@ pub enum Provider {
     Google,
 }
 
+/// The metadata service among those that do not answer.
+const CLOUD: &str = "cloud";
+
 /// Why the cloud said nothing.
 #[derive(Debug)]
 enum Failure {
@@ -95,64 +98,130 @@ pub fn is_asked(events: &[Event]) -> bool {
     network.is_some_and(|network| network.dst_ip == ADDRESS.octets() && network.dst_port == 80)
 }
 
-/// Asks again and again, and sends what has changed; off the clouds once that there is nothing.
-pub async fn serve(settings: Settings, answers: mpsc::Sender<Learned>) {
-    let none = || Learned {
+/// What one look at the metadata service came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// The host is in no cloud, for all that can be told.
+    Nowhere,
+    /// It is an instance.
+    Instance {
+        /// Provider, id and region.
+        name: String,
+        /// What the service could not say.
+        missing: Option<String>,
+    },
+}
+
+/// Looks once, for who wants to know whether it can be asked.
+///
+/// # Errors
+/// There is a service, or should be, and it does not tell of the instance: why, in words.
+pub async fn try_once(settings: &Settings) -> Result<Tried, String> {
+    let Some((provider, certain)) = provider(settings) else {
+        return Ok(Tried::Nowhere);
+    };
+    match look(settings, provider, None).await {
+        Ok(Seen { cloud, missing }) => Ok(Tried::Instance {
+            name: format!(
+                "{} {} in {}",
+                cloud.provider, cloud.instance_id, cloud.region
+            ),
+            missing: missing.map(|missing| missing.to_string()),
+        }),
+        Err(Failure::Silent(_)) if !certain => Ok(Tried::Nowhere),
+        Err(failure) => Err(failure.to_string()),
+    }
+}
+
+/// How often it is asked.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    retry: Duration,
+    retry_max: Duration,
+    refresh: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            retry: RETRY,
+            retry_max: RETRY_MAX,
+            refresh: REFRESH,
+        }
+    }
+}
+
+/// What a look at the service came to.
+#[derive(Debug)]
+struct Seen {
+    /// With what was known before of what could not be asked now.
+    cloud: Cloud,
+    /// Why that is not all.
+    missing: Option<Failure>,
+}
+
+/// Asks again and again, and sends what has changed; off the clouds once that there is nothing. What is known stays until the service
+/// says something else: a failure says nothing.
+pub async fn serve(settings: Settings, told: &Told, answers: mpsc::Sender<Learned>) {
+    serve_at(Pace::default(), settings, told, answers).await;
+}
+
+async fn serve_at(pace: Pace, settings: Settings, told: &Told, answers: mpsc::Sender<Learned>) {
+    let learned = |cloud: Option<Cloud>| Learned {
         made_ns: 0,
         workload: 0,
-        facts: None,
+        facts: cloud.map(|cloud| Facts {
+            source: "imds".into(),
+            cloud: Some(cloud),
+            ..Facts::default()
+        }),
         again: None,
     };
-    let told = provider(&settings);
-    let Some((provider, certain)) = told else {
+    let Some((provider, certain)) = provider(&settings) else {
         // Nobody listens any more only when the agent ends.
-        let _ = answers.send(none()).await;
+        let _ = answers.send(learned(None)).await;
         return;
     };
-    let mut last = None;
-    let mut retry = RETRY;
+    let mut last: Option<Cloud> = None;
+    let mut retry = pace.retry;
     let mut complained = false;
     loop {
-        let pause = match look(&settings, provider).await {
-            Ok(cloud) => {
-                if complained {
-                    tracing::info!("the cloud's metadata service answers");
-                    complained = false;
-                }
-                retry = RETRY;
-                if last.as_ref() != Some(&cloud) {
-                    last = Some(cloud.clone());
-                    let facts = Facts {
-                        source: "imds".into(),
-                        cloud: Some(cloud),
-                        ..Facts::default()
-                    };
-                    let learned = Learned {
-                        made_ns: 0,
-                        workload: 0,
-                        facts: Some(facts),
-                        again: None,
-                    };
-                    if answers.send(learned).await.is_err() {
+        let failure = match look(&settings, provider, last.as_ref()).await {
+            Ok(seen) => {
+                if last.as_ref() != Some(&seen.cloud) {
+                    last = Some(seen.cloud.clone());
+                    if answers.send(learned(Some(seen.cloud))).await.is_err() {
                         return;
                     }
                 }
-                REFRESH
+                seen.missing
             }
             // Not in a cloud, for all that anybody can tell.
             Err(Failure::Silent(_)) if !certain && last.is_none() => {
-                let _ = answers.send(none()).await;
+                let _ = answers.send(learned(None)).await;
                 return;
             }
-            Err(failure) => {
+            Err(failure) => Some(failure),
+        };
+        let pause = match failure {
+            None => {
+                if std::mem::take(&mut complained) {
+                    tracing::info!("the cloud's metadata service answers");
+                }
+                told.trouble(CLOUD, None);
+                retry = pace.retry;
+                pace.refresh
+            }
+            Some(failure) => {
                 if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(
                         %failure,
-                        "the cloud's metadata service does not tell of this instance: events go without account, region and tags"
+                        "the cloud's metadata service does not tell all of this instance: what it has told before stays"
                     );
                 }
+                told.trouble(CLOUD, Some(failure.to_string()));
                 let pause = retry;
-                retry = (retry * 2).min(RETRY_MAX);
+                retry = (retry * 2).min(pace.retry_max);
                 pause
             }
         };
@@ -191,16 +260,23 @@ fn provider(settings: &Settings) -> Option<(Provider, bool)> {
     }
 }
 
-async fn look(settings: &Settings, provider: Provider) -> Result<Cloud, Failure> {
+async fn look(
+    settings: &Settings,
+    provider: Provider,
+    before: Option<&Cloud>,
+) -> Result<Seen, Failure> {
     let service = Service {
         address: settings.address,
     };
     let cloud = match provider {
-        Provider::Ec2 => ec2(&service).await,
+        Provider::Ec2 => return ec2(&service, before).await,
         Provider::Azure => azure(&service).await,
         Provider::Google => google(&service).await,
     }?;
-    Ok(cloud)
+    Ok(Seen {
+        cloud,
+        missing: None,
+    })
 }
 
 struct Service {
@@ -244,6 +320,14 @@ fn good(path: &str, answer: &Answer) -> Result<String, Failure> {
     }
 }
 
+/// The same of what need not be there: 404.
+fn if_any(path: &str, answer: &Answer) -> Result<Option<String>, Failure> {
+    match answer.status {
+        404 => Ok(None),
+        _ => good(path, answer).map(Some),
+    }
+}
+
 /// The same as JSON.
 fn json<T: serde::de::DeserializeOwned>(path: &str, answer: &Answer) -> Result<T, Failure> {
     good(path, answer)?;
@@ -273,16 +357,42 @@ const VALUE_MAX: usize = 256;
 /// The header `Host` of requests to EC2's service.
 const EC2_HOST: &str = "169.254.169.254";
 
-/// The token of a session of IMDSv2, without which nothing is asked.
-async fn session(service: &Service) -> Result<String, Failure> {
-    const TOKEN: &str = "/latest/api/token";
-    let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", TOKEN_SECONDS)];
-    let answer = service.ask("PUT", TOKEN, EC2_HOST, &ttl).await?;
-    let token = good(TOKEN, &answer)?;
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Failure::Refused(format!("{TOKEN}: no token")));
+/// A session of IMDSv2, without which nothing is asked.
+struct Session<'a> {
+    service: &'a Service,
+    token: String,
+}
+
+impl<'a> Session<'a> {
+    async fn open(service: &'a Service) -> Result<Self, Failure> {
+        const TOKEN: &str = "/latest/api/token";
+        let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", TOKEN_SECONDS)];
+        let answer = service.ask("PUT", TOKEN, EC2_HOST, &ttl).await?;
+        let token = match answer.status {
+            // As where there is a service of version 1 only, which gives whoever asks what they want to know.
+            404 | 405 => {
+                return Err(Failure::Refused(format!(
+                    "{TOKEN}: status {}: it has no sessions (version 1 only), and is not asked without one",
+                    answer.status
+                )));
+            }
+            403 => {
+                return Err(Failure::Refused(format!(
+                    "{TOKEN}: status 403: the metadata service of this instance is off, or a proxy is between"
+                )));
+            }
+            _ => good(TOKEN, &answer)?,
+        };
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failure::Refused(format!("{TOKEN}: no token")));
+        }
+        Ok(Self { service, token })
     }
-    Ok(token)
+
+    async fn get(&self, path: &str) -> Result<Answer, Failure> {
+        let headers = [("X-aws-ec2-metadata-token", self.token.as_str())];
+        self.service.ask("GET", path, EC2_HOST, &headers).await
+    }
 }
 
 /// The identity document of an EC2 instance with Amazon's signature over it, as the service gives it: base64.
@@ -293,22 +403,18 @@ pub async fn signed_document(address: SocketAddr) -> Result<Vec<u8>, String> {
     let service = Service { address };
     let path = "/latest/dynamic/instance-identity/rsa2048";
     let told = async {
-        let token = session(&service).await?;
-        let headers = [("X-aws-ec2-metadata-token", token.as_str())];
-        let answer = service.ask("GET", path, EC2_HOST, &headers).await?;
+        let answer = Session::open(&service).await?.get(path).await?;
         good(path, &answer)?;
         Ok::<_, Failure>(answer.body)
     };
     told.await.map_err(|failure| failure.to_string())
 }
 
-/// By IMDSv2: a session's token first, and nothing without it.
-async fn ec2(service: &Service) -> Result<Cloud, Failure> {
-    let token = session(service).await?;
-    let headers = [("X-aws-ec2-metadata-token", token.as_str())];
-    let get = async |path: &str| service.ask("GET", path, EC2_HOST, &headers).await;
+/// By IMDSv2: a session's token first, and nothing without it. What fails beside the instance itself is as it was before.
+async fn ec2(service: &Service, before: Option<&Cloud>) -> Result<Seen, Failure> {
+    let session = Session::open(service).await?;
     let path = "/latest/dynamic/instance-identity/document";
-    let mut cloud = match json::<Document>(path, &get(path).await?) {
+    let cloud = match json::<Document>(path, &session.get(path).await?) {
         Ok(document) => Cloud {
             provider: "aws".into(),
             account: document.account_id,
@@ -319,53 +425,147 @@ async fn ec2(service: &Service) -> Result<Cloud, Failure> {
             image: document.image_id,
             ..Cloud::default()
         },
-        Err(failure) => match values(&get).await? {
+        // There was a document: it is there again in a moment.
+        Err(failure) if before.is_some_and(|before| !before.account.is_empty()) => {
+            return Err(failure);
+        }
+        Err(failure) => match values(&session).await? {
             Some(cloud) => cloud,
             None => return Err(failure),
         },
     };
-    // The profile, which is named as its role; where the role's credentials lie is not gone to. 404: it has none.
-    let path = "/latest/meta-data/iam/info";
-    let answer = get(path).await?;
-    if answer.status != 404
-        && let Ok(profile) = json::<Profile>(path, &answer)
-    {
-        let arn = profile.instance_profile_arn;
-        cloud.role = arn.rsplit('/').next().unwrap_or_default().to_owned();
-    }
-    // 404: tags are not allowed in metadata.
-    let path = "/latest/meta-data/tags/instance";
-    let answer = get(path).await?;
-    if answer.status == 200 {
-        let keys = good(path, &answer)?;
-        let mut tags = Vec::new();
-        for key in keys.lines().map(str::trim).filter(|key| !key.is_empty()) {
-            if tags.len() == TAGS_MAX {
-                cloud.tags_flaws = u32::from(FLAW_TRUNCATED);
-                break;
-            }
-            let path = format!("{path}/{key}");
-            if let Ok(value) = good(&path, &get(&path).await?) {
-                if key == "aws:autoscaling:groupName" {
-                    cloud.scaling_group.clone_from(&value);
+    // Of another instance nothing was known.
+    let before = before.filter(|before| before.instance_id == cloud.instance_id);
+    let mut seen = Seen {
+        cloud,
+        missing: None,
+    };
+    match role(&session).await {
+        Ok(role) => seen.cloud.role = role.unwrap_or_default(),
+        Err(failure) => {
+            seen.missing = Some(failure);
+            match before {
+                Some(before) => {
+                    seen.cloud.role.clone_from(&before.role);
+                    seen.cloud.role_untold = before.role_untold;
                 }
-                tags.push((key.to_owned(), value));
+                None => seen.cloud.role_untold = true,
             }
         }
-        let (tags, cut) = labels(tags);
-        cloud.tags = tags;
-        cloud.tags_flaws |= cut;
     }
-    Ok(cloud)
+    tags(&session, before, &mut seen).await;
+    Ok(seen)
+}
+
+/// The profile, which is named as its role; where the role's credentials lie is not gone to. `None`: it has none.
+async fn role(session: &Session<'_>) -> Result<Option<String>, Failure> {
+    let path = "/latest/meta-data/iam/info";
+    let answer = session.get(path).await?;
+    if answer.status == 404 {
+        return Ok(None);
+    }
+    let profile = json::<Profile>(path, &answer)?;
+    let name = profile.instance_profile_arn.rsplit('/').next();
+    Ok(name.map(str::to_owned))
+}
+
+/// The tags, where they are allowed in metadata (404: they are not). One that is not told is as it was before, or missing.
+async fn tags(session: &Session<'_>, before: Option<&Cloud>, seen: &mut Seen) {
+    const PATH: &str = "/latest/meta-data/tags/instance";
+    let cloud = &mut seen.cloud;
+    let keys = match session.get(PATH).await.and_then(|answer| {
+        let text = if_any(PATH, &answer)?;
+        Ok(text.map(|_| answer.body))
+    }) {
+        Ok(Some(keys)) => keys,
+        Ok(None) => return,
+        Err(failure) => {
+            seen.missing = Some(failure);
+            match before {
+                Some(before) => {
+                    cloud.tags.clone_from(&before.tags);
+                    cloud.tags_flaws = before.tags_flaws;
+                    cloud.scaling_group.clone_from(&before.scaling_group);
+                }
+                None => cloud.tags_flaws = u32::from(FLAW_LOST),
+            }
+            return;
+        }
+    };
+    let mut tags: Vec<(&[u8], Vec<u8>)> = Vec::new();
+    let mut flaws = 0;
+    let keys = keys.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let keys: Vec<&[u8]> = keys.filter(|key| !key.is_empty()).collect();
+    // A service that has stopped to answer is not waited for once for each tag.
+    let mut silent = false;
+    for (count, key) in keys.into_iter().enumerate() {
+        if count == TAGS_MAX {
+            flaws |= u32::from(FLAW_TRUNCATED);
+            break;
+        }
+        let path = format!("{PATH}/{}", in_path(key));
+        let failure = match silent {
+            true => None,
+            false => match session.get(&path).await {
+                Ok(answer) if answer.status == 200 => {
+                    tags.push((key, answer.body));
+                    continue;
+                }
+                // It is listed, and so it is there, or was.
+                Ok(answer) if answer.status == 404 => None,
+                Ok(answer) => good(&path, &answer).err(),
+                Err(failure) => {
+                    silent = true;
+                    Some(failure)
+                }
+            },
+        };
+        seen.missing = seen.missing.take().or(failure);
+        match before.and_then(|before| value_before(before, key)) {
+            Some(value) => tags.push((key, value)),
+            None => flaws |= u32::from(FLAW_LOST),
+        }
+    }
+    let group = tags.iter().find(|(key, _)| *key == SCALING_GROUP);
+    cloud.scaling_group = group.map_or_else(String::new, |(_, value)| text::from_bytes(value));
+    let (mut tags, cut) = labels(tags);
+    if flaws != 0 && cut == 0 {
+        // The last one of a list with a flaw is not known: it stands for those that are missing.
+        tags.push(String::new());
+    }
+    (cloud.tags, cloud.tags_flaws) = (tags, flaws | cut);
+}
+
+/// The tag by which an instance is told its group.
+const SCALING_GROUP: &[u8] = b"aws:autoscaling:groupName";
+
+/// What was told of a tag before.
+fn value_before(before: &Cloud, key: &[u8]) -> Option<Vec<u8>> {
+    let name = text::from_bytes(key);
+    let mut tags = before.tags.iter();
+    let value = tags.find_map(|tag| tag.strip_prefix(&name)?.strip_prefix('='))?;
+    text::to_bytes(value)
+}
+
+/// A tag's key as a part of a path.
+fn in_path(key: &[u8]) -> String {
+    let mut path = String::with_capacity(key.len());
+    for byte in key {
+        match byte {
+            byte if byte.is_ascii_alphanumeric() || b"-._~:@+=,".contains(byte) => {
+                path.push(char::from(*byte));
+            }
+            byte => path.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    path
 }
 
 /// What stands in no document: proxies before the service and doubles of it have single values only. Of them, the account is not
 /// known. `None`: not even the instance's id is there.
-async fn values<F: Future<Output = Result<Answer, Failure>>>(
-    get: &impl Fn(&'static str) -> F,
-) -> Result<Option<Cloud>, Failure> {
-    let value = async |path: &'static str| -> Result<String, Failure> {
-        let told = good(path, &get(path).await?).unwrap_or_default();
+async fn values(session: &Session<'_>) -> Result<Option<Cloud>, Failure> {
+    let value = async |path: &str| -> Result<String, Failure> {
+        let told = if_any(path, &session.get(path).await?)?.unwrap_or_default();
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         Ok(Some(told)
             .filter(|told| told.len() <= VALUE_MAX && told.bytes().all(fits))

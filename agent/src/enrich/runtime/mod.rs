@@ -299,7 +299,8 @@ async fn serve(
     });
     let clouds = sources.settings.cloud.clone().map(|settings| {
         let answers = answers.clone();
-        tokio::spawn(cloud::serve(settings, answers))
+        let told = Arc::clone(&sources.told);
+        tokio::spawn(async move { cloud::serve(settings, &told, answers).await })
     });
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     while let Some(question) = questions.recv().await {

@@ -26,6 +26,10 @@ enum Mood {
     Garbage,
     /// Only version 1: no tokens.
     Old,
+    /// A key of a tag that no path holds as it is, and one that the service itself cannot serve.
+    Odd,
+    /// After its first whole word, roles, tags and then documents are answered with an error.
+    Flaky,
 }
 
 struct Double {
@@ -56,7 +60,18 @@ async fn double(mood: Mood) -> Double {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 continue;
             }
-            let (status, body) = answer(mood, &tokens, &request);
+            let turns = log
+                .lock()
+                .expect("a lock")
+                .iter()
+                .filter(|line| line.starts_with("PUT "))
+                .count();
+            let (status, body) = match mood {
+                Mood::Flaky if turns > 1 => {
+                    flaky(turns, &line).unwrap_or_else(|| answer(mood, &tokens, &request))
+                }
+                _ => answer(mood, &tokens, &request),
+            };
             let text = format!(
                 "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
                 body.len()
@@ -65,6 +80,22 @@ async fn double(mood: Mood) -> Double {
         }
     });
     Double { address, asked }
+}
+
+/// What fails of a look that is not the first.
+fn flaky(turn: usize, line: &str) -> Option<(u16, String)> {
+    let failed = match turn {
+        2 => line.contains("/iam/"),
+        3 => line.contains("/tags/instance "),
+        4 => line.contains("/tags/instance/role "),
+        5 => line.contains("/document "),
+        6 => line.starts_with("PUT "),
+        // No failure: the role is another now.
+        7 if line.contains("/tags/instance/role ") => return Some((200, "db".into())),
+        _ => false,
+    };
+    let status = [500, 503, 401, 429][turn % 4];
+    failed.then(|| (status, "<html>".into()))
 }
 
 fn answer(mood: Mood, tokens: &AtomicUsize, request: &str) -> (u16, String) {
@@ -104,6 +135,11 @@ fn answer(mood: Mood, tokens: &AtomicUsize, request: &str) -> (u16, String) {
         "/latest/meta-data/iam/info" => {
             r#"{"Code":"Success","InstanceProfileArn":"arn:aws:iam::123456789012:instance-profile/path/web","InstanceProfileId":"X"}"#
         }
+        "/latest/meta-data/tags/instance" if mood == Mood::Odd => {
+            "of the day\nbroken\naws:autoscaling:groupName\nrole\n../iam"
+        }
+        "/latest/meta-data/tags/instance/of%20the%20day" => "Friday\\",
+        "/latest/meta-data/tags/instance/broken" => return (400, String::new()),
         "/latest/meta-data/tags/instance" => "role\naws:autoscaling:groupName",
         "/latest/meta-data/tags/instance/role" => "web",
         "/latest/meta-data/tags/instance/aws:autoscaling:groupName" => "web-asg",
@@ -139,8 +175,13 @@ fn an_instance_is_told_by_sessions_only() {
     on_this_thread(async {
         let double = double(Mood::Strict).await;
         let dmi = firmware("Amazon EC2");
-        let cloud = look(&settings(double.address, dmi.path()), Provider::Ec2).await;
-        let cloud = cloud.expect("an instance");
+        let seen = look(&settings(double.address, dmi.path()), Provider::Ec2, None).await;
+        let Seen { cloud, missing } = seen.expect("an instance");
+        assert!(missing.is_none() && cloud.tags_flaws == 0 && !cloud.role_untold);
+        assert_eq!(
+            (cloud.instance_type.as_str(), cloud.image.as_str()),
+            ("m7g.large", "ami-0def")
+        );
         assert_eq!(
             (cloud.account.as_str(), cloud.region.as_str()),
             ("123456789012", "eu-west-1")
@@ -175,7 +216,10 @@ fn what_is_not_allowed_is_left_out_and_what_is_wrong_is_an_error() {
         let ask = async |mood| {
             let double = double(mood).await;
             let dmi = firmware("Amazon EC2");
-            look(&settings(double.address, dmi.path()), Provider::Ec2).await
+            let seen = look(&settings(double.address, dmi.path()), Provider::Ec2, None).await;
+            let asked = double.asked.lock().expect("a lock").clone();
+            seen.map(|seen| seen.cloud)
+                .map_err(|failure| (failure, asked))
         };
         let bare = ask(Mood::Bare).await.expect("an instance");
         assert_eq!(
@@ -184,13 +228,136 @@ fn what_is_not_allowed_is_left_out_and_what_is_wrong_is_an_error() {
         );
         assert!(bare.tags.is_empty());
         for mood in [Mood::Garbage, Mood::Old, Mood::Forgetful] {
-            let failure = ask(mood).await.expect_err("no instance");
+            let (failure, asked) = ask(mood).await.expect_err("no instance");
             assert!(matches!(failure, Failure::Refused(_)), "{failure}");
+            if mood == Mood::Old {
+                // Version 1 would have answered.
+                assert_eq!(asked, ["PUT /latest/api/token HTTP/1.1"]);
+                assert!(failure.to_string().contains("version 1 only"), "{failure}");
+            }
         }
         let begun = Instant::now();
-        let failure = ask(Mood::Silent).await.expect_err("no instance");
+        let (failure, _) = ask(Mood::Silent).await.expect_err("no instance");
         assert!(failure.to_string().contains("hop limit"), "{failure}");
         assert!(begun.elapsed() < Duration::from_secs(3));
+    });
+}
+
+#[test]
+fn a_bad_key_of_a_tag_spoils_only_itself() {
+    on_this_thread(async {
+        let double = double(Mood::Odd).await;
+        let dmi = firmware("Amazon EC2");
+        let seen = look(&settings(double.address, dmi.path()), Provider::Ec2, None).await;
+        let Seen { cloud, missing } = seen.expect("an instance");
+        assert_eq!(
+            cloud.tags,
+            [
+                "aws:autoscaling:groupName=web-asg",
+                "of the day=Friday\\\\",
+                "role=web",
+                // In the place of those that are not told.
+                ""
+            ]
+        );
+        assert_eq!(cloud.tags_flaws, u32::from(FLAW_LOST));
+        assert!(missing.is_some_and(|missing| missing.to_string().contains("/broken: status 400")));
+        let asked = double.asked.lock().expect("a lock").clone();
+        assert!(
+            asked
+                .iter()
+                .any(|line| line.contains("/instance/..%2Fiam ")),
+            "{asked:?}"
+        );
+    });
+}
+
+/// So fast that a test can wait for it.
+const PACE: Pace = Pace {
+    retry: Duration::from_millis(50),
+    retry_max: Duration::from_millis(400),
+    refresh: Duration::from_millis(100),
+};
+
+#[test]
+fn what_was_told_before_stays_until_the_service_says_something_else() {
+    on_this_thread(async {
+        let double = double(Mood::Flaky).await;
+        let dmi = firmware("Amazon EC2");
+        let (answers, mut learned) = mpsc::channel(9);
+        let told = Arc::new(Told::default());
+        let asking = tokio::spawn({
+            let (settings, told) = (settings(double.address, dmi.path()), Arc::clone(&told));
+            async move { serve_at(PACE, settings, &told, answers).await }
+        });
+        let mut next = async || {
+            let learned = tokio::time::timeout(Duration::from_secs(20), learned.recv()).await;
+            let facts = learned.expect("in time").and_then(|learned| learned.facts);
+            facts.and_then(|facts| facts.cloud).expect("an instance")
+        };
+        let first = next().await;
+        assert_eq!((first.role.as_str(), first.tags_flaws), ("web", 0));
+        // Of five failures there is no word; what is refreshed after them is the next.
+        let second = next().await;
+        let looks = |asked: &Mutex<Vec<String>>| {
+            let asked = asked.lock().expect("a lock");
+            asked.iter().filter(|line| line.starts_with("PUT ")).count()
+        };
+        assert_eq!(looks(&double.asked), 7);
+        assert_eq!(
+            second.tags,
+            ["aws:autoscaling:groupName=web-asg", "role=db"]
+        );
+        let changed = Cloud {
+            tags: first.tags.clone(),
+            ..second
+        };
+        assert_eq!(changed, first);
+        // And again and again.
+        let begun = Instant::now();
+        while looks(&double.asked) < 10 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "it is not refreshed"
+            );
+            tokio::time::sleep(PACE.retry).await;
+        }
+        asking.abort();
+    });
+}
+
+#[test]
+fn it_is_asked_less_and_less_often_while_it_fails_and_that_is_told() {
+    on_this_thread(async {
+        let double = double(Mood::Old).await;
+        let dmi = firmware("Amazon EC2");
+        let (answers, _learned) = mpsc::channel(9);
+        let told = Arc::new(Told::default());
+        let asking = tokio::spawn({
+            let (settings, told) = (settings(double.address, dmi.path()), Arc::clone(&told));
+            async move { serve_at(PACE, settings, &told, answers).await }
+        });
+        let begun = Instant::now();
+        let mut times = Vec::new();
+        while times.len() < 6 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{times:?}");
+            let asked = double.asked.lock().expect("a lock").len();
+            times.resize(asked, begun.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // 50, 100, 200, 400 and 400 ms: never sooner.
+        let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let least = [50, 100, 200, 400, 400].map(|ms| Duration::from_millis(ms - 10));
+        assert!(
+            pauses
+                .iter()
+                .zip(least)
+                .all(|(pause, least)| *pause >= least),
+            "{pauses:?}"
+        );
+        let troubles = told.troubles();
+        assert!(troubles["cloud"].contains("version 1 only"), "{troubles:?}");
+        asking.abort();
     });
 }
 
@@ -203,7 +370,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             status, _, text = Service.metadata_response(None, "http://169.254.169.254" + self.path, self.headers)
         except NotImplementedError:
-            status, text = 500, ""
+            status, text = 404, ""
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -238,11 +405,12 @@ fn an_instance_of_moto_is_told_without_an_account() {
         let port: u16 = line.trim().parse().expect("a port");
         let dmi = firmware("Amazon EC2");
         let settings = settings(([127, 0, 0, 1], port).into(), dmi.path());
-        look(&settings, Provider::Ec2).await
+        look(&settings, Provider::Ec2, None).await
     });
     server.kill().expect("it runs");
     server.wait().expect("it ends");
-    let cloud = told.expect("an instance");
+    let Seen { cloud, missing } = told.expect("an instance");
+    assert!(missing.is_none(), "{missing:?}");
     assert_eq!(
         (cloud.instance_id.as_str(), cloud.instance_type.as_str()),
         ("i-fake", "moto.virtual")
@@ -261,7 +429,8 @@ fn a_token_that_is_not_taken_is_asked_for_anew() {
         let double = double(Mood::Forgetful).await;
         let dmi = firmware("Amazon EC2");
         let (answers, mut learned) = mpsc::channel(1);
-        let asking = tokio::spawn(serve(settings(double.address, dmi.path()), answers));
+        let settings = settings(double.address, dmi.path());
+        let asking = tokio::spawn(async move { serve(settings, &Told::default(), answers).await });
         let told = tokio::time::timeout(Duration::from_secs(20), learned.recv()).await;
         let facts = told
             .expect("in time")
@@ -278,13 +447,21 @@ fn off_the_cloud_nobody_is_asked_or_only_for_a_moment() {
         let double = double(Mood::Silent).await;
         let (answers, mut learned) = mpsc::channel(2);
         let other = firmware("QEMU");
-        serve(settings(double.address, other.path()), answers.clone()).await;
+        let told = Told::default();
+        serve(
+            settings(double.address, other.path()),
+            &told,
+            answers.clone(),
+        )
+        .await;
         assert!(double.asked.lock().expect("a lock").is_empty());
         // No firmware to ask, and nobody who answers.
         let none = tempfile::tempdir().expect("a folder");
         let begun = Instant::now();
-        serve(settings(double.address, none.path()), answers).await;
-        assert!(begun.elapsed() < Duration::from_secs(2));
+        serve(settings(double.address, none.path()), &told, answers).await;
+        // PATIENCE, and a little for a busy machine.
+        assert!(begun.elapsed() < Duration::from_millis(1_500));
+        assert!(told.troubles().is_empty());
         // Each time that is said.
         for _ in 0..2 {
             let told = learned.recv().await.expect("a word");
@@ -330,7 +507,8 @@ fn the_other_clouds_are_read_from_their_own_answers() {
             address,
             ..Settings::default()
         };
-        let azure = look(&settings, Provider::Azure).await.expect("an instance");
+        let azure = look(&settings, Provider::Azure, None).await;
+        let azure = azure.expect("an instance").cloud;
         assert_eq!(
             (azure.account.as_str(), azure.region.as_str()),
             ("sub", "westeurope")
@@ -340,9 +518,8 @@ fn the_other_clouds_are_read_from_their_own_answers() {
             ("vm-1", "set")
         );
         assert_eq!(azure.tags, ["role=db"]);
-        let google = look(&settings, Provider::Google)
-            .await
-            .expect("an instance");
+        let google = look(&settings, Provider::Google, None).await;
+        let google = google.expect("an instance").cloud;
         assert_eq!(
             (google.account.as_str(), google.region.as_str()),
             ("my-project", "us-central1")

@@ -90,6 +90,24 @@ fn property(machine: &Machine, unit: &str, name: &str) -> String {
     value.trim().to_owned()
 }
 
+/// Files of the configuration's folder that user data, the SSM document and the Ansible role write themselves.
+fn beside() -> Vec<String> {
+    let ways = [
+        include_str!("../../deploy/aws/install"),
+        include_str!("../../deploy/aws/ssm-install.json"),
+        include_str!("../../deploy/ansible/roles/sumun_agent/tasks/main.yml"),
+    ];
+    let is_name = |byte: char| byte.is_ascii_alphanumeric() || "./_-".contains(byte);
+    let words = ways.iter().flat_map(|way| way.split(|byte| !is_name(byte)));
+    let mut files: Vec<String> = words
+        .filter(|word| word.starts_with("/etc/sumun/") && word.contains('.'))
+        .map(str::to_owned)
+        .collect();
+    files.sort_unstable();
+    files.dedup();
+    files
+}
+
 #[test]
 fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
     let name = "install";
@@ -212,7 +230,12 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
         .expect("installed again");
     assert_eq!(machine.run(identity).expect("its identity"), mine);
 
-    // Purged: nothing.
+    // Purged: nothing, nor of what other ways to install leave beside.
+    let beside = beside();
+    assert!(beside.len() >= 3, "{beside:?}");
+    machine
+        .run(&format!("touch {}", beside.join(" ")))
+        .expect("files of other ways to install");
     follow("Removing");
     let left = machine
         .run(

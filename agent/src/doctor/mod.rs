@@ -1,6 +1,7 @@
 //! `sumun-agent doctor`: what is missing on this host, and how to mend it. Everything is found by trying; nothing
 //! is changed, and a running agent is not disturbed.
 
+mod identity;
 pub mod report;
 
 use std::fmt;
@@ -319,6 +320,7 @@ fn of_config(told: &mut Diagnosis, config: &Config) {
             "the folder has to be there; an empty one will do",
         ),
     }
+    identity::look(told, &config.identity);
     disk(told, config);
     if certificate(told, config) {
         collector(told, config);

@@ -19,6 +19,24 @@ const DEPTH_MAX: usize = 128;
 /// cgroup namespace shows as its root is another one.
 pub(super) const ROOT_INO: u64 = 1;
 
+/// The v1 controller whose hierarchy names a process's cgroup: pids, else memory; on hosts where these are on v2 it is the unified
+/// one. A v2 that is mounted beside v1 controllers is often empty.
+#[must_use]
+pub fn controller() -> &'static str {
+    let text = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    let on_v1 = |controller: &str| {
+        text.lines().any(|line| {
+            let mut words = line.split_ascii_whitespace();
+            words.next() == Some(controller) && words.next().is_some_and(|id| id != "0")
+        })
+    };
+    let known = ["pids", "memory"].into_iter();
+    known
+        .filter(|known| on_v1(known))
+        .next()
+        .unwrap_or("unified")
+}
+
 /// The kernel's number (`cgroup_root.hierarchy_id`) of the hierarchy of a v1 controller, or of `unified`.
 ///
 /// # Errors

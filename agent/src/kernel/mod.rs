@@ -676,25 +676,16 @@ fn layout(config: &KernelConfig) -> Result<([u64; 4], Vec<String>), Error> {
     Ok((words, names))
 }
 
-/// Which hierarchy names a process's cgroup: that of the pids controller, else
-/// memory; on hosts where these are on v2 it is the unified one. A v2 that is mounted beside v1
-/// controllers is often empty.
+/// Which hierarchy names a process's cgroup, by its place in `css_set.subsys`.
 fn cgroup_index(slots: &Slots) -> (u32, &'static str) {
     use sumun_abi::slot;
-    let text = fs::read_to_string("/proc/cgroups").unwrap_or_default();
-    let on_v1 = |controller: &str| {
-        text.lines().any(|line| {
-            let mut words = line.split_ascii_whitespace();
-            words.next() == Some(controller) && words.next().is_some_and(|id| id != "0")
-        })
+    let controller = cgroup::controller();
+    let index = match controller {
+        "pids" => slots.values[slot::CGROUP_PIDS],
+        "memory" => slots.values[slot::CGROUP_MEMORY],
+        _ => slot::NONE,
     };
-    if on_v1("pids") {
-        (slots.values[slot::CGROUP_PIDS], "pids")
-    } else if on_v1("memory") {
-        (slots.values[slot::CGROUP_MEMORY], "memory")
-    } else {
-        (slot::NONE, "unified")
-    }
+    (index, controller)
 }
 
 /// Before 5.11 maps count as locked memory. Where the limit cannot be raised creating a map

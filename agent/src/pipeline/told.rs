@@ -143,6 +143,7 @@ impl Told {
                 made_ns,
                 facts,
                 again,
+                denied,
             } = learned;
             if let Some(question) = again {
                 let now = boot_ns().unwrap_or_default();
@@ -188,6 +189,7 @@ impl Told {
                     core.workloads.learned(workload, Some(&facts));
                     self.unwritten.push(facts);
                 }
+                None if denied => core.workloads.denied(workload),
                 None => core.workloads.learned(workload, None),
             }
         }

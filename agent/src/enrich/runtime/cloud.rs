@@ -176,6 +176,7 @@ async fn serve_at(pace: Pace, settings: Settings, told: &Told, answers: mpsc::Se
             ..Facts::default()
         }),
         again: None,
+        denied: false,
     };
     let Some((provider, certain)) = provider(&settings) else {
         // Nobody listens any more only when the agent ends.

@@ -162,6 +162,8 @@ pub struct Learned {
     pub facts: Option<Facts>,
     /// Nothing was said, since somebody who may know could not be asked: the question, to be asked again.
     pub again: Option<Question>,
+    /// A runtime that would know it said that it does not.
+    pub denied: bool,
 }
 
 /// Counters and states, for status and metrics.
@@ -314,6 +316,7 @@ async fn serve(
                 made_ns: question.made_ns,
                 facts,
                 again,
+                denied: false,
             };
             // Nobody listens any more only when the agent ends.
             let facts = match question.named.as_deref() {
@@ -325,6 +328,14 @@ async fn serve(
                     // Others go on while a container that nobody knows yet is waited for.
                     let mut facts = match sources.patiently(&question, turn).await {
                         Answer::Known(facts) => Some(facts),
+                        Answer::Denied => {
+                            let denied = Learned {
+                                denied: true,
+                                ..learned(None, None)
+                            };
+                            let _ = answers.send(denied).await;
+                            return;
+                        }
                         Answer::Nobody => None,
                         // Its names stay unknown: nobody has said that there are none.
                         Answer::Unasked => {
@@ -634,7 +645,7 @@ impl Sources {
         for _ in 0..POD_TRIES {
             match self.of_pod(&facts).await {
                 Answer::Known(more) => return Some(more),
-                Answer::Nobody => {
+                Answer::Denied | Answer::Nobody => {
                     unknown += 1;
                     if unknown >= POD_UNKNOWN_TRIES {
                         return Some(facts);
@@ -697,6 +708,7 @@ impl Sources {
         let runtime = question.runtime.as_str();
         let may_be = |names: &[&str]| runtime.is_empty() || names.contains(&runtime);
         let mut unasked = self.is_about_to_begin(runtime);
+        let mut denied = false;
         if may_be(&["containerd", "cri-o"]) {
             for source in &self.cri {
                 if let Err(may_be_again) = source.is_there().await {
@@ -705,7 +717,7 @@ impl Sources {
                 }
                 match source.container(&self.told, id).await {
                     Said::This(facts) => return Answer::Known(facts),
-                    Said::Nothing => {}
+                    Said::Nothing => denied = true,
                     Said::Refused => unasked = true,
                     Said::Failed => unasked |= source.may_know().await,
                 }
@@ -721,7 +733,7 @@ impl Sources {
             }
             match source.container(&self.told, id).await {
                 Said::This(facts) => return Answer::Known(facts),
-                Said::Nothing => {}
+                Said::Nothing => denied = true,
                 Said::Refused => unasked = true,
                 Said::Failed => unasked |= source.may_know().await,
             }
@@ -739,9 +751,10 @@ impl Sources {
                 }
             }
         }
-        match unasked {
-            true => Answer::Unasked,
-            false => Answer::Nobody,
+        match (unasked, denied) {
+            (true, _) => Answer::Unasked,
+            (false, true) => Answer::Denied,
+            (false, false) => Answer::Nobody,
         }
     }
 }
@@ -754,6 +767,8 @@ impl Sources {
 enum Answer {
     Known(Facts),
     /// All that may know it were asked, and do not.
+    Denied,
+    /// There is nobody who may know it.
     Nobody,
     /// Some could not be asked: they may know it.
     Unasked,

@@ -187,7 +187,7 @@ fn a_container_and_its_pod_are_told_and_labels_are_cut() {
         );
         assert!(matches!(
             sources.ask(&question("another")).await,
-            Answer::Nobody
+            Answer::Denied
         ));
     });
 }
@@ -398,7 +398,7 @@ fn docker_answers_in_json_and_podman_leaves_files() {
         assert_eq!(quiet.container_labels_flaws, u32::from(FLAW_LOST));
         assert!(matches!(
             sources.ask(&question("ghi")).await,
-            Answer::Nobody
+            Answer::Denied
         ));
     });
 }

@@ -428,6 +428,21 @@ impl Workloads {
         }
     }
 
+    /// Its runtime was asked, and knows no such container. What is still there all the same is none, whatever its path says: somebody
+    /// has made a cgroup below a pod's, and it is not of that pod. One that has gone meanwhile may have been one, already forgotten.
+    pub fn denied(&mut self, id: u64) {
+        let known = self.cgroups.get(&id);
+        if known.is_some_and(|known| self.paths.get(&known.path) == Some(&id)) {
+            self.teach(id, |told| {
+                let by_pod = |facts: &v1::Facts| facts.source == BY_POD;
+                if told.facts.as_ref().is_some_and(by_pod) {
+                    told.facts = None;
+                }
+            });
+        }
+        self.learned(id, None);
+    }
+
     /// A container's facts name its pod: that is known of all others in it, too.
     pub(super) fn named(&mut self, container: u64, facts: &v1::Facts) {
         let Some(known) = self.cgroups.get(&container) else {
@@ -471,7 +486,10 @@ impl Workloads {
         for id in others.into_iter().chain([pod]) {
             self.teach(id, |told| {
                 if told.facts.is_none() && (told.pending || told.kind == "pod") {
-                    told.facts = Some(named.clone());
+                    told.facts = Some(match told.kind.as_str() {
+                        "pod" => named.clone(),
+                        _ => by_pod(named.clone()),
+                    });
                 }
             });
         }
@@ -626,8 +644,11 @@ impl Workloads {
             told: v1::Workload {
                 id,
                 facts: told_before.cloned().or_else(|| {
-                    let known = rooted.or(pod)?;
-                    known.workload.told.facts.clone()
+                    let of = |known: &Known| known.workload.told.facts.clone();
+                    match rooted {
+                        Some(known) => of(known),
+                        None => pod.and_then(of).map(by_pod),
+                    }
                 }),
                 pending: match rooted {
                     Some(known) => known.workload.told.pending,
@@ -637,6 +658,17 @@ impl Workloads {
             },
             by_host: place.by_host,
         })
+    }
+}
+
+/// Who tells of a container, as facts name it, of which only its path says whose pod it is in.
+const BY_POD: &str = "pod";
+
+/// What is told of a pod, for a container that has not been named.
+fn by_pod(facts: v1::Facts) -> v1::Facts {
+    v1::Facts {
+        source: BY_POD.into(),
+        ..facts
     }
 }
 
@@ -909,10 +941,32 @@ mod tests {
         all.made(7, &format!("{pod}/{OTHER}/below"), 7);
         assert_eq!(named(&mut all, 6), ("cart-0".into(), true));
         assert_eq!(named(&mut all, 7), ("cart-0".into(), true));
-        // Nobody knows the container: its pod is known all the same.
+        let source = |all: &mut Workloads, id| {
+            let facts = all.of(id).and_then(|of| of.told.facts.clone());
+            facts.unwrap_or_default().source
+        };
+        assert_eq!(
+            (source(&mut all, 3), source(&mut all, 4)),
+            ("cri".into(), "cri".into())
+        );
+        assert_eq!(
+            (source(&mut all, 5), source(&mut all, 7)),
+            ("pod".into(), "pod".into())
+        );
+        // Nobody was there to be asked: its pod is known all the same.
         all.learned(6, None);
         assert_eq!(named(&mut all, 7), ("cart-0".into(), false));
         assert_eq!(all.stats().pending, 1);
+        // Its runtime knows no such container, and it is there: it is not of the pod in which its path stands.
+        all.denied(6);
+        assert_eq!(named(&mut all, 6), (String::new(), false));
+        assert_eq!(named(&mut all, 7), (String::new(), false));
+        // One that has gone meanwhile may have been one.
+        all.denied(5);
+        assert_eq!(named(&mut all, 5), ("cart-0".into(), false));
+        // Whom the runtime has named is not denied by another answer.
+        all.denied(4);
+        assert_eq!(named(&mut all, 4), ("cart-0".into(), false));
     }
 
     #[test]

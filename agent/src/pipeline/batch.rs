@@ -12,6 +12,7 @@ use sumun_proto::v1::{
 use sumun_proto::view::REDACTED;
 use sumun_proto::{BATCH_MAX, FORMAT};
 
+use super::secrets;
 use crate::enrich::process::{DROPPED, ImageKey, Node, Program};
 use crate::enrich::workload::Workload;
 use crate::enrich::writer::Writer;
@@ -351,6 +352,7 @@ impl BatchBuilder {
                 image.args_flaws |= REDACTED;
             }
         }
+        secrets::redact(&mut self.batch, &self.redactor);
         // They were for rules; the collector has them once for all batches.
         for workload in &mut self.batch.workloads {
             (workload.facts, workload.pending) = (None, false);

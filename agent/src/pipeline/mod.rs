@@ -24,6 +24,7 @@ mod folds;
 mod integrity;
 pub mod lanes;
 pub mod policies;
+mod secrets;
 pub mod streams;
 mod syncer;
 mod told;

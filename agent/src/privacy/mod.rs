@@ -95,6 +95,38 @@ impl Redactor {
     }
 }
 
+impl Redactor {
+    /// One text that is no command, without secrets; `None` where there was none.
+    #[must_use]
+    pub fn redact_text(&self, text: &str, cut: bool) -> Option<String> {
+        self.redact(&[text.to_owned()], cut)?.pop()
+    }
+
+    /// Labels or tags, each by itself, and whether there were secrets in them. `cut` as in [`Self::redact`].
+    pub fn redact_labels(&self, labels: &mut [String], cut: bool) -> bool {
+        let last = labels.len().saturating_sub(1);
+        let mut any = false;
+        for (index, label) in labels.iter_mut().enumerate() {
+            if let Some(told) = self.redact_text(label, cut && index == last) {
+                *label = told;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// The value of a setting without secrets: its name may say that it is one.
+    #[must_use]
+    pub fn redact_value(&self, name: &str, value: &str, cut: bool) -> Option<String> {
+        let whole = self.redact_text(&format!("{name}={value}"), cut)?;
+        let told = whole
+            .strip_prefix(name)
+            .and_then(|told| told.strip_prefix('='));
+        // Where the name itself looks like one, the whole is.
+        Some(told.map_or_else(|| MARK.to_owned(), str::to_owned))
+    }
+}
+
 /// A text with [`MARK`] in the place of each range; they are in order and may overlap.
 fn without<'a>(text: &str, ranges: impl Iterator<Item = &'a Range<usize>>) -> String {
     let mut out = String::with_capacity(text.len());

@@ -49,7 +49,8 @@
 //! patterns = []                 # more patterns of secrets, regular expressions: 'ACME-[0-9]{12}'
 //!
 //! [identity]                    # sockets and folders; what is there is asked, what is not is no fault
-//! cri = ["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock"]
+//! cri = ["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock",
+//!     "/var/snap/microk8s/common/run/containerd.sock", "/run/crio/crio.sock"]
 //! docker = ["/run/docker.sock"]
 //! podman = ["/run/podman/podman.sock"]
 //! storage = ["/var/lib/containers/storage"]

@@ -327,7 +327,7 @@ impl Reader<'_> {
     }
 }
 
-fn integer(value: &Value<'_>) -> Option<i64> {
+pub(crate) fn integer(value: &Value<'_>) -> Option<i64> {
     let number = value.get_ref().as_integer()?;
     i64::from_str_radix(number.as_str(), number.radix()).ok()
 }

@@ -7,13 +7,14 @@
 
 use std::fmt::Write as _;
 
+use sumun_proto::{FieldId, FieldType};
 use toml::de::DeTable;
 
 use crate::check::Lists;
 use crate::ir::{Expr, Predicate};
 use crate::limits::CANONICAL_MAX;
 use crate::problem::Problem;
-use crate::read::{Reader, Value};
+use crate::read::{Reader, Value, integer};
 
 const KEYS: &[&str] = &[
     "unit",
@@ -21,6 +22,7 @@ const KEYS: &[&str] = &[
     "container",
     "k8s",
     "ecs",
+    "login",
     "cloud",
     "host",
     "pending",
@@ -32,6 +34,7 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
     (
         "container",
         &[
+            ("digest", "container.image_digest"),
             ("id", "container.id"),
             ("image", "container.image"),
             ("name", "container.name"),
@@ -40,13 +43,28 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "k8s",
-        &[("namespace", "k8s.namespace"), ("pod", "k8s.pod.name")],
+        &[
+            ("namespace", "k8s.namespace"),
+            ("node", "k8s.node"),
+            ("owner", "k8s.owner.name"),
+            ("owner_kind", "k8s.owner.kind"),
+            ("pod", "k8s.pod.name"),
+            ("service_account", "k8s.service_account"),
+            ("uid", "k8s.pod.uid"),
+        ],
     ),
     ("ecs", &[("task", "ecs.task.id")]),
+    (
+        "login",
+        &[("session", "login.session"), ("uid", "login.uid")],
+    ),
     (
         "cloud",
         &[
             ("account", "cloud.account"),
+            ("image", "cloud.image"),
+            ("instance", "cloud.instance.id"),
+            ("instance_type", "cloud.instance.type"),
             ("provider", "cloud.provider"),
             ("region", "cloud.region"),
             ("role", "cloud.role"),
@@ -176,7 +194,7 @@ impl Reader<'_> {
         }
     }
 
-    /// One of some texts, in which `*` stands for anything.
+    /// One of some texts, in which `*` stands for anything; of a number, one of some numbers.
     fn any_of(&mut self, value: &Value<'_>, key: &str, field: &str) -> Option<String> {
         let items = self.array(value, key)?;
         if items.is_empty() || items.len() > VALUES_MAX {
@@ -188,7 +206,16 @@ impl Reader<'_> {
             return None;
         }
         let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        let is_number = FieldId::by_name(field).is_some_and(|id| id.info().ty == FieldType::Int);
         for item in items {
+            if is_number {
+                let Some(number) = integer(item) else {
+                    self.error(item.span().start, format!("{key} takes numbers"));
+                    return None;
+                };
+                whole.push(number.to_string());
+                continue;
+            }
             let text = self.text(item, key, VALUE_MAX)?;
             if text.contains('*') {
                 parts.push(format!("{field}.matches({})", quoted(&pattern(&text))));
@@ -327,6 +354,23 @@ mod tests {
     }
 
     #[test]
+    fn every_key_asks_for_its_field() {
+        for (name, fields) in super::TABLES {
+            for (key, field) in *fields {
+                let (value, wanted) = match *key {
+                    "uid" if *name == "login" => ("1000", format!("{field} in [1000]")),
+                    _ => ("\"x\"", format!("{field} in [\"x\"]")),
+                };
+                let told = rule(&format!("{name} = {{ {key} = [{value}, {value}] }}"), "");
+                let told = told.unwrap_or_else(|error| panic!("{name}.{key}: {error}"));
+                // Of one value there is a shorter way to say it.
+                let short = wanted.replace("in [", "== ").replace(']', "");
+                assert!(told == wanted || told == short, "{told} for {name}.{key}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_pending_is_outside_unless_the_policy_says_otherwise() {
         let presumed = |pending: &str| {
             let text = format!(
@@ -363,6 +407,7 @@ mod tests {
                 "k8s = { labels = [\"a\"] }",
                 "labels is array, but it has to be a table",
             ),
+            ("login = { uid = [\"root\"] }", "uid takes numbers"),
             (
                 "unit = [\"a\"]\npending = \"inisde\"",
                 "p.toml:5:11: error: unknown pending \"inisde\" (did you mean inside?): there are alert, inside",

@@ -30,11 +30,8 @@ pub fn controller() -> &'static str {
             words.next() == Some(controller) && words.next().is_some_and(|id| id != "0")
         })
     };
-    let known = ["pids", "memory"].into_iter();
-    known
-        .filter(|known| on_v1(known))
-        .next()
-        .unwrap_or("unified")
+    let mut known = ["pids", "memory"].into_iter();
+    known.find(|known| on_v1(known)).unwrap_or("unified")
 }
 
 /// The kernel's number (`cgroup_root.hierarchy_id`) of the hierarchy of a v1 controller, or of `unified`.

@@ -296,6 +296,11 @@ pub(crate) struct Calling {
 #[map]
 pub(crate) static CALLING: LruHashMap<u32, Calling> = LruHashMap::pinned(8 * 1024, 0);
 
+/// Threads that try a request of io_uring to accept, by thread id. Full: the oldest makes room, and what it accepts is not told: more
+/// threads than that would have to be in it at once.
+#[map]
+pub(crate) static ACCEPTING: LruHashMap<u32, u32> = LruHashMap::pinned(8 * 1024, 0);
+
 /// A connect that failed inside its call after the first state change; the
 /// error is known only when the call returns. Full: recorded at once, result unknown
 /// (`CONN_UNDECIDED`).

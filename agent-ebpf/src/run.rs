@@ -19,6 +19,9 @@ use crate::{
     maps::{BUDGET, BULK, BUSY, CONTROL, FILTERS, Given, LIFE, SCRATCH, STREAMS, Scratch},
 };
 
+/// How many levels programs at functions may take: see `Run::begin_below`.
+pub(crate) const FENTRY_LEVELS: u32 = 2;
+
 /// A level that this run owns until `end`.
 #[derive(Clone, Copy)]
 pub(crate) struct Run {
@@ -57,7 +60,13 @@ impl Run {
     /// whoever reads 1 after adding 1. No two can.
     #[inline(always)]
     pub(crate) fn begin(ring: u8) -> Option<Run> {
-        let run = Run::begin_if_free();
+        Run::begin_of(ring, LEVELS)
+    }
+
+    /// The same of the first levels only, as `begin_below`.
+    #[inline(always)]
+    pub(crate) fn begin_of(ring: u8, levels: u32) -> Option<Run> {
+        let run = Run::begin_below(levels);
         if run.is_none()
             && let Some(stream) = STREAMS.get_ptr_mut(u32::from(ring) * LEVELS + LEVELS - 1)
         {
@@ -70,13 +79,7 @@ impl Run {
         run
     }
 
-    /// The same where nothing is lost without a level.
-    #[inline(always)]
-    pub(crate) fn begin_if_free() -> Option<Run> {
-        Run::begin_below(LEVELS)
-    }
-
-    /// The same of the first levels only: for programs that can be preempted (fentry, from 5.11 on), of which several can
+    /// The same of the first levels only, where nothing is lost without one: for programs that can be preempted (fentry, from 5.11 on), of which several can
     /// be under way on a processor, so that they never take what records of process life need.
     #[inline(always)]
     pub(crate) fn begin_below(levels: u32) -> Option<Run> {

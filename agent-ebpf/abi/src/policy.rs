@@ -292,7 +292,7 @@ pub struct Filter {
     pub entry_actions: u64,
     /// Bit n: kind n of module `whole` is sent.
     pub whole: u64,
-    /// Bit n: decision points see kind n of `event::file::point`. And [`WRITERS`].
+    /// Bit n: decision points see kind n of `event::file::point`. Bit n of `event::file::ring`: of io_uring, too. And [`WRITERS`].
     pub known: u64,
     /// Bit n: opens that failed with errno n are sent.
     pub open_errors: [u64; ERRORS],

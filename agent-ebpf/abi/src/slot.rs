@@ -233,6 +233,15 @@ slots! {
     REGS_COMPAT_ARG4 = Field("pt_regs", "di") | Field("pt_regs", "regs[4]");
 
     TASK_IO_URING = Field("task_struct", "io_uring");
+    // A request of io_uring. What it asks for stands at its beginning.
+    IO_RESULT = Field("io_kiocb", "cqe.res") | Field("io_kiocb", "result");
+    IO_OPCODE = Field("io_kiocb", "opcode");
+    IO_FILE = Field("io_kiocb", "file");
+    IO_OPEN_FLAGS = Field("io_open", "how.flags");
+    IO_OPEN_PLACE = Field("io_open", "file_slot");
+    IO_RENAME_FLAGS = Field("io_rename", "flags");
+    IO_UNLINK_FLAGS = Field("io_unlink", "flags");
+    IO_LINK_FLAGS = Field("io_hardlink", "flags") | Field("io_link", "flags");
     SOCKET_SK = Field("socket", "sk");
     SOCKET_INODE = Field("socket_alloc", "vfs_inode");
     SOCK_FAMILY = Field("sock", "__sk_common.skc_family");

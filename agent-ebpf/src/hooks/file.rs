@@ -2,6 +2,7 @@
 
 pub(super) mod change;
 pub(super) mod point;
+mod ring;
 pub(super) mod writers;
 
 use core::{mem::size_of, ptr::addr_of_mut};
@@ -9,8 +10,8 @@ use core::{mem::size_of, ptr::addr_of_mut};
 use sumun_abi::{
     event::{
         file::{
-            ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, FailedOpen, NAMES_DIRECTORY, NAMES_OBJECT,
-            Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open,
+            ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, FailedOpen, Known, NAMES_DIRECTORY,
+            NAMES_OBJECT, Names, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN, Open,
         },
         kind,
     },
@@ -268,15 +269,7 @@ pub(crate) extern "C" fn sumun_names(
         addr_of_mut!((*record).flags).write(flags);
         addr_of_mut!((*record).call_flags).write(call_flags as u32);
         if let Some(known) = known {
-            addr_of_mut!((*record).flags).write(flags | NAMES_OBJECT);
-            addr_of_mut!((*record).dev).write((*known).dev);
-            addr_of_mut!((*record).mode).write((*known).mode);
-            addr_of_mut!((*record).ino).write((*known).ino);
-            Text::NONE.store(addr_of_mut!((*record).base), 0);
-            Text::NONE.store(addr_of_mut!((*record).to_base), 0);
-            tail.known(false).store(addr_of_mut!((*record).name), 0);
-            let to = if rename { tail.known(true) } else { Text::NONE };
-            to.store(addr_of_mut!((*record).to_name), 0);
+            seen(record, known, &mut tail, flags, rename);
             point::forget(task);
             run.send(RING_BULK, kind, filter.generation, tail.end());
             return 0;
@@ -301,6 +294,26 @@ pub(crate) extern "C" fn sumun_names(
     }
     run.send(RING_BULK, kind, filter.generation, tail.end());
     0
+}
+
+/// What a decision point saw of a rename or an unlink: all of its record but who did it and the flags of the call.
+///
+/// # Safety
+/// `record` is the run's own, `known` a value of `KNOWN` of the current thread.
+#[inline(always)]
+unsafe fn seen(record: *mut Names, known: *const Known, tail: &mut Tail, flags: u32, rename: bool) {
+    // SAFETY: the caller's.
+    unsafe {
+        addr_of_mut!((*record).flags).write(flags | NAMES_OBJECT);
+        addr_of_mut!((*record).dev).write((*known).dev);
+        addr_of_mut!((*record).mode).write((*known).mode);
+        addr_of_mut!((*record).ino).write((*known).ino);
+        Text::NONE.store(addr_of_mut!((*record).base), 0);
+        Text::NONE.store(addr_of_mut!((*record).to_base), 0);
+        tail.known(false).store(addr_of_mut!((*record).name), 0);
+        let to = if rename { tail.known(true) } else { Text::NONE };
+        to.store(addr_of_mut!((*record).to_name), 0);
+    }
 }
 
 /// The directory that the name at `start` of the record is relative to; none if it is absolute.

@@ -6,9 +6,10 @@
 //! kernel chose a route, and the error of one that failed before its first packet.
 //!
 //! Not seen: connects that io_uring or a send with MSG_FASTOPEN makes and that fail before
-//! the first state; what io_uring accepts.
+//! the first state; what io_uring accepts where its functions take no programs (`ring`).
 
 mod dns;
+mod ring;
 mod udp;
 pub(super) mod unix;
 
@@ -31,7 +32,6 @@ use sumun_abi::{
     },
     policy::{Filter, MODE_FILTERED, MODE_NONE, filtered, whole},
     record::{LEVELS, RING_BULK},
-    slot,
     verdict::on,
 };
 
@@ -161,7 +161,7 @@ extern "C" fn sumun_connect_begins(level: u32, index: u32, sock: u64, again: u32
     if calls {
         let calling = Calling {
             sock: owner.0,
-            sure: u64::from(task.0.get::<u64>(slot::TASK_IO_URING) == 0),
+            sure: u64::from(!task.may_serve_ring()),
         };
         let _ = CALLING.insert(&tid, &calling, 0);
     }
@@ -578,7 +578,14 @@ pub(crate) extern "C" fn sumun_accept(call: u64, listener: u64, fd: u64) -> u64 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn sumun_own_end(call: u64, fd: u64, listens: u64) -> u64 {
-    let call = Call(call);
+    let task = Task::current();
+    let file = File::of(task, fd as i32);
+    own_end(Call(call), file, listens, task.shares_files())
+}
+
+/// The same of the socket behind an open file; `shared` if the file may be another one's by now.
+#[inline(always)]
+fn own_end(call: Call, file: File, listens: u64, shared: bool) -> u64 {
     let (kind, place) = if listens != 0 {
         (kind::LISTEN, whole::LISTEN)
     } else {
@@ -588,9 +595,7 @@ pub(crate) extern "C" fn sumun_own_end(call: u64, fd: u64, listens: u64) -> u64 
         return 0;
     };
     let task = handed.task;
-    let file = File::of(task, fd as i32);
     let sock = Sock::of(file);
-    let shared = task.shares_files();
     let mut flags = if shared { CONN_RACY } else { 0 };
     let (mut family, mut own, mut protocol) = (0, End::NONE, 0);
     if !sock.is_lost() && matches!(sock.family(), FAMILY_INET | FAMILY_INET6) {

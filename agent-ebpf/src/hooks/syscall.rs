@@ -329,7 +329,8 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
                 _ => 0,
             };
             if asked & point::OPENS != 0
-                && point::sumun_seen_open(u32::from(compat), result as u64, how) != 0
+                && point::sumun_seen_open(if compat { CALL_COMPAT } else { 0 }, result as u64, how)
+                    != 0
             {
                 return 0;
             }

@@ -32,6 +32,7 @@ pub(crate) const O_PATH: u64 = 0o10_000_000;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
+const S_IFDIR: u16 = 0o040_000;
 const S_IFSOCK: u16 = 0o140_000;
 
 /// `AT_FDCWD`
@@ -160,6 +161,12 @@ pub(crate) fn is_for_writing(mode: u32) -> bool {
 #[inline(always)]
 pub(crate) fn is_regular(mode: u16) -> bool {
     mode & S_IFMT == S_IFREG
+}
+
+/// True for a folder, by the mode of its inode.
+#[inline(always)]
+pub(crate) fn is_directory(mode: u32) -> bool {
+    mode as u16 & S_IFMT == S_IFDIR
 }
 
 /// False for a call with these flags that opens only for reading.

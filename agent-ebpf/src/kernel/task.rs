@@ -61,6 +61,19 @@ impl Task {
         self.0.get::<u32>(slot::TASK_FLAGS) & (PF_IO_WORKER | PF_KTHREAD) != 0
     }
 
+    /// True for a thread that io_uring has made in its process: a worker, or the one that polls for requests. Before 5.12 (and the
+    /// same code in 5.10.162) they are the kernel's own.
+    #[inline(always)]
+    pub(crate) fn works_for_ring(self) -> bool {
+        self.0.get::<u32>(slot::TASK_FLAGS) & (PF_IO_WORKER | PF_KTHREAD) == PF_IO_WORKER
+    }
+
+    /// True for a thread that may do what was asked of an io_uring: one that has used one, or that io_uring has made.
+    #[inline(always)]
+    pub(crate) fn may_serve_ring(self) -> bool {
+        self.0.get::<u64>(slot::TASK_IO_URING) != 0 || self.works_for_ring()
+    }
+
     #[inline(always)]
     pub(crate) fn leader(self) -> Task {
         Task(self.0.follow(slot::TASK_GROUP_LEADER))

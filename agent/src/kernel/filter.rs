@@ -184,7 +184,10 @@ impl Kernel {
         known: impl FnOnce() -> Known,
     ) -> Result<Swapped, Error> {
         let mut compiled = compile(plan, verdicts, generation);
-        compiled.filter.known |= self.points.wanted(&compiled.filter);
+        if self.points.used {
+            compiled.filter.known |= self.points.wanted(&compiled.filter);
+            compiled.filter.known |= self.rings.wanted(&compiled.filter);
+        }
         let index = 1 - self.active;
         // The other filter may still be in use by a program that began before the last swap.
         self.wait_quiet()?;

@@ -25,6 +25,7 @@ mod points;
 mod probe;
 pub mod resident;
 mod ring;
+mod rings;
 mod sharers;
 mod slots;
 mod sockets;
@@ -154,6 +155,7 @@ pub struct Kernel {
     writers: writers::State,
     /// Programs at decision points that this agent has attached.
     points_open: Vec<&'static str>,
+    rings: rings::State,
     /// True once this agent's programs are the active ones.
     attached: bool,
     /// True if the filter asks for what a call's entry shows.
@@ -263,6 +265,7 @@ impl Kernel {
             points,
             writers,
             points_open: Vec::new(),
+            rings: rings::State::default(),
             attached: false,
             entries,
             cgroup_controller,

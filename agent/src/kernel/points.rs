@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use aya::{
     Btf,
     maps::{Array, HashMap, MapData},
-    programs::{FEntry, Program, ProgramError, links::FdLink},
+    programs::{FEntry, FExit, Program, ProgramError, links::FdLink},
 };
 use serde::Serialize;
 use sumun_abi::{
@@ -23,18 +23,22 @@ use sumun_proto::v1::Kind;
 
 use super::{Error, Kernel, chain, doors, tries};
 
-/// A decision point.
+/// A decision point, or another function of the kernel's that a program is at.
 #[derive(Debug)]
-struct Point {
+pub(super) struct Point {
     /// Name of the program; also of its pinned link.
-    program: &'static str,
+    pub(super) program: &'static str,
     /// The functions that it can be attached to, with the same first arguments; the first that the kernel lets it.
     functions: &'static [&'static str],
     /// The kind of records that it knows more of.
-    kind: Kind,
+    pub(super) kind: Kind,
 }
 
-const fn at(program: &'static str, functions: &'static [&'static str], kind: Kind) -> Point {
+pub(super) const fn at(
+    program: &'static str,
+    functions: &'static [&'static str],
+    kind: Kind,
+) -> Point {
     Point {
         program,
         functions,
@@ -92,7 +96,49 @@ const TRY: u64 = 1 << 63;
 /// with the caller's word.
 const STALE_NS: u64 = 60_000_000_000;
 
-/// Whether decision points see the calls of a kind.
+/// A program at the entry of a function, or at its exit.
+enum Traced<'a> {
+    Entry(&'a mut FEntry),
+    Exit(&'a mut FExit),
+}
+
+impl Traced<'_> {
+    fn is_loaded(&self) -> bool {
+        match self {
+            Traced::Entry(program) => program.fd().is_ok(),
+            Traced::Exit(program) => program.fd().is_ok(),
+        }
+    }
+
+    fn load(&mut self, function: &str, btf: &Btf) -> Result<(), ProgramError> {
+        match self {
+            Traced::Entry(program) => program.load(function, btf),
+            Traced::Exit(program) => program.load(function, btf),
+        }
+    }
+
+    fn unload(&mut self) -> Result<(), ProgramError> {
+        match self {
+            Traced::Entry(program) => program.unload(),
+            Traced::Exit(program) => program.unload(),
+        }
+    }
+
+    fn attach(&mut self) -> Result<FdLink, ProgramError> {
+        match self {
+            Traced::Entry(program) => {
+                let link = program.attach()?;
+                program.take_link(link).map(Into::into)
+            }
+            Traced::Exit(program) => {
+                let link = program.attach()?;
+                program.take_link(link).map(Into::into)
+            }
+        }
+    }
+}
+
+/// Whether the calls of a kind are seen at decision points, or what io_uring does of it at its functions.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct PointStatus {
     /// The kind.
@@ -112,9 +158,9 @@ pub(super) struct State {
     opened: Kept<OPENED_BYTES>,
     counters: Array<MapData, u64>,
     /// By the order of the kinds in `POINTS`; empty until they were tried.
-    tried: Vec<PointStatus>,
+    pub(super) tried: Vec<PointStatus>,
     /// False if the host is not to use them.
-    used: bool,
+    pub(super) used: bool,
 }
 
 impl State {
@@ -136,7 +182,7 @@ impl State {
     pub(super) fn wanted(&self, filter: &Filter) -> u64 {
         self.tried
             .iter()
-            .filter(|status| self.used && status.reason.is_none() && is_asked(filter, status.kind))
+            .filter(|status| status.reason.is_none() && is_asked(filter, status.kind))
             .fold(0, |bits, status| bits | bit(status.kind))
     }
 }
@@ -150,7 +196,7 @@ fn bit(kind: Kind) -> u64 {
     1 << place(kind)
 }
 
-fn is_asked(filter: &Filter, kind: Kind) -> bool {
+pub(super) fn is_asked(filter: &Filter, kind: Kind) -> bool {
     let whole = |place: u32| filter.whole >> place & 1 != 0;
     match kind {
         Kind::Open => filter.mode[filtered::OPEN] != MODE_NONE,
@@ -161,6 +207,10 @@ fn is_asked(filter: &Filter, kind: Kind) -> bool {
         Kind::Chmod => whole(whole::CHMOD),
         Kind::Chown => whole(whole::CHOWN),
         Kind::Truncate => whole(whole::TRUNCATE),
+        Kind::Accept => filter.mode[filtered::ACCEPT] != MODE_NONE,
+        Kind::ConnectUnix => filter.mode[filtered::CONNECT_UNIX] != MODE_NONE,
+        Kind::Bind => whole(whole::BIND),
+        Kind::Listen => whole(whole::LISTEN),
         _ => false,
     }
 }
@@ -194,6 +244,7 @@ impl Kernel {
             }
         }
         self.points.tried = tried;
+        self.try_rings(btf);
     }
 
     /// What decision points see, and why not; empty until it was tried.
@@ -254,9 +305,9 @@ impl Kernel {
         Ok(())
     }
 
-    fn load_point(&mut self, point: &Point, btf: &Btf) -> Result<(), String> {
-        let program = self.point(point)?;
-        if program.fd().is_ok() {
+    pub(super) fn load_point(&mut self, point: &Point, btf: &Btf) -> Result<(), String> {
+        let mut program = self.point(point)?;
+        if program.is_loaded() {
             return Ok(());
         }
         let mut refused = Ok(());
@@ -269,7 +320,7 @@ impl Kernel {
         refused
     }
 
-    fn attach_point(&mut self, point: &Point) -> Result<FdLink, String> {
+    pub(super) fn attach_point(&mut self, point: &Point) -> Result<FdLink, String> {
         let failed =
             |error: &ProgramError| format!("cannot attach {}: {}", point.program, chain(error));
         let attached = match self.point(point)?.attach() {
@@ -285,16 +336,13 @@ impl Kernel {
             }
             attached => attached,
         };
-        let program = self.point(point)?;
-        attached
-            .and_then(|id| program.take_link(id))
-            .map(Into::into)
-            .map_err(|error| failed(&error))
+        attached.map_err(|error| failed(&error))
     }
 
-    fn point(&mut self, point: &Point) -> Result<&mut FEntry, String> {
+    fn point(&mut self, point: &Point) -> Result<Traced<'_>, String> {
         match self.ebpf.program_mut(point.program) {
-            Some(Program::FEntry(program)) => Ok(program),
+            Some(Program::FEntry(program)) => Ok(Traced::Entry(program)),
+            Some(Program::FExit(program)) => Ok(Traced::Exit(program)),
             _ => Err(format!("the object has no program {}", point.program)),
         }
     }
@@ -313,31 +361,38 @@ impl Kernel {
     /// one that does not work, and its calls are recorded with the caller's word.
     pub(super) fn open_points(&mut self, known: u64) {
         let wanted = self.attached_for(known);
+        self.open_rings(known);
         for point in POINTS.iter().filter(|point| wanted & bit(point.kind) != 0) {
             if self.points_open.contains(&point.program) {
                 continue;
             }
-            let pinned = self.attach_point(point).and_then(|link| {
-                let failed = |error: &dyn std::error::Error| {
-                    format!("cannot pin {}: {}", point.program, chain(error))
-                };
-                self.pins
-                    .remove_link(point.program)
-                    .map_err(|error| failed(&error))?;
-                link.pin(self.pins.link(point.program))
-                    .map(drop)
-                    .map_err(|error| failed(&error))
-            });
-            match pinned {
-                Ok(()) => self.points_open.push(point.program),
-                Err(reason) => {
-                    let of_kind = |status: &&mut PointStatus| status.kind == point.kind;
-                    if let Some(status) = self.points.tried.iter_mut().find(of_kind) {
-                        status.reason = Some(reason);
-                    }
+            let pinned = self.pin_point(point);
+            if let Err(reason) = pinned {
+                let of_kind = |status: &&mut PointStatus| status.kind == point.kind;
+                if let Some(status) = self.points.tried.iter_mut().find(of_kind) {
+                    status.reason = Some(reason);
                 }
             }
         }
+    }
+
+    /// Attaches and pins one, in the place of a previous agent's.
+    pub(super) fn pin_point(&mut self, point: &Point) -> Result<(), String> {
+        let pinned = self.attach_point(point).and_then(|link| {
+            let failed = |error: &dyn std::error::Error| {
+                format!("cannot pin {}: {}", point.program, chain(error))
+            };
+            self.pins
+                .remove_link(point.program)
+                .map_err(|error| failed(&error))?;
+            link.pin(self.pins.link(point.program))
+                .map(drop)
+                .map_err(|error| failed(&error))
+        });
+        if pinned.is_ok() {
+            self.points_open.push(point.program);
+        }
+        pinned
     }
 
     /// Detaches all but those.
@@ -347,7 +402,7 @@ impl Kernel {
             self.pins.remove_link(point.program)?;
             self.points_open.retain(|open| *open != point.program);
         }
-        Ok(())
+        self.close_rings(known)
     }
 
     /// Forgets what was kept of calls whose return was not seen.

@@ -89,6 +89,8 @@ pub struct ProbeReport {
     pub isolation: Feature,
     /// Which calls are seen where the kernel decides about them, by kind: each saw a call of the agent's own.
     pub points: Vec<PointStatus>,
+    /// What io_uring does, of which it is told at its own functions, by kind.
+    pub rings: Vec<PointStatus>,
 }
 
 /// Tries everything out. Needs root for more than the first lines.
@@ -120,6 +122,7 @@ pub fn probe() -> ProbeReport {
         doors: Vec::new(),
         isolation: Feature::because(Some("the object is not loaded".into())),
         points: Vec::new(),
+        rings: Vec::new(),
     };
     if let Some(modules) = &report.security_modules
         && report.lsm.available
@@ -153,6 +156,7 @@ pub fn probe() -> ProbeReport {
                 Ok(()) => {
                     report.doors = kernel.doors().to_vec();
                     report.points = kernel.points().to_vec();
+                    report.rings = kernel.rings().to_vec();
                 }
                 Err(error) => report.object = Feature::because(Some(chain(&error))),
             }
@@ -254,6 +258,10 @@ impl std::fmt::Display for ProbeReport {
         for point in &self.points {
             let kind = sumun_proto::catalogue::kind_name(point.kind);
             line(&format!("decision point {kind}"), point.reason.as_deref())?;
+        }
+        for ring in &self.rings {
+            let kind = sumun_proto::catalogue::kind_name(ring.kind);
+            line(&format!("io_uring {kind}"), ring.reason.as_deref())?;
         }
         if !self.missing_capabilities.is_empty() {
             line(

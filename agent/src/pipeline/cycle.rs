@@ -1248,7 +1248,8 @@ impl Pipeline {
     fn publish(&mut self) {
         let hooks = self.kernel.hooks();
         let trouble = self.holding.trouble.as_deref();
-        let mut doors = doors(hooks, self.kernel.points(), self.kernel.doors(), trouble);
+        let seen = (self.kernel.points(), self.kernel.rings());
+        let mut doors = doors(hooks, seen, self.kernel.doors(), trouble);
         if let Some(door) = doors.iter_mut().find(|door| door.kind() == Kind::Integrity)
             && self.watch.every().is_some()
         {
@@ -1278,7 +1279,7 @@ impl Pipeline {
 /// How each kind is seen, and what makes its calls fail.
 fn doors(
     hooks: &[HookStatus],
-    points: &[PointStatus],
+    (points, rings): (&[PointStatus], &[PointStatus]),
     deny: &[DoorStatus],
     trouble: Option<&str>,
 ) -> Vec<Door> {
@@ -1314,6 +1315,9 @@ fn doors(
                     "tracepoint"
                 }
             };
+            let ring = rings.iter().find(|ring| ring.kind == *kind);
+            let untold = ring.and_then(|ring| ring.reason.as_ref());
+            reasons.extend(untold.map(|why| format!("not told of io_uring: {why}")));
             Door {
                 kind: (*kind).into(),
                 rung: rung.into(),

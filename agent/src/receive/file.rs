@@ -1,8 +1,8 @@
 //! Open, close after write, rename and unlink; changes of a file.
 
 use sumun_abi::event::file::{
-    CALL_COMPAT, CHANGE_OBJECT, CHANGE_TO_OBJECT, Change, FailedOpen, NAMES_OBJECT, Names,
-    OPEN_FAILED, Open,
+    CALL_COMPAT, CALL_IO_URING, CHANGE_OBJECT, CHANGE_TO_OBJECT, Change, FailedOpen, NAMES_OBJECT,
+    Names, OPEN_FAILED, Open,
 };
 use sumun_abi::record::{FLAW_LOST, Span};
 use sumun_proto::text;
@@ -29,6 +29,7 @@ pub fn open(kind: Kind, record: &Record<'_>, open: &Open) -> Event {
             fd: open.fd,
             ..File::default()
         }),
+        call: made(open.flags, "").into(),
         ..Event::default()
     }
 }
@@ -80,6 +81,7 @@ pub fn names(kind: Kind, record: &Record<'_>, names: &Names) -> Event {
         kind: kind.into(),
         tid: names.actor.tid,
         file: Some(file),
+        call: made(names.flags, "").into(),
         ..Event::default()
     }
 }
@@ -128,10 +130,21 @@ pub fn change(kind: Kind, record: &Record<'_>, change: &Change) -> Event {
         kind: kind.into(),
         tid: change.actor.tid,
         file: Some(file),
-        call: syscalls::name(change.number, compat)
-            .unwrap_or_default()
-            .into(),
+        call: made(
+            change.flags,
+            syscalls::name(change.number, compat).unwrap_or_default(),
+        )
+        .into(),
         ..Event::default()
+    }
+}
+
+/// What made it: io_uring, or a system call of this name.
+fn made(flags: u32, call: &'static str) -> &'static str {
+    if flags & CALL_IO_URING == 0 {
+        call
+    } else {
+        "io_uring"
     }
 }
 

@@ -42,7 +42,7 @@ use sumun_proto::{
     v1::{Event, File as OfFile, Kind, Source},
 };
 
-const KINDS: [Kind; 7] = [
+pub(crate) const KINDS: [Kind; 7] = [
     Kind::Rename,
     Kind::Unlink,
     Kind::Chmod,
@@ -79,7 +79,7 @@ pub(crate) fn points(name: &str) -> Option<Bench> {
 }
 
 /// What this process did to files below a folder, in order.
-fn told(seen: &[Seen], below: &Path) -> Vec<(Kind, Event)> {
+pub(crate) fn told(seen: &[Seen], below: &Path) -> Vec<(Kind, Event)> {
     let pid = std::process::id();
     seen.iter()
         .filter_map(|record| {
@@ -102,22 +102,22 @@ fn told(seen: &[Seen], below: &Path) -> Vec<(Kind, Event)> {
         .collect()
 }
 
-fn of(event: &Event) -> &OfFile {
+pub(crate) fn of(event: &Event) -> &OfFile {
     event.file.as_ref().unwrap()
 }
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn folder() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = fs::canonicalize(dir.path()).unwrap();
     (dir, path)
 }
 
-fn path_of(path: &Path) -> Option<String> {
+pub(crate) fn path_of(path: &Path) -> Option<String> {
     Some(path.to_str().unwrap().to_owned())
 }
 
 /// (device as the kernel has it, inode)
-fn identity(path: &Path) -> (u32, u64) {
+pub(crate) fn identity(path: &Path) -> (u32, u64) {
     let meta = fs::symlink_metadata(path).unwrap();
     (
         libc::major(meta.dev()) << 20 | libc::minor(meta.dev()),
@@ -544,7 +544,7 @@ fn thirty_two_bit_calls_come_by_decision_points() {
 }
 
 /// Opens by this process of what is below a folder, in order.
-fn opens(seen: &[Seen], below: &Path) -> Vec<(String, Open)> {
+pub(crate) fn opens(seen: &[Seen], below: &Path) -> Vec<(String, Open)> {
     let pid = std::process::id();
     seen.iter()
         .filter_map(|record| match record.body {
@@ -555,7 +555,7 @@ fn opens(seen: &[Seen], below: &Path) -> Vec<(String, Open)> {
         .collect()
 }
 
-fn below(dir: &Path) -> Plan {
+pub(crate) fn below(dir: &Path) -> Plan {
     let clause = Clause {
         path_prefixes: Some(vec![format!("{}/", dir.display()).into_bytes()]),
         ..Clause::default()
@@ -566,7 +566,7 @@ fn below(dir: &Path) -> Plan {
     }
 }
 
-fn set(bench: &mut Bench, plan: &Plan) {
+pub(crate) fn set(bench: &mut Bench, plan: &Plan) {
     let generation = bench.kernel().last_generation() + 1;
     assert_eq!(bench.kernel().set_filter(plan, generation).unwrap(), []);
     drop(bench.settle());

@@ -1,6 +1,7 @@
 //! Open, close after write, rename, unlink; changes of a file's attributes and links.
 
 use crate::assert_size;
+use crate::event::kind;
 use crate::event::process::Actor;
 use crate::record::{Header, PATH_MAX, Span};
 use crate::verdict::Verdict;
@@ -42,7 +43,7 @@ pub struct Open {
     pub actor: Actor,
     /// Bits of `ACCESS_*`, `OPEN_*`, `CALL_*`.
     pub flags: u32,
-    /// The descriptor that was returned.
+    /// The descriptor that was returned; -1: of io_uring, a place in its own table.
     pub fd: i32,
     /// Superblock device (`i_sb->s_dev`), kernel encoding (major << 20 | minor).
     pub dev: u32,
@@ -174,6 +175,15 @@ pub const KNOWN_ENTRIES: u32 = 256;
 #[must_use]
 pub const fn point(kind: u16) -> u32 {
     kind as u32 - 100
+}
+/// Bit of a kind of record in `policy::Filter::known`: of what io_uring does, its own functions tell.
+#[must_use]
+pub const fn ring(kind: u16) -> u32 {
+    if kind < kind::CONNECT {
+        point(kind) + 32
+    } else {
+        (kind - kind::CONNECT) as u32 + 52
+    }
 }
 /// Places in `POINTS`: how often each decision point saw the agent's own try, …
 pub const POINTS: u32 = 17;

@@ -4,7 +4,7 @@ use core::ptr::{self, addr_of_mut};
 
 use sumun_abi::{
     event::{
-        file::{CHANGE_OBJECT, CHANGE_TO_OBJECT, Change},
+        file::{CHANGE_OBJECT, CHANGE_TO_OBJECT, Change, Known},
         kind,
     },
     policy::{action, whole},
@@ -133,14 +133,7 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         addr_of_mut!((*record).gid).write(asked.group as u32);
         let (name, above) = (addr_of_mut!((*record).name), addr_of_mut!((*record).base));
         if !known.is_null() {
-            addr_of_mut!((*record).flags).write(flags | CHANGE_OBJECT | CHANGE_TO_OBJECT);
-            addr_of_mut!((*record).dev).write((*known).dev);
-            addr_of_mut!((*record).mode).write((*known).mode);
-            addr_of_mut!((*record).ino).write((*known).ino);
-            Text::NONE.store(above, 0);
-            Text::NONE.store(addr_of_mut!((*record).to_base), 0);
-            tail.known(false).store(name, 0);
-            tail.known(true).store(addr_of_mut!((*record).to_name), 0);
+            seen(record, known, &mut tail, flags);
             point::forget(task);
             return handed.send(kind, tail.end());
         }
@@ -189,6 +182,25 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         addr_of_mut!((*record).flags).write(flags);
     }
     handed.send(kind, tail.end())
+}
+
+/// What a decision point saw of a change: all of its record but who did it and what the call says itself.
+///
+/// # Safety
+/// `record` is the run's own, `known` a value of `KNOWN` of the current thread.
+#[inline(always)]
+pub(super) unsafe fn seen(record: *mut Change, known: *const Known, tail: &mut Tail, flags: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        addr_of_mut!((*record).flags).write(flags | CHANGE_OBJECT | CHANGE_TO_OBJECT);
+        addr_of_mut!((*record).dev).write((*known).dev);
+        addr_of_mut!((*record).mode).write((*known).mode);
+        addr_of_mut!((*record).ino).write((*known).ino);
+        Text::NONE.store(addr_of_mut!((*record).base), 0);
+        Text::NONE.store(addr_of_mut!((*record).to_base), 0);
+        tail.known(false).store(addr_of_mut!((*record).name), 0);
+        tail.known(true).store(addr_of_mut!((*record).to_name), 0);
+    }
 }
 
 /// The upper half of a length.

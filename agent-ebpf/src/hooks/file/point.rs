@@ -4,18 +4,19 @@
 //! kernel do by themselves (overlayfs' inner calls, nfsd).
 //!
 //! Whether the call comes to anything is known only when it returns: so what was seen is kept for its thread until then (`KNOWN`),
-//! and the hook at the exit makes the one record. Where nothing was kept it says the caller's word, marked as that.
+//! and the hook at the exit makes the one record. Where nothing was kept it says the caller's word, marked as that. Of what io_uring
+//! does no call returns: `ring` makes that record.
 
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, macros::fentry, programs::FEntryContext};
 use sumun_abi::{
     event::{
-        file::{CALL_COMPAT, Known, OPEN_TRUNCATE, Open, POINTS_FULL, point},
+        file::{CALL_IO_URING, Known, OPEN_TRUNCATE, Open, POINTS_FULL, point, ring},
         kind,
     },
     policy::{Filter, MODE_FILTERED, WRITERS, filtered},
-    record::RING_BULK,
+    record::{LEVELS, RING_BULK},
     slot,
     verdict::on,
 };
@@ -31,7 +32,7 @@ use crate::{
     },
     maps::{KNOWN, OPENED, POINTS},
     policy::{self, verdict},
-    run::{self, Run, add, scratch},
+    run::{self, FENTRY_LEVELS, Run, add, scratch},
 };
 
 /// A name is about to be removed: folder and entry.
@@ -172,7 +173,7 @@ fn open(run: Run, file: u64) {
     if filter.mode[filtered::OPEN] == MODE_FILTERED
         && policy::file::clauses(run.level, index, filter, wanted, block, flags) == 0
     {
-        // What is there is of an open that no call returns from: of io_uring, or of the kernel's own.
+        // What is there is of an open that no call returns from: of the kernel's own.
         let tid = Task::current().tid();
         if OPENED.get_ptr(&tid).is_some() {
             let _ = OPENED.remove(&tid);
@@ -234,10 +235,11 @@ pub(in crate::hooks) fn asked_of_opens() -> u64 {
         .map_or(0, |filter| filter.known & (OPENS | WRITERS))
 }
 
-/// An open returned `fd`: records it if a decision point saw it, and says so by 1. `how` are its flags, of openat2 unknown.
+/// An open returned `fd`: records it if a decision point saw it, and says so by 1. `made` is `CALL_*`; `how` are its flags, of openat2
+/// unknown. What io_uring puts into its own table has no descriptor: -1.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(in crate::hooks) extern "C" fn sumun_seen_open(compat: u32, fd: u64, how: u64) -> u64 {
+pub(in crate::hooks) extern "C" fn sumun_seen_open(made: u32, fd: u64, how: u64) -> u64 {
     let task = Task::current();
     let tid = task.tid();
     // A reference does not come by the decision point; what is there then is of another open.
@@ -253,11 +255,16 @@ pub(in crate::hooks) extern "C" fn sumun_seen_open(compat: u32, fd: u64, how: u6
     // SAFETY: a live map value that only this thread's calls write.
     let same = unsafe { (*known).file } == found.0;
     // Where nobody else could have put it there, it is another open that the decision point saw last: one that the kernel made.
-    if !same && (!task.shares_files() || found.is_reference()) {
+    if !same && fd >= 0 && (!task.shares_files() || found.is_reference()) {
         let _ = OPENED.remove(&tid);
         return 0;
     }
-    let Some(run) = Run::begin(RING_BULK) else {
+    let levels = if made & CALL_IO_URING != 0 {
+        FENTRY_LEVELS
+    } else {
+        LEVELS
+    };
+    let Some(run) = Run::begin_of(RING_BULK, levels) else {
         let _ = OPENED.remove(&tid);
         return 1;
     };
@@ -269,8 +276,7 @@ pub(in crate::hooks) extern "C" fn sumun_seen_open(compat: u32, fd: u64, how: u6
         // SAFETY: the record is this run's; all fields are written. The value as above.
         unsafe {
             task.actor(addr_of_mut!((*record).actor));
-            let asked = if compat != 0 { CALL_COMPAT } else { 0 };
-            addr_of_mut!((*record).flags).write((*known).flags | asked);
+            addr_of_mut!((*record).flags).write((*known).flags | made);
             addr_of_mut!((*record).fd).write(fd);
             addr_of_mut!((*record).dev).write((*known).dev);
             addr_of_mut!((*record).mode).write((*known).mode);
@@ -304,7 +310,7 @@ pub(in crate::hooks) extern "C" fn sumun_failed_seen_open() -> u64 {
     0
 }
 
-/// Begins a run if the kind is asked for and the call will return to a hook that makes the record.
+/// Begins a run if the kind is asked for and the call, or the function of io_uring, will return to a hook that makes the record.
 #[inline(always)]
 fn begin(kind: u16) -> Option<Run> {
     let place = point(kind);
@@ -314,10 +320,15 @@ fn begin(kind: u16) -> Option<Run> {
         add(counter, 1);
     }
     let filter = run::filter(run::active()?)?;
-    if filter.known >> (place & 63) & 1 == 0 || Task::current().makes_no_calls() {
+    if filter.known >> (place & 63) & 1 == 0 {
         return None;
     }
-    Run::begin_below(2)
+    let task = Task::current();
+    let told = filter.known >> (ring(kind) & 63) & 1 != 0 && task.works_for_ring();
+    if task.makes_no_calls() && !told {
+        return None;
+    }
+    Run::begin_below(FENTRY_LEVELS)
 }
 
 #[inline(always)]

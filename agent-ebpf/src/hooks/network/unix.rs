@@ -1,6 +1,6 @@
 //! Connects of Unix sockets, and sockets that few programs make.
 //!
-//! Not seen: what io_uring connects or makes, and datagrams of Unix sockets that are not connected.
+//! Not seen: what io_uring makes, what it connects where its functions take no programs (`ring`), and datagrams of Unix sockets that are not connected.
 
 use core::{mem::size_of, ptr::addr_of_mut};
 
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// `AF_UNIX`
-const UNIX: u16 = 1;
+pub(super) const UNIX: u16 = 1;
 /// `AF_NETLINK`
 const NETLINK: u64 = 16;
 /// `SOCK_RAW`; the same on x86 and Arm.
@@ -98,6 +98,32 @@ pub(crate) extern "C" fn sumun_unix(
         kind = get(sock.0, slot::SOCK_TYPE);
         peer = get(sock.0, slot::UNIX_PEER);
     }
+    told(run, index, (kind, peer), (flags, result, address))
+}
+
+/// A Unix socket was connected, by its own word.
+#[inline(always)]
+pub(super) fn connected(run: Run, index: u32, sock: Sock) -> u64 {
+    let peer = get(sock.0, slot::UNIX_PEER);
+    told(run, index, (get(sock.0, slot::SOCK_TYPE), peer), (0, 0, 0))
+}
+
+/// Records a connect: type of the socket and the other end, flags, result, and where the caller's address is.
+#[inline(always)]
+fn told(
+    run: Run,
+    index: u32,
+    (kind, peer): (u16, u64),
+    (mut flags, result, address): (u16, i32, u64),
+) -> u64 {
+    let Some(filter) = run::filter(index) else {
+        return 0;
+    };
+    let mode = filter.mode[filtered::CONNECT_UNIX];
+    if mode == MODE_NONE {
+        return 0;
+    }
+    let task = Task::current();
     let of_caller = result != 0 || flags & CONN_LOST != 0;
     if of_caller {
         flags |= CONN_CALLER;
@@ -116,7 +142,7 @@ pub(crate) extern "C" fn sumun_unix(
         return 0;
     };
     let mut tail = Tail::after::<UnixConnect>(run.level);
-    let racy = if shared { FLAW_RACY } else { 0 };
+    let racy = if flags & CONN_RACY != 0 { FLAW_RACY } else { 0 };
     // SAFETY: the record is this run's; all fields are written.
     unsafe {
         task.actor(addr_of_mut!((*record).actor));

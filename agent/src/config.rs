@@ -42,6 +42,9 @@
 //! [integrity]                   # what the kernel does not show: hidden processes and modules, hooked functions
 //! every = "5m"                  # looked at so often while a rule asks for it; "off"
 //!
+//! [files]
+//! fanotify = true               # where the kernel has no decision points, take its word for what was renamed and removed
+//!
 //! [privacy]
 //! redact = true                 # secrets in arguments are replaced before anything is written or sent
 //! names = []                    # more names whose values are secret: "customer-pin"
@@ -154,6 +157,8 @@ struct File {
     #[serde(default)]
     integrity: RawIntegrity,
     #[serde(default)]
+    files: RawFiles,
+    #[serde(default)]
     privacy: RawPrivacy,
     #[serde(default)]
     identity: identity::Raw,
@@ -224,6 +229,18 @@ struct RawEnforce {
 #[serde(deny_unknown_fields)]
 struct RawIntegrity {
     every: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawFiles {
+    fanotify: bool,
+}
+
+impl Default for RawFiles {
+    fn default() -> Self {
+        Self { fanotify: true }
+    }
 }
 
 #[derive(Deserialize)]
@@ -300,6 +317,8 @@ pub struct Config {
     pub isolate: Settings,
     /// How often is looked for what the kernel does not show; `None` = never.
     pub integrity: Option<Duration>,
+    /// Whether fanotify is asked what was renamed and removed, where the kernel has no decision points.
+    pub fanotify: bool,
     /// What is taken out of arguments.
     pub privacy: privacy::Rules,
     /// Where Prometheus may ask; `None` = nowhere.
@@ -469,6 +488,7 @@ impl Config {
                     )
                 })?),
             },
+            fanotify: file.files.fanotify,
             privacy: file.privacy.check().map_err(|(offset, message)| at(offset, message))?,
             identity: identity::check(file.identity, at)?,
             metrics: match file.metrics.listen {

@@ -73,6 +73,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         boot_id,
         tree: Limits { bytes: TREE_BYTES },
         hold: config.hold,
+        fanotify: config.fanotify,
         isolate: config.isolate.clone(),
         integrity: config.integrity,
         redactor: Redactor::new(config.privacy.clone()),

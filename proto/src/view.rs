@@ -460,7 +460,11 @@ impl<'a> View<'a> {
             },
             FieldId::FileDev => object().map(|()| Value::Int(file.dev.into()))?,
             FieldId::FileIno => object().map(|()| int(file.ino))?,
-            FieldId::FileMode => object().map(|()| Value::Int(file.mode.into()))?,
+            // Every inode has a type: zero is what was not told.
+            FieldId::FileMode => {
+                object().filter(|()| file.mode != 0)?;
+                Value::Int(file.mode.into())
+            }
             FieldId::FileAccessRead => bit(ACCESS_READ)?,
             FieldId::FileAccessWrite => bit(ACCESS_WRITE)?,
             FieldId::FileAccessAppend => bit(ACCESS_APPEND)?,

@@ -152,6 +152,22 @@ effect = "record"
         stored.extend(answer.rows);
     }
     check::file_calls(&done, &stored).none("calls on files");
+    let names = |row: &&Value| matches!(check::text(row, "kind"), "rename" | "unlink");
+    let caller = stored.iter().filter(names);
+    let caller = caller.filter(|row| check::text(row, "file.source") == "caller");
+    let caller = caller.count();
+    let agents = collector.ctl().agents().expect("agents");
+    let doors = agents.iter().filter_map(|agent| agent["doors"].as_array());
+    let mut doors = doors.flatten().filter(|door| door["kind"] == "rename");
+    match doors.next().and_then(|door| door["rung"].as_str()) {
+        Some("tracepoint") => println!("{caller} renames and unlinks have the caller's word"),
+        rung => assert_eq!(caller, 0, "calls with the caller's word, on {rung:?}"),
+    }
+    let racy = |row: &&Value| names(row) && check::list(row, "file.flaws").contains(&"racy");
+    let racy = stored.iter().filter(racy).count();
+    let all = stored.iter().filter(names).count();
+    println!("{racy} of {all} renames and unlinks are racy");
+    assert!(racy <= all / 10, "{racy} of {all} are racy");
     let compat = done.iter().filter(|one| one.compat).count();
     println!(
         "{opened} opens ({compat} of them 32-bit), {} calls on files in all, each stored once",

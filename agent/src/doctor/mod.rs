@@ -220,6 +220,20 @@ fn of_kernel(told: &mut Diagnosis, probe: &ProbeReport) {
             "CAP_SYS_ADMIN, and a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y",
         ),
     }
+    match (&probe.fentry.reason, &probe.changes.reason) {
+        (None, _) => told.good(
+            "names",
+            "what is renamed and removed is seen at decision points",
+        ),
+        (_, None) => told.good("names", "what is renamed and removed is told by fanotify"),
+        (Some(fentry), Some(reason)) => told.lacking(
+            "names",
+            format!(
+                "renames and removals have the caller's word: fentry: {fentry}; fanotify: {reason}"
+            ),
+            "CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH, in a pod hostPID, and Linux 5.17 or newer",
+        ),
+    }
     match &probe.lsm.reason {
         None => told.good("lsm", "BPF programs can be security modules"),
         Some(reason) => told.lacking(

@@ -53,6 +53,8 @@ pub struct Judged<'a> {
     /// Its event is in the spool from before a restart, or it is older than the loaded rules: nothing is
     /// killed for it.
     pub dealt_with: bool,
+    /// A record says that this process did it. Else nothing is killed for it.
+    pub certain: bool,
 }
 
 /// Applies rules that kill.
@@ -105,6 +107,11 @@ impl Enforcer {
             // The number is one of the rules of its generation alone.
             let known = hit || detector.has(generation, rule);
             verdict::confirm(found, if known { rule } else { unloaded(rule) });
+        }
+        if !judged.certain {
+            for hit in found.iter_mut().filter(|hit| hit.kill.is_some()) {
+                hit.undecided = true;
+            }
         }
         if found.iter().all(|hit| hit.kill.is_none()) {
             return Vec::new();
@@ -264,6 +271,7 @@ mod tests {
             actor: &actor,
             told: None,
             dealt_with,
+            certain: true,
         };
         let detector = Detector::new(sumun_proto::Host::default());
         let mut enforcer = Enforcer::default();
@@ -276,6 +284,13 @@ mod tests {
         };
         // From before a restart: it may be another's turn, so it is looked at only.
         assert_eq!(judge(&record(1, true), false), ("failed".into(), 0));
+        assert!(child.try_wait().expect("a child").is_none(), "it lives");
+        // It may be another that did it.
+        let doubtful = Judged {
+            certain: false,
+            ..record(4, false)
+        };
+        assert_eq!(judge(&doubtful, false), ("undecided".into(), 0));
         assert!(child.try_wait().expect("a child").is_none(), "it lives");
         assert_eq!(judge(&record(2, false), false), ("killed".into(), 1));
         child.wait().expect("its end");
@@ -306,6 +321,7 @@ mod tests {
             actor: &actor,
             told: Told::of_exec(&exec),
             dealt_with: false,
+            certain: true,
         };
         let detector = Detector::new(sumun_proto::Host::default());
         let mut found = Vec::new();

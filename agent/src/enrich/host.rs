@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use sumun_proto::text;
@@ -40,6 +41,17 @@ pub fn files() -> Files {
             _ => Files::Unknown(error),
         }
     })
+}
+
+/// Number of the mount namespace where the host's files are; `None` if nobody tells.
+#[must_use]
+pub fn mounts() -> Option<u32> {
+    let place = match files() {
+        Files::Here => Path::new("/proc/self/ns/mnt"),
+        Files::There(place) => place,
+        Files::Unknown(_) => return None,
+    };
+    u32::try_from(fs::metadata(place).ok()?.ino()).ok()
 }
 
 /// From where the host's own files are read; of an agent in a pod that may not look there, nothing is: they are not the image's.

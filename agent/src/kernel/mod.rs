@@ -13,6 +13,7 @@ mod error;
 pub mod fanotify;
 mod filter;
 pub mod folder;
+pub mod handles;
 pub mod heap;
 mod hooks;
 pub mod isolate;

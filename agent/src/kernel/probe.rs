@@ -70,6 +70,8 @@ pub struct ProbeReport {
     pub lsm: Feature,
     /// Permission events, for the rung `fanotify`: an open and an exec of a file of its own were denied.
     pub fanotify: Feature,
+    /// Events of fanotify that say what was renamed and removed: the agent's own calls were told as they were.
+    pub changes: Feature,
     /// Active security modules; absent if securityfs is not mounted.
     pub security_modules: Option<String>,
     /// Kernel lockdown; `confidentiality` forbids reading kernel memory. Absent as above.
@@ -113,6 +115,7 @@ pub fn probe() -> ProbeReport {
         fentry: Feature::from(is_program_supported(ProgramType::Tracing)),
         lsm: Feature::from(is_program_supported(ProgramType::Lsm(LsmAttachType::Mac))),
         fanotify: Feature::because(super::canary::try_out().err()),
+        changes: Feature::because(super::handles::try_out().err()),
         security_modules: read("/sys/kernel/security/lsm"),
         lockdown: read("/sys/kernel/security/lockdown"),
         missing_capabilities: missing_capabilities(),
@@ -231,6 +234,7 @@ impl std::fmt::Display for ProbeReport {
             ("rung fentry", &self.fentry),
             ("rung lsm", &self.lsm),
             ("rung fanotify", &self.fanotify),
+            ("fanotify: names", &self.changes),
         ] {
             line(
                 name,

@@ -134,6 +134,29 @@ pub(super) fn change_names() -> Result<(), String> {
     })
 }
 
+/// Renames and removals in a folder of its own in this place, made by what is called with the folder when it is ready for them.
+pub(super) fn names(
+    place: &Path,
+    ready: impl FnOnce(&Path, &dyn Fn() -> Result<(), String>) -> Result<(), String>,
+) -> Result<(), String> {
+    let folder =
+        folder_in(place).map_err(|error| format!("cannot make a folder to try it in: {error}"))?;
+    let at = |name: &str| folder.join(name);
+    let calls = || -> io::Result<()> {
+        fs::write(at("a"), "")?;
+        fs::create_dir(at("d"))?;
+        fs::rename(at("a"), at("b"))?;
+        fs::remove_file(at("b"))?;
+        fs::remove_dir(at("d"))
+    };
+    let told = ready(&folder, &|| {
+        calls().map_err(|error| format!("cannot make a file to try it on: {error}"))
+    });
+    // What is left of it is in nobody's way.
+    let _ = fs::remove_dir_all(&folder);
+    told
+}
+
 /// The port of the discard protocol: nobody is there, and nothing leaves the host.
 const NOBODY: u16 = 9;
 /// The longest that a connect may take.
@@ -372,18 +395,22 @@ fn folder() -> Result<PathBuf, String> {
         std::env::temp_dir(),
         PathBuf::from("/dev/shm"),
     ] {
-        let folder = place.join(format!(
-            ".sumun-canary-{}-{:08x}",
-            std::process::id(),
-            rand::random::<u32>()
-        ));
-        match fs::create_dir(&folder) {
-            Ok(()) => return Ok(folder),
+        match folder_in(&place) {
+            Ok(folder) => return Ok(folder),
             Err(error) => failed = Some(error),
         }
     }
     let error = failed.map_or_else(String::new, |error| error.to_string());
     Err(format!("cannot make a folder to try it in: {error}"))
+}
+
+fn folder_in(place: &Path) -> io::Result<PathBuf> {
+    let folder = place.join(format!(
+        ".sumun-canary-{}-{:08x}",
+        std::process::id(),
+        rand::random::<u32>()
+    ));
+    fs::create_dir(&folder).map(|()| folder)
 }
 
 /// What is prepared to be mounted and never is, set up anew.

@@ -12,6 +12,7 @@ use sumun_policy::Mode;
 use sumun_policy::plan::is_unfiltered;
 use sumun_proto::v1::{self, Event, Gap, Kind, Lane, Verdict};
 
+use super::changes;
 use super::clock::Clock;
 use super::consumed::Consumed;
 use super::folds::{Folds, Sample};
@@ -25,6 +26,7 @@ use crate::enforce::lineage::Untold;
 use crate::enforce::scope::Scopes;
 use crate::enforce::verdict::{Told, of_event};
 use crate::enforce::{Enforcer, Judged};
+use crate::enrich::changes::Changes;
 use crate::enrich::login;
 use crate::enrich::names::Names;
 use crate::enrich::process::{ImageKey, Node, Tree};
@@ -75,6 +77,10 @@ pub struct Core {
     pub names: Names,
     /// Modules that were loaded.
     pub(super) modules: Modules,
+    /// Renames and removals, as fanotify tells of them.
+    pub changes: Changes,
+    /// The host's mount namespace, by its number; `None` if that cannot be told.
+    pub host_mounts: Option<u32>,
     /// What rules that kill lead to.
     pub enforcer: Enforcer,
     /// What became of rules that deny.
@@ -170,6 +176,9 @@ impl Core {
         if !life && actor.tid == self.tries.0 && self.tries.1.contains(&header.boot_ns) {
             return;
         }
+        if actor.pid == self.own_pid && changes::is_look(&record.body) {
+            return;
+        }
         match &record.body {
             Body::Fork(fork) if fork.lineage_unknown != 0 => {
                 // Its parent is one that the kernel does not know, either.
@@ -192,7 +201,13 @@ impl Core {
             }
         }
         if seen == Seen::New {
-            self.emit(event, &node, &actor, &header, told);
+            let mut event = event;
+            if matches!(record.body, Body::Rename(_) | Body::Unlink(_)) {
+                let as_host = Some(node.ns.mnt) == self.host_mounts;
+                self.changes
+                    .confirm(&mut event, &actor, header.boot_ns, as_host);
+            }
+            self.emit(event, &node, (&actor, true), &header, told);
         }
     }
 
@@ -254,11 +269,12 @@ impl Core {
         seen
     }
 
+    /// Adds an event to the lanes. Of an actor that is not `certain` nothing is killed.
     pub(super) fn emit(
         &mut self,
         mut event: Event,
         node: &Rc<Node>,
-        actor: &Actor,
+        (actor, certain): (&Actor, bool),
         header: &Header,
         told: Option<Told>,
     ) {
@@ -296,6 +312,7 @@ impl Core {
             actor,
             told: told.and_then(Told::after),
             dealt_with: held || !self.detector.knows(generation),
+            certain,
         };
         let mut verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
         let ino = batch.last_ino();

@@ -16,6 +16,7 @@ use sumun_proto::v1::{Door, Gap, Kind, Lane, Loss, Scope, System};
 
 use super::applied::Applied;
 use super::batch::Origin;
+use super::changes::{self, Asked, Moment};
 use super::clock::{Clock, boot_ns};
 use super::consumed::{Before, Consumed};
 use super::core::Core;
@@ -34,6 +35,8 @@ use crate::enforce::fanotify::{self, Keeper};
 use crate::enforce::isolate::{self, Isolation};
 use crate::enforce::lineage::{self, Untold};
 use crate::enforce::scope::{self, Scopes};
+use crate::enrich::changes::Changes;
+use crate::enrich::host;
 use crate::enrich::names::Names;
 use crate::enrich::process::{ImageKey, Limits, Tree};
 use crate::enrich::runtime;
@@ -123,6 +126,8 @@ pub struct Setup {
     pub tree: Limits,
     /// Rules that kill go on for so long without an agent.
     pub hold: Duration,
+    /// Whether fanotify is asked what was renamed and removed.
+    pub fanotify: bool,
     /// What goes on while a rule isolates the host.
     pub isolate: isolate::Settings,
     /// How often is looked for what the kernel does not show; `None` = never.
@@ -159,6 +164,7 @@ pub struct Pipeline {
     standing: Standing,
     host: Host,
     hold: Duration,
+    asked: Asked,
     told: Told,
     generation: u32,
     scopes: Vec<Scope>,
@@ -201,6 +207,7 @@ impl Pipeline {
             boot_id,
             tree,
             hold,
+            fanotify,
             isolate,
             integrity,
             redactor,
@@ -210,6 +217,7 @@ impl Pipeline {
         let clock = Clock::new()?;
         let begun_ns = boot_ns()?;
         kernel.try_doors()?;
+        let asked = Asked::new(fanotify);
         let tid = nix::unistd::gettid().as_raw().cast_unsigned();
         let tries = (tid, begun_ns..=boot_ns()?);
         let none = Loaded::none(kernel.deniable());
@@ -269,6 +277,8 @@ impl Pipeline {
             detector: Detector::new(host.clone()),
             names: Names::default(),
             modules: Modules::default(),
+            changes: Changes::default(),
+            host_mounts: host::mounts(),
             enforcer: Enforcer::new(kernel.sharers()),
             denier: Denier::default(),
             isolation: Isolation::open(
@@ -312,6 +322,7 @@ impl Pipeline {
             host: host.clone(),
             hold,
             told: Told::start(runtimes, system, &state, boot_id)?,
+            asked,
             generation: 0,
             scopes: Vec::new(),
             written: [(spool_epoch, 0); 3],
@@ -453,6 +464,9 @@ impl Pipeline {
         }
         let quiet = self.quiet();
         let bulk_ahead = self.kernel.bulk.backlog();
+        // After that: so it has what was told of every record up to there.
+        let through_ns = self.through_boot_ns;
+        let strangers = self.core.changes.read(|| boot_ns().unwrap_or(through_ns));
         self.told.cycle(&mut self.core);
         self.tell_scopes();
         // Before the rings are read, so that what let a call through is known when its record comes; and so
@@ -479,6 +493,14 @@ impl Pipeline {
             bulk_emptied = bulk >= bulk_ahead || bulk_ahead <= CYCLE_BYTES;
             read += bulk;
         }
+        let complete = quiet.as_ref().filter(|_| life_emptied && bulk_emptied);
+        let moment = Moment {
+            told_ns: through_ns,
+            read_ns: complete.map_or(through_ns, |quiet| quiet.boot_ns),
+            now_ns: boot_ns().unwrap_or(through_ns),
+            generation: self.generation,
+        };
+        self.core.changed(&strangers, moment);
         let mut through = 0;
         if let Some(quiet) = quiet.filter(|_| life_emptied && bulk_emptied) {
             let gaps =
@@ -507,7 +529,13 @@ impl Pipeline {
         if let Some(released) = self.released.take() {
             released.forget();
         }
+        self.core
+            .changes
+            .written(boot_ns().unwrap_or(self.through_boot_ns));
         self.look_at_keeper();
+        if self.asked.is_news(&self.core.changes) {
+            self.publish();
+        }
         if through != 0 {
             self.through_boot_ns = through;
             self.last_watermark = Some(Instant::now());
@@ -606,6 +634,7 @@ impl Pipeline {
     /// Nothing of this cycle counts: it will be read again.
     fn fail(&mut self, error: &anyhow::Error) {
         self.core.folds.rollback();
+        self.core.changes.undo();
         self.core.untold.discard();
         for (_, lane) in self.core.lanes() {
             lane.discard();
@@ -744,6 +773,10 @@ impl Pipeline {
         let generation = self.generation.wrapping_add(1);
         // Known before the kernel can stamp a record with it.
         self.core.detector.load(generation, loaded.engine());
+        // From before the rules ask.
+        let points = self.kernel.points();
+        self.asked
+            .begin(&mut self.core.changes, points, loaded.plan());
         let before_ns = boot_ns()?;
         let verdicts = loaded.verdicts();
         let Core {
@@ -795,10 +828,12 @@ impl Pipeline {
             }
             Err(error) => {
                 self.core.detector.unload(generation);
+                self.asked.end(&mut self.core.changes, false);
                 return Err(error.into());
             }
         }
         let after_ns = boot_ns()?;
+        self.asked.end(&mut self.core.changes, true);
         self.core.tree.keep_writers(loaded.plan().writers);
         self.generation = generation;
         self.loaded = loaded;
@@ -1231,6 +1266,7 @@ impl Pipeline {
             tracing::error!("{full}");
         }
         set(&counters.names_evicted, self.core.names.evicted());
+        changes::count(self.core.changes.counts(), counters);
         let denials = self.core.denier.denials().iter().flatten();
         for (counter, count) in counters.denials.iter().flatten().zip(denials) {
             set(counter, *count);
@@ -1248,7 +1284,8 @@ impl Pipeline {
     fn publish(&mut self) {
         let hooks = self.kernel.hooks();
         let trouble = self.holding.trouble.as_deref();
-        let seen = (self.kernel.points(), self.kernel.rings());
+        let told = self.asked.tell(&self.core.changes);
+        let seen = (self.kernel.points(), self.kernel.rings(), &told);
         let mut doors = doors(hooks, seen, self.kernel.doors(), trouble);
         if let Some(door) = doors.iter_mut().find(|door| door.kind() == Kind::Integrity)
             && self.watch.every().is_some()
@@ -1279,7 +1316,7 @@ impl Pipeline {
 /// How each kind is seen, and what makes its calls fail.
 fn doors(
     hooks: &[HookStatus],
-    (points, rings): (&[PointStatus], &[PointStatus]),
+    (points, rings, told): (&[PointStatus], &[PointStatus], &Result<String, String>),
     deny: &[DoorStatus],
     trouble: Option<&str>,
 ) -> Vec<Door> {
@@ -1312,7 +1349,10 @@ fn doors(
                 (true, _, Some(None)) => "fentry",
                 (true, _, why) => {
                     reasons.extend(why.flatten().map(|why| format!("fentry: {why}")));
-                    "tracepoint"
+                    match kind {
+                        Kind::Rename | Kind::Unlink => changes::rung(told, &mut reasons),
+                        _ => "tracepoint",
+                    }
                 }
             };
             let ring = rings.iter().find(|ring| ring.kind == *kind);

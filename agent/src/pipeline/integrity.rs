@@ -171,12 +171,12 @@ impl Core {
             seq,
             boot_ns: seq,
         };
-        self.emit(event, &node, &actor, &header, None);
+        self.emit(event, &node, (&actor, true), &header, None);
     }
 }
 
 /// The process of an image, as it was when that began.
-fn actor(node: &Node) -> Actor {
+pub(super) fn actor(node: &Node) -> Actor {
     let [uid, gid, euid, egid] = node.ids;
     let (cgroup_id, cgroup_hierarchy) = node.cgroup;
     Actor {

@@ -3,7 +3,7 @@
 //! A cycle:
 //!
 //! 1. note the time and what the kernel has given out, wait until no program is under
-//!    way, note how far the bulk ring has come;
+//!    way, note how far the bulk ring has come, and read what fanotify tells of the calls up to there;
 //! 2. read the life ring to its end, then the bulk ring up to that point, so a file
 //!    record never comes before the exec that made its process;
 //! 3. compare the sequences, add gaps;
@@ -15,6 +15,7 @@
 
 mod applied;
 pub mod batch;
+mod changes;
 pub mod clock;
 pub mod consumed;
 mod core;

@@ -274,6 +274,31 @@ impl Collector for Scrape {
                 &counters.points_full,
             ),
             (
+                "changes_confirmed",
+                "Renames and removals that are told as the kernel did them, by fanotify",
+                &counters.changes_confirmed,
+            ),
+            (
+                "changes_unconfirmed",
+                "Renames and removals with the caller's word, while fanotify was asked",
+                &counters.changes_unconfirmed,
+            ),
+            (
+                "changes_alone",
+                "Renames and removals that fanotify told of and no call had named",
+                &counters.changes_alone,
+            ),
+            (
+                "changes_inner",
+                "Events of fanotify that are of what an overlay does below for a call",
+                &counters.changes_inner,
+            ),
+            (
+                "changes_overflows",
+                "Times that more of what fanotify tells waited than the kernel keeps",
+                &counters.changes_overflows,
+            ),
+            (
                 "evicted_writers",
                 "Files of which it was forgotten who wrote them, for want of room",
                 &counters.writers_evicted,

@@ -315,6 +315,16 @@ pub struct Counters {
     pub gaps: AtomicU64,
     /// Names of addresses that were forgotten, while they held, for want of room.
     pub names_evicted: AtomicU64,
+    /// Renames and removals that are told as the kernel did them.
+    pub changes_confirmed: AtomicU64,
+    /// Those of which that is not known.
+    pub changes_unconfirmed: AtomicU64,
+    /// What was done without a call that named it.
+    pub changes_alone: AtomicU64,
+    /// Events of fanotify that are of what an overlay does below for a call.
+    pub changes_inner: AtomicU64,
+    /// Times that more of what fanotify tells waited than the kernel keeps.
+    pub changes_overflows: AtomicU64,
     /// Calls that decision points had no room to keep.
     pub points_full: AtomicU64,
     /// Files whose writer was forgotten for want of room.

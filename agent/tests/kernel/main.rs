@@ -31,6 +31,7 @@ mod rules;
 mod wire;
 
 mod cgroup;
+mod changes;
 mod deny;
 mod deny_lsm;
 mod dns;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use serde_json::json;
-use sumun_agent::kernel::canary;
+use sumun_agent::kernel::{canary, handles};
 use sumun_policy::plan::is_own;
 use sumun_proto::{
     catalogue::{KINDS, family, kind_name},
@@ -58,6 +58,14 @@ fn what_this_kernel_gives_is_told() {
     for point in kernel.points() {
         if point.reason.is_none() {
             kinds.insert(kind_name(point.kind), ("fentry", None));
+        }
+    }
+    if handles::try_out().is_ok() {
+        for name in ["rename", "unlink"] {
+            let (rung, _) = kinds.get_mut(name).unwrap();
+            if *rung == "tracepoint" {
+                *rung = "fanotify";
+            }
         }
     }
     // The agent tries its doors before it attaches, and then it is among the hooks.

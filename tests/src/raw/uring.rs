@@ -356,6 +356,14 @@ pub fn open(path: &CStr, flags: i32) -> Result<io::Result<OwnedFd>, Refused> {
     Ok(opened.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// Removes a file through io_uring. Linux 5.11.
+///
+/// # Errors
+/// As [`open`].
+pub fn unlink(path: &CStr) -> Result<io::Result<()>, Refused> {
+    Ok(one(Request::unlink(path, 0), false)?.map(drop))
+}
+
 /// Connects a socket through io_uring; by a thread of the kernel's (SQPOLL), or as the call is made.
 ///
 /// # Errors

@@ -9,6 +9,16 @@ pub enum Outcome {
     Skipped(String),
 }
 
+impl Outcome {
+    /// Why it was skipped, if it was.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::Skipped(reason) => Some(reason),
+        }
+    }
+}
+
 /// A kind of event.
 pub struct Kind {
     pub name: String,

@@ -169,9 +169,15 @@ fn tests(table: &mut Table, column: &str, said: &Said) {
         .map(|(module, _)| module.as_str())
         .collect();
     for module in modules {
-        let of = said.tests.iter().filter(|((of, _), _)| of == module);
+        let of = || said.tests.iter().filter(|((of, _), _)| of == module);
+        let reasons: BTreeSet<_> = of().map(|(_, outcome)| outcome.reason()).collect();
+        if let [Some(reason)] = Vec::from_iter(reasons)[..] {
+            table.note(format!("skipped all of `{module}`: {reason}"), column);
+            table.set(module, column, "skipped");
+            continue;
+        }
         let mut skipped = 0;
-        for ((_, name), outcome) in of {
+        for ((_, name), outcome) in of() {
             if let Outcome::Skipped(reason) = outcome {
                 skipped += 1;
                 let name = name.replace('_', " ");

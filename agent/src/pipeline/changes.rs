@@ -298,7 +298,7 @@ fn found(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
     use std::thread;
 
     use nix::unistd::gettid;
@@ -311,8 +311,8 @@ mod tests {
         let own = gettid().as_raw().cast_unsigned();
         let pid = std::process::id();
         let begun = boot_ns().expect("the time");
-        let (told, tid) = channel();
-        let (end, wait) = channel::<()>();
+        let (told, tid) = sync_channel(1);
+        let (end, wait) = sync_channel::<()>(0);
         let other = thread::spawn(move || {
             told.send(gettid().as_raw().cast_unsigned()).expect("heard");
             let _ = wait.recv();

@@ -171,8 +171,10 @@ mod tests {
 
     #[test]
     fn a_cycle_waits_so_long_and_only_so_many_threads_hang() {
-        let mut lookups = Lookups::default();
-        lookups.spent = IN_A_CYCLE;
+        let mut lookups = Lookups {
+            spent: IN_A_CYCLE,
+            ..Lookups::default()
+        };
         assert_eq!(lookups.ask(Of::Path, || 1), None);
         lookups.begin();
         assert_eq!(lookups.ask(Of::Path, || 2), Some(2));

@@ -32,8 +32,10 @@ fn done(from: &str, to: Option<&str>, read_ns: u64) -> Done {
 const TID: u32 = 7;
 
 fn with(all: Vec<Done>) -> Changes {
-    let mut changes = Changes::default();
-    changes.held = all.len();
+    let mut changes = Changes {
+        held: all.len(),
+        ..Changes::default()
+    };
     let thread = changes.threads.entry(TID).or_default();
     thread.read_ns = all.iter().map(|done| done.read_ns).max().unwrap_or(0);
     thread.done = all.into();

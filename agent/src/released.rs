@@ -124,15 +124,15 @@ mod tests {
 
     #[test]
     fn what_is_noted_is_read_until_it_is_forgotten() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder of ours");
         let note = Note::of(folder.path());
         assert_eq!(note.read(), None);
         note.forget();
-        assert_eq!(note.add().unwrap(), 0);
-        note.add().unwrap();
-        let len = note.add().unwrap();
-        note.take_back(len).unwrap();
-        let told = Note::of(folder.path()).read().unwrap();
+        assert_eq!(note.add().expect("a note"), 0);
+        note.add().expect("a note");
+        let len = note.add().expect("a note");
+        note.take_back(len).expect("a shorter note");
+        let told = Note::of(folder.path()).read().expect("a note");
         let uid = format!("uid {}", nix::unistd::getuid());
         assert_eq!(told.matches(&uid).count(), 2, "{told}");
         assert!(
@@ -145,12 +145,14 @@ mod tests {
 
     #[test]
     fn a_note_has_an_end() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder of ours");
         let note = Note::of(folder.path());
         for _ in 0..1000 {
-            note.add().unwrap();
+            note.add().expect("a note");
         }
-        let len = fs::metadata(folder.path().join("released")).unwrap().len();
+        let len = fs::metadata(folder.path().join("released"))
+            .expect("a note")
+            .len();
         assert!(len < NOTE_MAX + 1024, "{len}");
     }
 }

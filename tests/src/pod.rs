@@ -267,12 +267,24 @@ impl Containerd {
             let request = cri::PodSandboxRequest {
                 pod_sandbox_id: sandbox.into(),
             };
-            client.stop_pod_sandbox(request.clone()).await?;
+            // A container that ends by itself at that moment takes its shim away, and containerd says so. Stopping is asked for
+            // until it is done, as the kubelet does.
+            let mut tries = 1;
+            while let Err(status) = client.stop_pod_sandbox(request.clone()).await {
+                if tries == STOPS {
+                    return Err(status.into());
+                }
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             client.remove_pod_sandbox(request).await?;
             Ok(())
         })
     }
 }
+
+/// How often a pod is asked to stop.
+const STOPS: u32 = 10;
 
 /// A pod that is there.
 #[derive(Clone, Debug)]

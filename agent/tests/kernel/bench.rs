@@ -77,10 +77,12 @@ pub(crate) fn turn() -> Turn {
 
 /// So many times; in a virtual machine, where each takes far longer, a tenth.
 pub(crate) fn times(count: usize) -> usize {
-    match std::env::var_os("SUMUN_TEST_EMULATED") {
-        Some(_) => count / 10,
-        None => count,
-    }
+    if is_emulated() { count / 10 } else { count }
+}
+
+/// True in a virtual machine whose processors are emulated.
+pub(crate) fn is_emulated() -> bool {
+    std::env::var_os("SUMUN_TEST_EMULATED").is_some()
 }
 
 /// The reason why tests on the kernel cannot run here, if there is one.

@@ -21,6 +21,17 @@ pub struct Boot {
 
 /// In a guest each load takes a quarter of a minute and more, and these tests load again and again.
 const NATIVE: &[&str] = &["--skip", "recovery::", "--skip", "probe::the_probe"];
+/// Renames and removals by fanotify are for kernels without decision points, like those of most hosts that run the tests natively, and a
+/// file system has some milliseconds to answer: emulated processors often miss that, and then an event says less, as it should. The
+/// newest kernel tries it all the same.
+const FIRST: &[&str] = &[
+    "--skip",
+    "recovery::",
+    "--skip",
+    "probe::the_probe",
+    "--skip",
+    "changes::",
+];
 /// Between the first and the last of the kernels that are supported, what an agent leaves behind is left to those.
 const BETWEEN: &[&str] = &[
     "--skip",
@@ -32,12 +43,12 @@ const BETWEEN: &[&str] = &[
     "--skip",
     "points::the_next_agent",
     "--skip",
-    "changes::an_overflow",
+    "changes::",
 ];
 
 pub const BOOTS: [Boot; 5] = [
     whole("newest", NATIVE),
-    whole("5.10", NATIVE),
+    whole("5.10", FIRST),
     whole("6.12", BETWEEN),
     whole("6.1", BETWEEN),
     // Debian's 5.10 has BPF LSM, and does not start it by itself.

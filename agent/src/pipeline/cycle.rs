@@ -26,7 +26,7 @@ use super::syncer::Syncer;
 use super::told::Told;
 use crate::enforce::fanotify::{self, Keeper};
 use crate::integrity::{Held, Report, Standing, Watch};
-use crate::kernel::{Kernel, StreamId, heap, resident};
+use crate::kernel::{Kernel, StreamId, heap};
 use crate::released::Note;
 use crate::spool::Spool;
 use crate::status::{Status, lane_index};
@@ -296,10 +296,6 @@ impl Pipeline {
                 lane.relax();
             }
             heap::give_back();
-            // Code that the load has run, or the way to the collector after the start, is mostly not run again soon.
-            if let Err(error) = resident::give_back() {
-                tracing::debug!(error = format!("{error:#}"), "pages of the program stay");
-            }
         }
     }
 

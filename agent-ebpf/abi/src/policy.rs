@@ -496,5 +496,8 @@ pub struct Claim {
     pub name: u64,
     /// Its flags, as in the record.
     pub flags: u64,
+    /// Who could not enter wrote here what its `word` would have been, until the next descriptor that is closed or copied here. Whoever is inside
+    /// looks at it once more after leaving.
+    pub contested: u64,
 }
-assert_size!(Claim, 56);
+assert_size!(Claim, 64);

@@ -76,6 +76,7 @@ pub(crate) fn closed(task: Task, fd: i32) {
         unsafe {
             let found = addr_of_mut!((*claim).word).read_volatile();
             addr_of_mut!((*claim).closed).write_volatile(found);
+            addr_of_mut!((*claim).contested).write_volatile(0);
         }
     }
 }
@@ -143,7 +144,40 @@ pub(crate) fn is_anothers(open: Brief, tid: u32) -> bool {
             addr_of_mut!((*claim).closed).read_volatile(),
         )
     };
-    found != closed && disputed(found, word_of(open.file, open.ino, tid))
+    let mine = word_of(open.file, open.ino, tid);
+    found != closed && disputed(found, mine) || contested(claim, mine)
+}
+
+/// Somebody who could not enter names the same file.
+#[inline(always)]
+fn contested(claim: *mut Claim, mine: u64) -> bool {
+    // SAFETY: callers pass a live map value; an aligned read.
+    let by = unsafe { addr_of_mut!((*claim).contested).read_volatile() };
+    by != 0 && disputed(by, mine)
+}
+
+/// Leaves a claim that this run has entered and written `mine` into. True if the open has to be sent: somebody came meanwhile, waited in vain, names
+/// the same file, and has not reported it. They have written that before they tried for the last time, and each addition is a barrier, so either they
+/// entered or it is seen here.
+#[inline(always)]
+fn leave_contested(claim: *mut Claim, mine: u64) -> bool {
+    leave(claim);
+    if !contested(claim, mine) {
+        return false;
+    }
+    if !enter(claim) {
+        return true;
+    }
+    // SAFETY: a live map value that this run has entered.
+    let unsent = unsafe {
+        let unsent = addr_of_mut!((*claim).unsent).read_volatile() == mine;
+        if unsent {
+            addr_of_mut!((*claim).unsent).write_volatile(0);
+        }
+        unsent
+    };
+    leave(claim);
+    unsent
 }
 
 /// Claims the file for an open in a table that is shared, where nobody disputes it. False, and nothing
@@ -162,7 +196,9 @@ pub(crate) fn claimed(task: Task, open: Brief) -> bool {
         let found = addr_of_mut!((*claim).word).read_volatile();
         let closed = addr_of_mut!((*claim).closed).read_volatile() == found;
         // Looked at inside, as `sumun_claim` does.
-        let quiet = (closed || !disputed(found, mine)) && File::of(task, open.fd).0 == open.file;
+        let quiet = (closed || !disputed(found, mine))
+            && !contested(claim, mine)
+            && File::of(task, open.fd).0 == open.file;
         if quiet {
             addr_of_mut!((*claim).word).write_volatile(mine);
             addr_of_mut!((*claim).closed).write_volatile(0);
@@ -171,8 +207,7 @@ pub(crate) fn claimed(task: Task, open: Brief) -> bool {
             addr_of_mut!((*claim).flags).write_volatile(u64::from(open.asked));
             addr_of_mut!((*claim).unsent).write_volatile(mine);
         }
-        add(addr_of_mut!((*claim).busy), u64::MAX);
-        quiet
+        !leave_contested(claim, mine) && quiet
     }
 }
 
@@ -262,14 +297,21 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
         name: 0,
         flags: 0,
     };
-    if !enter(claim) {
-        // What cannot be judged is sent.
-        if how == COPIED {
-            report(run, what, unknown);
-        }
-        return 1;
-    }
     let mine = if how == LOST { 0 } else { word(file, tid) };
+    if !enter(claim) {
+        // Whoever is inside, for as long as an interrupt lasts, may be the one whose file this is.
+        if mine != 0 {
+            // SAFETY: a live map value; an aligned write.
+            unsafe { addr_of_mut!((*claim).contested).write_volatile(mine) };
+        }
+        if !enters(claim) {
+            // What cannot be judged is sent.
+            if how == COPIED {
+                report(run, what, unknown);
+            }
+            return 1;
+        }
+    }
     // The claim of who put it there may have come and gone between the look at the file and the
     // look at the claim; then the file has gone, too.
     let vanished = (how == OPENED || how == SENT) && File::of(task, fd).0 != file.0;
@@ -279,7 +321,9 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
         let closed = addr_of_mut!((*claim).closed).read_volatile() == found;
         let unsent = addr_of_mut!((*claim).unsent).read_volatile();
         let disputed = match how {
-            OPENED | SENT => (!closed || vanished) && disputed(found, mine),
+            OPENED | SENT => {
+                (!closed || vanished) && disputed(found, mine) || contested(claim, mine)
+            }
             // The original is still there: it cannot be another file at the same address.
             COPIED => disputed(found, mine) || disputed(unsent, mine),
             _ => true,
@@ -297,6 +341,9 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
             addr_of_mut!((*claim).word).write_volatile(mine);
             addr_of_mut!((*claim).closed).write_volatile(0);
         }
+        if how == COPIED {
+            addr_of_mut!((*claim).contested).write_volatile(0);
+        }
         if how == OPENED && !disputed && !vanished {
             addr_of_mut!((*claim).task).write_volatile(run.number(task.0.address));
             addr_of_mut!((*claim).name).write_volatile(name);
@@ -305,8 +352,14 @@ extern "C" fn sumun_claim(level: u32, what: u64, file: u64, name: u64, flags: u6
         } else if told {
             addr_of_mut!((*claim).unsent).write_volatile(0);
         }
-        add(addr_of_mut!((*claim).busy), u64::MAX);
-        (disputed, if told { Some(other) } else { None })
+        let late = match how {
+            OPENED => leave_contested(claim, mine),
+            _ => {
+                leave(claim);
+                false
+            }
+        };
+        (disputed || late, if told { Some(other) } else { None })
     };
     if let Some(other) = other {
         report(run, what, other);
@@ -337,10 +390,17 @@ fn enters(claim: *mut Claim) -> bool {
         add(busy, 1);
         let entered = ptr::read_volatile(busy) == 1;
         if !entered {
-            add(busy, u64::MAX);
+            leave(claim);
         }
         entered
     }
+}
+
+/// Leaves a claim that this run has entered.
+#[inline(always)]
+fn leave(claim: *mut Claim) {
+    // SAFETY: callers pass a live map value.
+    unsafe { add(addr_of_mut!((*claim).busy), u64::MAX) };
 }
 
 /// An open that was left out because of another's file.

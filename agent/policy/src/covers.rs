@@ -2,8 +2,65 @@
 
 use std::cell::LazyCell;
 
+use sumun_proto::FieldId;
+use sumun_proto::catalogue::kind_name;
+use sumun_proto::v1::Kind;
+
 use crate::glob::{Glob, Shape};
 use crate::ir::{Compare, Expr, Operand, Pattern, Predicate, Set, TextTest};
+use crate::logic;
+use crate::narrow::never;
+
+/// A query that has more alternatives is looked at as it stands.
+const ALTERNATIVES_MAX: usize = 64;
+
+/// What a query asks of events of one kind: each that it matches is matched by one of these at least. None if it asks for no
+/// event of the kind. Different rules may have let through different ones.
+#[must_use]
+pub fn alternatives(query: &Predicate, kind: Kind) -> Vec<Predicate> {
+    let is_kind = Expr::Compare {
+        op: Compare::Eq,
+        left: Operand::Field(FieldId::Kind),
+        right: Operand::Str(kind_name(kind).to_owned()),
+    };
+    let all = split(query.expr()).unwrap_or_else(|| vec![query.expr().clone()]);
+    all.into_iter()
+        .map(|one| Predicate::new(logic::and(is_kind.clone(), one)))
+        .filter(|one| !never(one, kind))
+        .collect()
+}
+
+/// The alternatives of an expression, each without one on its top; `None` if there are too many.
+fn split(expr: &Expr) -> Option<Vec<Expr>> {
+    let all = match expr {
+        Expr::Or(parts) => {
+            let mut all = Vec::new();
+            for part in parts {
+                all.extend(split(part)?);
+            }
+            all
+        }
+        Expr::And(parts) => {
+            let mut all = vec![Expr::Const(true)];
+            for part in parts {
+                let more = split(part)?;
+                if all.len() * more.len() > ALTERNATIVES_MAX {
+                    return None;
+                }
+                let joined = |one: &Expr| {
+                    let one = one.clone();
+                    more.iter()
+                        .map(move |other| logic::and(one.clone(), other.clone()))
+                        .collect::<Vec<_>>()
+                };
+                all = all.iter().flat_map(joined).collect();
+            }
+            all
+        }
+        other => vec![other.clone()],
+    };
+    (all.len() <= ALTERNATIVES_MAX).then_some(all)
+}
 
 /// True when every event that `query` can match is one that `recorded` can match,
 /// as far as that can be read off the text: each conjunct of `recorded` is

@@ -42,7 +42,7 @@ pub mod time;
 pub mod verdict;
 
 pub use check::{Lists, UNFOLD_MAX};
-pub use covers::covers;
+pub use covers::{alternatives, covers};
 pub use explain::explain;
 pub use file::{
     CheckedPolicy, Effect, Exception, FileCheck, Mode, Presumed, Rate, Rule, check_file,

@@ -11,7 +11,7 @@ use kernel::{passes, policy};
 use proptest::prelude::*;
 use sumun_abi::event::file::ACCESS_WRITE;
 use sumun_policy::plan::{CLAUSES_MAX, Clause, KindPlan, Ports, is_life};
-use sumun_policy::{Lists, Matcher, Plan, Predicate, Verdict, covers};
+use sumun_policy::{Lists, Matcher, Plan, Predicate, Verdict, alternatives, covers};
 use sumun_proto::v1::Kind;
 
 /// What the documentation of a clause promises of its lists.
@@ -101,6 +101,26 @@ proptest! {
                     Verdict::NoMatch => {}
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_alternatives_of_a_kind_match_what_the_query_matches(
+        query in proptest::collection::vec(any::<u8>(), 0..80),
+        events in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 60), 8),
+    ) {
+        let query = common::predicate(&mut Dice::new(&query), 3);
+        let query = Predicate::parse(&query, &Lists::new()).expect("well-typed");
+        let whole = Matcher::compile(&query);
+        for bytes in &events {
+            let case = case(bytes);
+            let view = case.view();
+            let all: Vec<_> = alternatives(&query, view.kind())
+                .iter()
+                .map(|one| Matcher::compile(one).matches(&view))
+                .collect();
+            let is_matched = whole.matches(&view) == Verdict::Match;
+            prop_assert_eq!(all.contains(&Verdict::Match), is_matched, "{:?} on {:?}: {:?}", query, case, all);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sumun_lake::engine::Range;
 use sumun_policy::ir::{Expr, Operand};
-use sumun_policy::{Predicate, covers};
+use sumun_policy::{Predicate, alternatives, covers};
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::scope::Mode;
@@ -135,9 +135,16 @@ impl<'a> HostScopes<'a> {
     }
 }
 
-/// Whether a query stays within what a recorded rule let through.
+/// Whether a query stays within what recorded rules let through.
 pub(super) struct Coverage<'a> {
     query: &'a Predicate,
+    /// What it asks of each kind.
+    asked: BTreeMap<i32, Vec<Asked>>,
+}
+
+/// One of the alternatives of a query.
+struct Asked {
+    predicate: Predicate,
     /// By canonical text of the rule's predicate.
     known: BTreeMap<String, bool>,
 }
@@ -146,32 +153,47 @@ impl<'a> Coverage<'a> {
     pub(super) fn new(query: &'a Predicate) -> Self {
         Coverage {
             query,
-            known: BTreeMap::new(),
+            asked: BTreeMap::new(),
         }
     }
 
-    /// True when the query asks only for events that this rule has matched: all of those are stored.
+    /// True when each of what the query asks of the kind is within one of the rules.
+    fn covered(&mut self, scope: &Scope) -> bool {
+        let asked = self.asked.entry(scope.kind).or_insert_with(|| {
+            let all = alternatives(self.query, scope.kind());
+            let asked = all.into_iter().map(|predicate| Asked {
+                predicate,
+                known: BTreeMap::new(),
+            });
+            asked.collect()
+        });
+        asked
+            .iter_mut()
+            .all(|one| scope.rules.iter().any(|rule| one.is_within(rule)))
+    }
+}
+
+impl Asked {
+    /// True when it asks only for events that this rule has matched: all of those are stored.
     fn names(&self, rule: &ScopeRule) -> bool {
-        self.query.conjuncts().iter().any(|part| {
+        self.predicate.conjuncts().iter().any(|part| {
             matches!(part, Expr::ListHas { list: FieldId::Rules, value: Operand::Str(name) }
                 if name.split_once('/') == Some((&rule.policy, &rule.rule)))
         })
     }
 
-    fn covered(&mut self, scope: &Scope) -> bool {
-        scope.rules.iter().any(|rule| {
-            if self.names(rule) {
-                return true;
-            }
-            if let Some(known) = self.known.get(&rule.predicate) {
-                return *known;
-            }
-            // A predicate of a newer agent may not parse here: not covered.
-            let covered = Predicate::parse_canonical(&rule.predicate)
-                .is_ok_and(|recorded| covers(self.query, &recorded));
-            self.known.insert(rule.predicate.clone(), covered);
-            covered
-        })
+    fn is_within(&mut self, rule: &ScopeRule) -> bool {
+        if self.names(rule) {
+            return true;
+        }
+        if let Some(known) = self.known.get(&rule.predicate) {
+            return *known;
+        }
+        // A predicate of a newer agent may not parse here: not covered.
+        let within = Predicate::parse_canonical(&rule.predicate)
+            .is_ok_and(|recorded| covers(&self.predicate, &recorded));
+        self.known.insert(rule.predicate.clone(), within);
+        within
     }
 }
 
@@ -233,6 +255,46 @@ mod tests {
         );
     }
 
+    /// What is asked of other kinds says nothing of this one, and what one rule has not let through, another may have.
+    #[test]
+    fn each_alternative_is_covered_by_a_rule_of_its_kind() {
+        let rule = |predicate: &str| ScopeRule {
+            predicate: predicate.into(),
+            ..ScopeRule::default()
+        };
+        let mut filtered = scope(100, Kind::Open, Mode::Filtered, "true");
+        let rules = [
+            "file.path.startsWith(\"/srv/\")",
+            "file.path == \"/etc/shadow\" && proc.uid == 7",
+        ];
+        let known = Arc::get_mut(&mut filtered).expect("nobody else has it");
+        known.scope.rules = rules.map(rule).to_vec();
+        let is_covered =
+            |query: &str| missing(std::slice::from_ref(&filtered), query, 100).is_empty();
+        let (srv, shadow) = (
+            "file.path.startsWith(\"/srv/www/\")",
+            "file.path == \"/etc/shadow\"",
+        );
+        for covered in [
+            format!("kind == \"open\" && {srv} || kind == \"connect\" && net.dst.port == 53"),
+            format!("{srv} || net.dst.port == 53"),
+            format!("{srv} || {shadow} && proc.uid == 7"),
+            format!("proc.uid == 7 && ({srv} || {shadow})"),
+            format!("host.name == \"h\" && (kind == \"open\" && {srv} || kind == \"exec\")"),
+        ] {
+            assert!(is_covered(&covered), "{covered}");
+        }
+        for wider in [
+            format!("kind == \"open\" || kind == \"connect\" && {srv}"),
+            format!("{srv} || {shadow}"),
+            format!("proc.uid == 8 && ({srv} || {shadow})"),
+            format!("!({srv} || proc.uid == 53)"),
+            "kind != \"exec\" && proc.uid == 7".to_owned(),
+        ] {
+            assert!(!is_covered(&wider), "{wider}");
+        }
+    }
+
     /// Of a list that the record has only the hash of, no item is known; what its rule matched is stored.
     #[test]
     fn a_long_list_is_covered_by_the_name_of_its_rule_only() {
@@ -257,7 +319,7 @@ mod tests {
             "file.path == \"/bad\"",
             "file.path in [\"/bad\"]",
             "\"ioc/other\" in rules",
-            "\"ioc/paths\" in rules || \"ioc/long\" in rules",
+            "\"ioc/paths\" in rules || \"ioc/other\" in rules",
             "!(\"ioc/paths\" in rules)",
             "\"ioc/paths\" in proc.args",
             "\"ioc/paths/x\" in rules",
@@ -268,6 +330,7 @@ mod tests {
         for query in [
             "\"ioc/paths\" in rules",
             "kind == \"open\" && \"ioc/long\" in rules && proc.uid == 0",
+            "\"ioc/paths\" in rules || \"ioc/long\" in rules",
             "file.path == \"/x\" && proc.uid == 7",
         ] {
             assert_eq!(missing(&scopes, query, 200), [], "{query}");

@@ -141,11 +141,6 @@ fn every_kernel_does_what_the_page_says() {
     }
     if writes() {
         page::write(&path, &said);
-    } else if of_all {
-        // The kernel side has grown since they were written, and all five starts are needed to write them.
-        eprintln!(
-            "SKIPPED the tables of docs/kernel-support.md: make test-kernels holds the kernels to them"
-        );
     } else {
         page::compare(&path, &said);
     }

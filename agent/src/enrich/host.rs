@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use nix::sched::{CloneFlags, setns, unshare};
 use sumun_proto::text;
 use sumun_proto::v1::System;
 
@@ -41,6 +42,35 @@ pub fn files() -> Files {
             _ => Files::Unknown(error),
         }
     })
+}
+
+/// Takes this thread to where the host's files are: of an agent in a pod, paths mean to it from then on what they mean to the host.
+///
+/// # Errors
+/// It cannot, and what it would need.
+pub fn go_to_files() -> Result<(), String> {
+    let place = match files() {
+        Files::Here => return Ok(()),
+        Files::There(place) => place,
+        Files::Unknown(error) => {
+            return Err(format!(
+                "it is not known whether the files here are the host's (/proc/1/ns/mnt: {error}); it needs CAP_SYS_PTRACE"
+            ));
+        }
+    };
+    let why = |error: String| {
+        let place = place.display();
+        format!("cannot go to where the host's files are ({place}): {error}")
+    };
+    let namespace = fs::File::open(place).map_err(|error| why(error.to_string()))?;
+    // The working directory is the process's, and a thread that changes its mounts has to have one of its own.
+    unshare(CloneFlags::CLONE_FS)
+        .and_then(|()| setns(namespace, CloneFlags::CLONE_NEWNS))
+        .map_err(|errno| {
+            why(format!(
+                "{errno}; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT"
+            ))
+        })
 }
 
 /// Number of the mount namespace where the host's files are; `None` if nobody tells.

@@ -32,7 +32,7 @@ use super::opener;
 use super::wire::{
     Cgroups, Changes, Counts, Decision, MESSAGE_MAX, Missing, PING, Plan, PlanRule, Said, Start,
 };
-use crate::enrich::host::{self, Files};
+use crate::enrich::host;
 use crate::kernel::canary;
 use crate::kernel::fanotify::{Group, OVERFLOW};
 
@@ -82,38 +82,13 @@ pub fn run() -> anyhow::Result<ExitCode> {
         .context("cannot take the socket")?;
     let socket = Arc::new(socket);
     let cgroups = cgroups.into_iter().collect();
-    match as_the_host().and_then(|()| hold(&plan, cgroups, &socket)) {
+    match host::go_to_files().and_then(|()| hold(&plan, cgroups, &socket)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(why) => {
             tell(socket.as_fd(), &Said::Broken(why));
             Ok(ExitCode::FAILURE)
         }
     }
-}
-
-/// Policies name files as the host does: of an agent in a pod, this process goes to where the host's files are.
-fn as_the_host() -> Result<(), String> {
-    let place = match host::files() {
-        Files::Here => return Ok(()),
-        Files::There(place) => place,
-        Files::Unknown(error) => {
-            return Err(format!(
-                "it is not known whether the files here are the host's (/proc/1/ns/mnt: {error}); it needs CAP_SYS_PTRACE"
-            ));
-        }
-    };
-    let why = |error: String| {
-        format!(
-            "cannot go to where the host's files are ({}): {error}",
-            place.display()
-        )
-    };
-    let namespace = File::open(place).map_err(|error| why(error.to_string()))?;
-    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|errno| {
-        why(format!(
-            "{errno}; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT"
-        ))
-    })
 }
 
 /// The hierarchy whose cgroups say whose processes are, once this process sees their whole paths.

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OpenHow, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
 use sumun_proto::text;
 
 use super::places::again;
-use crate::enrich::host::{self, Files};
+use crate::enrich::host;
 use crate::kernel::handles::{FOLDER_OF_HANDLES, FsId, Group, Handle, REFERENCE, at_hand, fs_of};
 
 /// File systems that are watched at most; those beyond are named as not watched.
@@ -256,7 +255,7 @@ impl Shared {
 
 /// Looks at the mounts whenever they change, until it is to end.
 fn follow(group: &Group, shared: &Shared) -> Result<(), String> {
-    as_the_host()?;
+    host::go_to_files()?;
     let how = OpenHow::new().flags(FOLDER_OF_HANDLES);
     let root = openat2(AT_FDCWD, "/", how).map_err(|errno| format!("cannot open /: {errno}"))?;
     let root = Arc::new(root);
@@ -298,29 +297,6 @@ fn follow(group: &Group, shared: &Shared) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Of an agent in a pod, this thread goes to where the host's files are.
-fn as_the_host() -> Result<(), String> {
-    let place = match host::files() {
-        Files::Here => return Ok(()),
-        Files::There(place) => place,
-        Files::Unknown(error) => {
-            return Err(format!(
-                "it is not known whether the files here are the host's (/proc/1/ns/mnt: {error}); it needs CAP_SYS_PTRACE"
-            ));
-        }
-    };
-    let why = |error: String| format!("cannot go to where the host's files are: {error}");
-    let namespace = fs::File::open(place).map_err(|error| why(error.to_string()))?;
-    // The working directory is the process's, and a thread that changes its mounts has to have one of its own.
-    unshare(CloneFlags::CLONE_FS)
-        .and_then(|()| setns(namespace, CloneFlags::CLONE_NEWNS))
-        .map_err(|errno| {
-            why(format!(
-                "{errno}; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT"
-            ))
-        })
 }
 
 /// Types of file systems whose files lie on devices of this host: looking at one waits for a disk at most.

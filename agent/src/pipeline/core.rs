@@ -1,6 +1,7 @@
 //! What happens to a record between the ring and the spool.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 
 use sumun_abi::event::deny::Asked;
@@ -98,8 +99,10 @@ pub struct Core {
     pub alert: LaneWriter,
     /// Alerts beyond their rule's rate.
     pub folds: Folds,
-    /// The agent's own pid.
+    /// The agent's own pid in the initial namespace, as far as that can be told.
     pub own_pid: u32,
+    /// The agent among the processes; `None` until it has found itself.
+    pub own: Option<Rc<Node>>,
     /// Counters.
     pub counts: Counts,
     /// Process records were lost: the tree has to be repaired by the task iterator.
@@ -301,7 +304,9 @@ impl Core {
             found.retain(|hit| hit.deny == Some(Mode::Enforce));
         }
         // Rules are about those who steal credentials there; the agent is one of those who may ask.
-        if actor.pid == self.own_pid && cloud::is_asked(&batch.batch().events) {
+        if cloud::is_asked(&batch.batch().events)
+            && is_own(node, actor, (self.own_pid, self.own.as_deref()))
+        {
             found.clear();
         }
         let judged = Judged {
@@ -367,6 +372,22 @@ impl Core {
             let event = batch.batch().events.last().cloned();
             self.alerts(event, (&found, &verdicts), by, header);
         }
+    }
+
+    /// Finds the agent among the processes. Its pid as it knows it itself is that of its own namespace.
+    pub(super) fn find_itself(&mut self) -> Option<&Rc<Node>> {
+        let own = std::process::id();
+        let space = std::fs::metadata("/proc/self/ns/pid").map_or(0, |space| space.ino());
+        let inside = |node: &Rc<Node>| {
+            u64::from(node.ns.pid) == space && space != 0 && node.ns.pid_inside == own
+        };
+        let found = self.tree.living().find(inside);
+        let found = found.or_else(|| self.tree.living().find(|node| node.key.pid == own));
+        if let Some(node) = &found {
+            self.own_pid = node.key.pid;
+        }
+        self.own = found;
+        self.own.as_ref()
     }
 
     pub(super) fn alerts(
@@ -479,6 +500,26 @@ impl Core {
             (Lane::Alert, &mut self.alert),
         ]
     }
+}
+
+/// Whether who acts is the agent, or its very executable run by root in its namespaces, as `doctor` and `enroll` are. A name would be
+/// anybody's, and whoever else may run the executable can have it do other things (LD_PRELOAD).
+fn is_own(node: &Node, actor: &Actor, (own_pid, own): (u32, Option<&Node>)) -> bool {
+    if actor.pid == own_pid {
+        return true;
+    }
+    let Some(own) = own else { return false };
+    let file = |node: &Node| {
+        let program = node.program()?;
+        (program.exe_ino != 0).then_some((program.exe_dev, program.exe_ino))
+    };
+    let of_root = actor.uid == 0 && actor.euid == 0;
+    let spaces = |node: &Node| (node.ns.user, node.ns.mnt);
+    of_root
+        && own.ns.user != 0
+        && own.ns.mnt != 0
+        && spaces(node) == spaces(own)
+        && file(own).is_some_and(|own| file(node) == Some(own))
 }
 
 /// Kinds of which calls that failed are events, too: rules are about what was tried.

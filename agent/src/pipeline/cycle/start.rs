@@ -193,6 +193,7 @@ impl Pipeline {
             alert,
             folds,
             own_pid: std::process::id(),
+            own: None,
             counts: crate::pipeline::Counts::default(),
             repair: false,
             untold: Untold::default(),
@@ -390,10 +391,8 @@ impl Pipeline {
 
     /// No rule kills the agent.
     pub(super) fn guard(&mut self) -> anyhow::Result<()> {
-        let own = std::process::id();
-        let node = self.core.tree.living().find(|node| node.key.pid == own);
-        let Some((node, program)) = node.and_then(|node| Some((node.clone(), node.program()?)))
-        else {
+        let node = self.core.find_itself();
+        let Some((node, program)) = node.and_then(|node| Some((node, node.program()?))) else {
             tracing::warn!(
                 "the agent does not find itself among the processes: only its name guards it"
             );
@@ -405,7 +404,7 @@ impl Pipeline {
             exe_dev: program.exe_dev,
             pad: 0,
             start_ns: node.key.start_ns,
-            pid: u64::from(own),
+            pid: u64::from(node.key.pid),
         })?)
     }
 

@@ -27,7 +27,8 @@ pub fn stopping() {
 }
 
 /// Feeds the watchdog for as long as the pipeline goes round: an agent that
-/// hangs is restarted. Returns at once when there is no watchdog.
+/// hangs is restarted. Before it begins to, systemd's limit of a start holds, which
+/// is longer: the verifier alone may take its time. Returns at once when there is no watchdog.
 pub async fn watchdog(status: Arc<Status>) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
@@ -37,7 +38,8 @@ pub async fn watchdog(status: Arc<Status>) {
     loop {
         tick.tick().await;
         let turns = status.progress.turns();
-        if before != Some(turns) {
+        let starting = !status.progress.attached();
+        if starting || before != Some(turns) {
             before = Some(turns);
             tell(&[NotifyState::Watchdog]);
         }

@@ -10,9 +10,11 @@ use anyhow::Context;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use sd_notify::NotifyState;
 use sumun_collector::config::Config;
+use sumun_collector::ingest::Pulse;
 use sumun_collector::tenant::ca::CA_CERTIFICATE;
 use sumun_collector::{init, run};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing::info;
 
 /// Takes what agents deliver, keeps it, answers admins
@@ -165,12 +167,14 @@ fn show(file: Shown, dir: &Path) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let watchdog = tokio::spawn(watchdog());
+    let (pulse, told) = watch::channel(None);
+    let watchdog = tokio::spawn(watchdog(told));
     let running = tokio::select! {
         running = run::start(config) => running?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    pulse.send_replace(Some(running.pulse()));
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tokio::select! {
@@ -178,20 +182,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => info!("stopping: SIGINT"),
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    pulse.send_replace(None);
     running.stop().await;
     watchdog.abort();
     Ok(())
 }
 
-/// Tells systemd that the runtime still turns, at half the time it allows.
-async fn watchdog() {
+/// Tells systemd, at a third of the time it allows, that the runtime turns and, from its start to its stop, that the writer of the log goes
+/// on: a collector that takes what agents send and writes none of it is started again.
+async fn watchdog(pulse: watch::Receiver<Option<Pulse>>) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
     };
-    let mut ticks = tokio::time::interval(limit / 2);
+    let mut ticks = tokio::time::interval(limit / 3);
+    let mut before = None;
     loop {
         ticks.tick().await;
-        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        let pulse = pulse.borrow().clone();
+        if pulse.is_none_or(|pulse| pulse.goes_on(&mut before)) {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::api::server::connections;
 use crate::api::tls::{self, SERVER_ROTATE, SERVER_VALID, ServerCertificate};
 use crate::config::Config;
 use crate::ingest::writer::chain;
-use crate::ingest::{EnrolmentService, Ingest, IngestService};
+use crate::ingest::{EnrolmentService, Ingest, IngestService, Pulse};
 use crate::init::reachable;
 use crate::metrics::Metrics;
 use crate::query::{self, QueryService};
@@ -290,6 +290,12 @@ pub async fn start(config: Config) -> Result<Running, Error> {
 }
 
 impl Running {
+    /// Whether what was handed in is written: for the watchdog.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.ingest.pulse.clone()
+    }
+
     /// Stops: streams are answered and closed, what was taken is durable. Ends
     /// after the configured time at the latest; nothing acknowledged depends on it.
     pub async fn stop(self) {

@@ -6,6 +6,7 @@
 pub mod check;
 mod enrol;
 pub mod lane;
+mod pulse;
 pub mod record;
 mod replay;
 mod seal;
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 
 pub use enrol::EnrolmentService;
 pub use lane::Checkpoint;
+pub use pulse::Pulse;
 pub use service::IngestService;
 pub use writer::{Delivery, Intake, Limits, Outcome};
 
@@ -94,6 +96,8 @@ pub struct Ingest {
     pub intake: Intake,
     /// Whether the log can be written now.
     pub writable: watch::Receiver<bool>,
+    /// Whether the writer goes on.
+    pub pulse: Pulse,
     writer: JoinHandle<()>,
     sealer: JoinHandle<()>,
 }
@@ -135,6 +139,7 @@ impl Ingest {
         };
         let replayed = replay::replay(&database, &mut lanes, &recovery, &parts).await?;
         let (sealer, sealing) = Sealer::start(parts, replayed.sealed_through);
+        let pulse = Pulse::default();
         let (intake, writable, writing) = writer::start(writer::Parts {
             log,
             lanes,
@@ -145,11 +150,13 @@ impl Ingest {
             limits,
             loss: replayed.loss,
             sealer,
+            pulse: pulse.clone(),
             scheduled: replayed.sealed_through,
         });
         Ok(Ingest {
             intake,
             writable,
+            pulse,
             writer: writing,
             sealer: sealing,
         })
@@ -162,6 +169,7 @@ impl Ingest {
         let Ingest {
             intake,
             writable: _,
+            pulse: _,
             writer,
             sealer,
         } = self;

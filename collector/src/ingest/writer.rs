@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::ingest::lane::{LaneKey, Lanes, Verdict};
+use crate::ingest::pulse::Pulse;
 use crate::ingest::record::Record;
 use crate::ingest::seal::{SealJob, Sealer};
 use crate::metrics::Metrics;
@@ -42,6 +43,8 @@ const GROUP: usize = 512;
 const GROUP_BYTES: usize = 16 * 1024 * 1024;
 /// Pause before a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Where there is nothing to write, this often the writer says that it is there.
+const BEAT: Duration = Duration::from_secs(1);
 /// A failure that lasts is logged this often.
 pub(crate) const NAG: Duration = Duration::from_secs(60);
 /// Refused batches remembered in the state database.
@@ -148,6 +151,8 @@ pub(crate) struct Parts {
     /// Newest known damage of the log.
     pub(crate) loss: i64,
     pub(crate) sealer: Sealer,
+    /// What is told of its going on.
+    pub(crate) pulse: Pulse,
     /// Last record that is in the lake or on its way to it.
     pub(crate) scheduled: u64,
 }
@@ -197,6 +202,7 @@ impl Writer {
             self.filled_at = Some(Instant::now());
         }
         loop {
+            self.parts.pulse.step();
             let age = self.parts.limits.segment_age;
             let due = self.filled_at.map(|at| at + age);
             let first = tokio::select! {
@@ -206,6 +212,7 @@ impl Writer {
                     continue;
                 }
                 job = queue.recv() => job,
+                () = sleep(BEAT) => continue,
             };
             let Some(first) = first else { break };
             let mut bytes = first.delivery.body.len();
@@ -281,7 +288,10 @@ impl Writer {
         // A failed sync closes segments too; while memory is full the store
         // waits for older ones, so they go first.
         self.schedule().await;
+        self.parts.pulse.step();
+        let waits = self.parts.pulse.waits();
         apply(&self.parts.store, applied).await;
+        drop(waits);
         for done in delivered {
             self.parts.registry.delivered(done);
         }
@@ -408,6 +418,7 @@ impl Writer {
             match result {
                 Ok(()) => break,
                 Err(error) => {
+                    self.parts.pulse.step();
                     self.parts.metrics.log_errors.inc();
                     self.parts.metrics.log_writable.set(0);
                     self.writable.send_replace(false);
@@ -504,6 +515,7 @@ impl Writer {
                 segment: segment.first,
                 checkpoint,
             };
+            let _waits = self.parts.pulse.waits();
             self.parts.sealer.seal(job).await;
         }
     }

@@ -33,7 +33,17 @@ async fn an_acknowledged_batch_is_in_the_log_and_visible() {
         assert_eq!(rows.len(), 1, "{rows:?}");
         assert_eq!(rows[0]["host"]["id"], agent.id.as_str());
     }
+    // With nothing to write the writer says all the same that it goes on.
+    let (pulse, mut before) = (running.pulse(), None);
+    assert!(pulse.goes_on(&mut before));
+    for _ in 0..2 {
+        until("a beat", || pulse.goes_on(&mut before)).await;
+    }
     running.stop().await;
+    // And once it has ended it does not.
+    let _ = pulse.goes_on(&mut before);
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    assert!(!pulse.goes_on(&mut before));
 }
 
 #[tokio::test(flavor = "multi_thread")]

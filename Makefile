@@ -24,7 +24,7 @@ help:
 	@echo 'make test         everything: lint, unit tests, the real kernel, virtual machines'
 	@echo 'make test-kernels the kernel side on 5.10, 6.1, 6.12 and the newest kernel'
 	@echo 'make test-aarch64 the agent for aarch64, its tests under emulation'
-	@echo 'make test-faults  the fault tests in their long form'
+	@echo 'make test-faults  the fault tests in their long form, 1,000 pods, 10,000 cgroups'
 	@echo 'make packages     .deb, .rpm and a tarball, in target/packages/'
 	@echo 'make lint         format, clippy (both sides), dependencies'
 	@echo 'make bench        the figures, on the screen and under target/bench/'
@@ -71,7 +71,7 @@ test-aarch64: setup-test
 
 test-faults: setup-test build
 	@export SUMUN_FAULTS=long
-	tests/run --test '*fault*' -- --nocapture --test-threads=1
+	tests/run --test '*fault*' --test pods --test identity -- --nocapture --test-threads=1
 
 bench: setup-bench build
 	@tests/bench/run

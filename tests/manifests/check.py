@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -168,7 +170,121 @@ def plain() -> None:
     print(f"kubernetes: {len(files)} files are what the chart gives")
 
 
+    if not shutil.which("kubectl"):
+        print("SKIPPED kubernetes, by kustomize: kubectl is not installed")
+        return
+    built = subprocess.run(["kubectl", "kustomize", render.PLAIN], check=True, capture_output=True, text=True).stdout
+    name = lambda document: (document["kind"], document["metadata"]["name"])  # noqa: E731
+    by_kustomize = {name(document): document for document in yaml.safe_load_all(built)}
+    written = {name(document): document for file in files for document in yaml.safe_load_all((render.PLAIN / file).read_text())}
+    assert by_kustomize == written, set(by_kustomize) ^ set(written)
+    print(f"kubernetes: kustomize makes the same {len(written)} objects of them")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def kubernetes_page() -> None:
+    """What docs/install-kubernetes.md has people write is taken, together and each alone."""
+    told = [yaml.safe_load(block) for block in blocks("install-kubernetes.md", "yaml")]
+    assert len(told) == 4, len(told)
+    for values in told:
+        documents = render.documents(render.render(values))
+        for document in documents:
+            kubernetes_validate.validate(document, KUBERNETES[-1], strict=True)
+        bounds(str(values), documents)
+        text = "\n".join(value for d in documents if d["kind"] in ("ConfigMap", "Secret") for value in (d.get("data") or {}).values())
+        agent, collector = values.get("agent", {}), values.get("collector", {})
+        # What was written is where it is read.
+        for wanted in [*agent.get("policies", {}).values(), *collector.get("joinFiles", {}).values(), collector.get("joins", "")]:
+            assert wanted.strip() in text, wanted
+        containers = [c for d in documents if d["kind"] == "DaemonSet" for c in d["spec"]["template"]["spec"]["initContainers"]]
+        if "join" in agent:
+            assert f"--join={agent['join']['method']}" in containers[0]["args"], containers[0]["args"]
+        assert ("kubelet" in agent) == (one(documents, "ClusterRole", "sumun-agent") is not None)
+    [line] = [line for block in blocks("install-kubernetes.md", "sh") for line in block.splitlines() if line.startswith("helm install")]
+    words = shlex.split(line)
+    values: dict = {}
+    for key, value in (word.split("=", 1) for flag, word in zip(words, words[1:]) if flag == "--set"):
+        *folders, last = key.split(".")
+        place = values
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    assert (ROOT / words[3] / "Chart.yaml").is_file(), words
+    pods = [d["spec"]["template"]["spec"] for d in render.documents(render.render(values)) if d["kind"] in ("DaemonSet", "StatefulSet")]
+    images = [c["image"] for pod in pods for c in pod.get("initContainers", []) + pod["containers"]]
+    assert all(image.startswith("registry.example/sumun/sumun-") for image in images), images
+    print(f"kubernetes: {len(told)} sets of values and the installation of docs/install-kubernetes.md are good")
+
+
 AWS = ROOT / "deploy/aws"
+
+
+def command(client_of, line: str, change: dict[str, str]) -> dict:
+    """An `aws` command as its program reads it: options are the members of the request, `file://` is a file's content, and lists and maps
+    have their short form."""
+    from botocore import xform_name
+
+    _, service, operation, *options = shlex.split(line)
+    client = client_of(service)
+    method = operation.replace("-", "_")
+    shape = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method]).input_shape
+    members = {"--" + xform_name(name, "-"): (name, member) for name, member in shape.members.items()}
+    request: dict = {}
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        for name, wanted in change.items():
+            value = value.replace(name, wanted)
+        if value.startswith("file://"):
+            value = (ROOT / value.removeprefix("file://")).read_text()
+        if option == "--cli-input-json":
+            request |= json.loads(value)
+            continue
+        name, member = members[option]
+        pairs = dict(pair.split("=", 1) for pair in value.split(",")) if member.type_name in ("list", "map") else {}
+        if member.type_name == "map":
+            value = {key: [item] for key, item in pairs.items()}
+        elif member.type_name == "list":
+            value = [{key: item if key == "Key" else [item] for key, item in pairs.items()}]
+        request[name] = value
+    return getattr(client, method)(**request)
+
+
+def ecs_page() -> None:
+    """docs/install-ecs.md: its commands as they stand, answered by moto. (What is for a shell of the instance, its user data and its
+    entry for the collector: tests/tests/install/cloud.rs.)"""
+    import boto3
+    import moto
+
+    lines = [line for block in blocks("install-ecs.md", "sh") for line in block.splitlines() if line.startswith("aws ")]
+    change = {
+        "HOST:PORT": "collector.example:7443",
+        "CLUSTER": "c",
+        "caBase64=…": "caBase64=" + base64.b64encode(b"-----BEGIN CERTIFICATE-----").decode().rstrip("="),
+        "packageUrl=https://…": "packageUrl=https://packages.example/sumun-agent_0.1.0_amd64.deb",
+        "packageSha256=…": "packageSha256=" + "0" * 64,
+    }
+    left = set(re.findall(r"…|[A-Z]{4,}(?::[A-Z]+)?", " ".join(lines))) - {"DAEMON"}
+    assert left == {"…", "HOST:PORT", "CLUSTER"}, left
+    with moto.mock_aws():
+        boto3.client("ecs").create_cluster(clusterName="c")
+        ec2 = boto3.client("ec2")
+        tagged = [{"ResourceType": "instance", "Tags": [{"Key": "role", "Value": "web"}]}]
+        ami = ec2.describe_images()["Images"][0]["ImageId"]
+        [instance] = ec2.run_instances(ImageId=ami, MinCount=1, MaxCount=1, TagSpecifications=tagged)["Instances"]
+        answers = [command(boto3.client, line, change) for line in lines]
+        document, sent, definition, service = answers
+        assert document["DocumentDescription"]["Name"] == "sumun-install"
+        allowed = json.loads((AWS / "ssm-install.json").read_text())["parameters"]
+        given = sent["Command"]["Parameters"]
+        assert set(given) == set(allowed), given
+        for name, [value] in given.items():
+            assert re.fullmatch(allowed[name]["allowedPattern"], value), (name, value)
+        assert sent["Command"]["InstanceIds"] == [instance["InstanceId"]], sent
+        assert definition["taskDefinition"]["family"] == "sumun-agent"
+        assert service["service"]["launchType"] == "EC2" and service["service"]["schedulingStrategy"] == "DAEMON"
+    print(f"aws: the {len(lines)} commands of docs/install-ecs.md do what it says")
 
 
 def amazon() -> None:
@@ -313,7 +429,7 @@ def ansible() -> None:
 
 
 def main() -> None:
-    for check in (chart, plain, amazon, terraform, cloud_init, ansible):
+    for check in (chart, plain, kubernetes_page, amazon, ecs_page, terraform, cloud_init, ansible):
         check()
 
 

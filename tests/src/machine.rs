@@ -133,6 +133,26 @@ impl Machine {
         }
     }
 
+    /// Its first process, as this host numbers it.
+    #[must_use]
+    pub fn leader(&self) -> u32 {
+        self.leader
+    }
+
+    /// Runs a program of this host in the machine's network, which has few of its own.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn network(&self, program: &[&str]) -> Result<()> {
+        let output = Command::new("nsenter")
+            .args(["--target", &self.leader.to_string(), "--net", "--"])
+            .args(program)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program:?}: {said}");
+        Ok(())
+    }
+
     /// A path inside as one outside.
     #[must_use]
     pub fn path(&self, inside: &str) -> PathBuf {

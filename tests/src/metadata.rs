@@ -1,4 +1,4 @@
-//! EC2's metadata service as strict as it can be set: IMDSv2 only, tokens that end, one hop; and a signer of documents in
+//! EC2's metadata service as strict as it can be set: IMDSv2 only, tokens that end and go one hop; and a signer of documents in
 //! Amazon's place.
 
 use std::collections::HashMap;
@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sched::{CloneFlags, setns};
 
 /// Runs OpenSSL in a folder.
 ///
@@ -104,6 +105,8 @@ pub enum Mood {
 struct State {
     mood: Mood,
     signed: String,
+    /// What is told at other paths.
+    told: HashMap<String, String>,
     /// Sessions, and when each ends.
     tokens: HashMap<String, Instant>,
     asked: Vec<String>,
@@ -123,11 +126,29 @@ impl Metadata {
     /// # Errors
     /// There is no port.
     pub fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::serve(TcpListener::bind("127.0.0.1:0")?)
+    }
+
+    /// The same where the real one is, in the network namespace of a process that has the address.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or has no such address.
+    pub fn start_in(pid: u32) -> Result<Self> {
+        let space = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        let listener = thread::spawn(move || {
+            // The socket stays of the namespace it was made in; the thread ends.
+            setns(space, CloneFlags::CLONE_NEWNET)?;
+            anyhow::Ok(TcpListener::bind("169.254.169.254:80")?)
+        });
+        Self::serve(listener.join().map_err(|_| anyhow!("a panic"))??)
+    }
+
+    fn serve(listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr()?;
         let state = Arc::new(Mutex::new(State {
             mood: Mood::Strict,
             signed: String::new(),
+            told: HashMap::new(),
             tokens: HashMap::new(),
             asked: Vec::new(),
         }));
@@ -149,6 +170,31 @@ impl Metadata {
         let mut state = self.state.lock().expect("not poisoned");
         state.mood = mood;
         signed.clone_into(&mut state.signed);
+    }
+
+    /// Tells all of an instance: its document, its role, its tags.
+    ///
+    /// # Panics
+    /// As of [`Self::set`].
+    pub fn tell(&self, document: &str, role: &str, tags: &[(&str, &str)]) {
+        let mut state = self.state.lock().expect("not poisoned");
+        let told = &mut state.told;
+        let mut tell = |path: &str, body: String| told.insert(format!("/latest/{path}"), body);
+        tell("dynamic/instance-identity/document", document.to_owned());
+        tell(
+            "meta-data/iam/info",
+            format!(
+                r#"{{"Code":"Success","InstanceProfileArn":"arn:aws:iam::123456789012:instance-profile/{role}","InstanceProfileId":"AIPA"}}"#
+            ),
+        );
+        let keys: Vec<&str> = tags.iter().map(|(key, _)| *key).collect();
+        tell("meta-data/tags/instance", keys.join("\n"));
+        for (key, value) in tags {
+            tell(
+                &format!("meta-data/tags/instance/{}", key.replace(' ', "%20")),
+                (*value).to_owned(),
+            );
+        }
     }
 
     /// The first lines of all requests.
@@ -202,14 +248,21 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> Result<()> {
     } else if first.starts_with("GET /latest/dynamic/instance-identity/rsa2048 ") {
         (200, state.signed.clone())
     } else {
-        (404, String::new())
+        let path = first
+            .strip_prefix("GET ")
+            .and_then(|rest| rest.split(' ').next());
+        let told = path.and_then(|path| state.told.get(path)).cloned();
+        told.map_or_else(|| (404, String::new()), |body| (200, body))
     };
     drop(state);
+    if first.starts_with("PUT ") {
+        // The hop limit, as instances have it: a router drops what has the token.
+        stream.set_ttl(1)?;
+    }
     write!(
         stream,
         "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )?;
-    // The packets of the answer go one hop, which does no harm on this host; a router would drop them.
     Ok(stream.flush()?)
 }

@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use sumun_tests::check::text;
-use sumun_tests::host::{Collector, scratch};
+use sumun_tests::clock::unix_ns;
+use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::metadata::{Metadata, Mood, Signer, openssl};
+use sumun_tests::process::Process;
 use sumun_tests::programs;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -439,4 +441,181 @@ fn an_identity_that_has_ended_is_replaced_and_one_of_another_collector_is_not() 
     fs::remove_file(one.expect("a policy").expect("a policy").path()).expect("removed");
     joined(&enroll(&["--starter-policies"]));
     assert_eq!(policies(), all - 1);
+}
+
+/// A network namespace, for as long as its process lives.
+struct Net(Process);
+
+impl Net {
+    fn new(dir: &Path, name: &str) -> Self {
+        let mut held = Command::new("unshare");
+        held.args(["--net", "sleep", "60"]);
+        let held = Process::start(name, &mut held, &dir.join(name)).expect("a namespace");
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).expect("a namespace");
+        while of(&held.pid().to_string()) == of("self") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(held)
+    }
+
+    fn run(&self, program: &[&str]) -> Output {
+        let target = self.0.pid().to_string();
+        Command::new("nsenter")
+            .args(["--target", &target, "--net", "--"])
+            .args(program)
+            .output()
+            .expect("nsenter can be started")
+    }
+
+    #[track_caller]
+    fn ip(&self, args: &str) {
+        let args: Vec<&str> = ["ip"].into_iter().chain(args.split(' ')).collect();
+        let output = self.run(&args);
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+    }
+}
+
+#[test]
+fn behind_a_router_the_hop_limit_is_told_and_how_to_mend_it() {
+    let name = "hop limit";
+    if !nix::unistd::geteuid().is_root() {
+        return println!("SKIPPED {name}: networks are made by root only");
+    }
+    let there = Command::new("ip").arg("-V").output().is_ok();
+    if !there {
+        return println!("SKIPPED {name}: ip is not installed (make setup-test)");
+    }
+    let dir = scratch();
+    // The service, the instance, and a container on it with a network of its own.
+    let [service, instance, container] =
+        ["service", "instance", "container"].map(|name| Net::new(dir.path(), name));
+    let to = |net: &Net| format!("netns {}", net.0.pid());
+    service.ip(&format!(
+        "link add inst type veth peer name imds {}",
+        to(&instance)
+    ));
+    container.ip(&format!(
+        "link add eth0 type veth peer name pod {}",
+        to(&instance)
+    ));
+    for (net, setup) in [
+        (&service, "addr add 169.254.169.254/32 dev lo"),
+        (&service, "addr add 10.99.0.1/24 dev inst"),
+        (&service, "link set lo up"),
+        (&service, "link set inst up"),
+        (&service, "route add 10.99.1.0/24 via 10.99.0.2"),
+        (&instance, "addr add 10.99.0.2/24 dev imds"),
+        (&instance, "addr add 10.99.1.1/24 dev pod"),
+        (&instance, "link set imds up"),
+        (&instance, "link set pod up"),
+        (&instance, "route add 169.254.169.254/32 via 10.99.0.1"),
+        (&container, "addr add 10.99.1.2/24 dev eth0"),
+        (&container, "link set eth0 up"),
+        (&container, "route add default via 10.99.1.1"),
+    ] {
+        net.ip(setup);
+    }
+    let forwards = instance.run(&["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]);
+    assert!(forwards.status.success(), "{}", said(&forwards));
+    let metadata = Metadata::start_in(service.0.pid()).expect("a metadata service");
+    metadata.tell(
+        &document(ACCOUNT, "i-hops", Duration::from_secs(60)),
+        "web",
+        &[],
+    );
+
+    // Of a host that is enrolled nowhere near: what is asked here is the cloud.
+    let collector = Collector::start().expect("a collector");
+    let host = Host {
+        collector: &collector,
+        out: dir.path().join("host"),
+    };
+    let token = collector.dir().join("enroll.token").display().to_string();
+    joined(&host.enroll(&["--token-file", &token]));
+    let config = host.out.join("agent.toml");
+    let text = fs::read_to_string(&config).expect("a configuration");
+    fs::write(&config, format!("{text}\n[identity]\ncloud = \"aws\"\n")).expect("written");
+    let agent = programs::path("sumun-agent").display().to_string();
+    let config = config.display().to_string();
+    let doctor = [agent.as_str(), "doctor", "--config", &config];
+    let near = said(&instance.run(&doctor));
+    assert!(
+        near.contains("good     cloud          aws i-hops in eu-west-1"),
+        "{near}"
+    );
+    // The question arrives, the answer does not.
+    let before = metadata.asked().len();
+    let far = said(&container.run(&doctor));
+    assert!(far.contains("lacking  cloud"), "{far}");
+    assert!(far.contains("the hop limit may be 1"), "{far}");
+    assert!(far.contains("--http-put-response-hop-limit 2"), "{far}");
+    let asked = metadata.asked();
+    assert!(asked.len() > before, "{asked:?}");
+    assert!(
+        asked[before..]
+            .iter()
+            .all(|line| line.starts_with("PUT /latest/api/token")),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn a_host_that_was_off_longer_than_its_certificate_is_the_same_agent_with_nothing_lost() {
+    let name = "expired certificate";
+    let Some(turn) = Turn::take(name) else { return };
+    if !with_openssl(name) {
+        return;
+    }
+    let short = [("# certificate_seconds = 86400", "certificate_seconds = 5")];
+    let mut collector = Collector::start_with(&short).expect("a collector");
+    let mut agent = Agent::start(turn, &collector, &[]).expect("an agent");
+    let id = agent.id().expect("an id");
+    let serial = |agent: &Agent| {
+        let args = ["x509", "-in", "agent.pem", "-noout", "-serial"];
+        openssl(&agent.home(), &args).expect("a certificate")
+    };
+    // What was recorded with nobody to send it to is there when the host goes off.
+    collector.stop().expect("stopped");
+    let since = unix_ns();
+    let program = agent.home().join("prog-before-it-went-off");
+    fs::copy("/bin/true", &program).expect("a program");
+    for _ in 0..3 {
+        let ran = Command::new(&program).status().expect("it can be started");
+        assert!(ran.success());
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    agent.kill();
+    let old = serial(&agent);
+    let good = ["x509", "-in", "agent.pem", "-noout", "-checkend", "0"];
+    while openssl(&agent.home(), &good).is_ok() {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // From now on certificates live as they usually do.
+    let path = collector.dir().join("collector.toml");
+    let lines = fs::read_to_string(&path).expect("a configuration");
+    let lines = lines.replace("certificate_seconds = 5", "certificate_seconds = 86400");
+    fs::write(&path, lines).expect("written");
+    collector.restart().expect("it runs again");
+
+    agent.run().expect("it can be started");
+    agent.online(&collector).expect("it is online again");
+    assert_eq!(agent.id().expect("an id"), id);
+    assert_ne!(serial(&agent), old);
+    let ctl = collector.ctl();
+    let agents = ctl.agents().expect("agents");
+    assert_eq!(agents.len(), 1, "{agents:?}");
+    let expires =
+        OffsetDateTime::parse(text(&agents[0], "certificate_expires"), &Rfc3339).expect("a time");
+    assert!(expires > OffsetDateTime::now_utc() + Duration::from_secs(3_600));
+    let filter = r#"kind == "exec" && proc.exe.name == "prog-before-it-went-off""#;
+    let begun = std::time::Instant::now();
+    loop {
+        let rows = ctl.events(since, None, filter).expect("an answer").rows;
+        if rows.len() == 3 {
+            break;
+        }
+        assert!(rows.len() < 3, "delivered twice: {rows:?}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{rows:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

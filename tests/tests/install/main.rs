@@ -1,5 +1,7 @@
-//! The packages in a machine with systemd: docs/install-systemd.md as it stands, a crash, an upgrade, and
-//! what a purge leaves.
+//! The packages in a machine with systemd: docs/install-systemd.md as it stands, a crash, a hang, an upgrade, and
+//! what a purge leaves. And the machine as an instance of EC2: [`cloud`].
+
+mod cloud;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,22 +12,44 @@ use sumun_tests::host::{Turn, scratch};
 use sumun_tests::machine::{self, Machine};
 use sumun_tests::programs;
 
-const PAGE: &str = include_str!("../../docs/install-systemd.md");
+const PAGE: &str = include_str!("../../../docs/install-systemd.md");
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The commands of a page under a heading, one text for each block.
-fn commands(heading: &str) -> Vec<String> {
-    let from = PAGE
+/// The blocks of a language on a page under a heading.
+fn blocks(page: &str, heading: &str, language: &str) -> Vec<String> {
+    let from = page
         .find(&format!("## {heading}\n"))
         .unwrap_or_else(|| panic!("the page has a part {heading:?}"));
-    let part = PAGE[from..].split("\n## ").next().unwrap_or_default();
+    let part = page[from..].split("\n## ").next().unwrap_or_default();
     let blocks: Vec<String> = part
-        .split("```sh\n")
+        .split(&format!("```{language}\n"))
         .skip(1)
         .map(|block| block.split("```").next().unwrap_or_default().to_owned())
         .collect();
-    assert!(!blocks.is_empty(), "{heading:?} has commands");
+    assert!(!blocks.is_empty(), "{heading:?} has {language}");
     blocks
+}
+
+/// What of Sumun's is left in a machine, but for packages that were brought.
+fn left(machine: &Machine) -> String {
+    machine
+        .run(
+            "find / -xdev -iname '*sumun*' -not -path '/proc/*' -not -path '/root/*.deb'; \
+             find /run /dev/shm /sys/fs/bpf /sys/fs/cgroup -iname '*sumun*' 2>/dev/null; true",
+        )
+        .expect("a search")
+}
+
+/// Copies the packages of a folder into the machine's `/root`.
+fn bring(machine: &Machine, packages: &Path) {
+    machine.run("rm -f /root/*.deb").expect("room for packages");
+    for entry in fs::read_dir(packages).expect("packages") {
+        let path = entry.expect("a package").path();
+        let to = machine
+            .path("/root")
+            .join(path.file_name().expect("a file"));
+        fs::copy(&path, to).expect("copied");
+    }
 }
 
 /// Packages of a version of the programs under test.
@@ -93,9 +117,9 @@ fn property(machine: &Machine, unit: &str, name: &str) -> String {
 /// Files of the configuration's folder that user data, the SSM document and the Ansible role write themselves.
 fn beside() -> Vec<String> {
     let ways = [
-        include_str!("../../deploy/aws/install"),
-        include_str!("../../deploy/aws/ssm-install.json"),
-        include_str!("../../deploy/ansible/roles/sumun_agent/tasks/main.yml"),
+        include_str!("../../../deploy/aws/install"),
+        include_str!("../../../deploy/aws/ssm-install.json"),
+        include_str!("../../../deploy/ansible/roles/sumun_agent/tasks/main.yml"),
     ];
     let is_name = |byte: char| byte.is_ascii_alphanumeric() || "./_-".contains(byte);
     let words = ways.iter().flat_map(|way| way.split(|byte| !is_name(byte)));
@@ -127,18 +151,9 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
         return;
     };
     let machine = Machine::boot(&root).expect("a machine");
-    let bring = |packages: &Path| {
-        machine.run("rm -f /root/*.deb").expect("room for packages");
-        for entry in fs::read_dir(packages).expect("packages") {
-            let path = entry.expect("a package").path();
-            let to = machine
-                .path("/root")
-                .join(path.file_name().expect("a file"));
-            fs::copy(&path, to).expect("copied");
-        }
-    };
+    let bring = |packages: &Path| bring(&machine, packages);
     let follow = |heading: &str| {
-        for block in commands(heading) {
+        for block in blocks(PAGE, heading, "sh") {
             machine
                 .run(&block)
                 .unwrap_or_else(|error| panic!("{heading}: {error:#}"));
@@ -194,6 +209,48 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
     assert_eq!(property(&machine, "sumun-agent", "NRestarts"), "1");
     machine.until(online, LIMIT).expect("online again");
 
+    // Hung, it is started again by the watchdog, and so is the collector. (The time is the test's; whether it is watched at all is the unit's.)
+    for unit in ["sumun-agent", "sumun-collector"] {
+        let watched = property(&machine, unit, "WatchdogUSec");
+        assert_ne!(watched, "0", "{unit} is not watched");
+        let folder = format!("/run/systemd/system/{unit}.service.d");
+        machine
+            .run(&format!(
+                "mkdir -p {folder}; printf '[Service]\\nWatchdogSec=3\\n' >{folder}/test.conf; systemctl daemon-reload; systemctl restart {unit}"
+            ))
+            .expect("a shorter time");
+        let pid = property(&machine, unit, "MainPID");
+        machine.run(&format!("kill -STOP {pid}")).expect("stopped");
+        let back = format!(
+            "systemctl -q is-active {unit} && [ \"$(systemctl show --value -p MainPID {unit})\" != {pid} ]"
+        );
+        machine.until(&back, LIMIT).expect("it comes back");
+        machine
+            .run(&format!(
+                "journalctl --no-pager -u {unit} | grep -q 'Watchdog timeout'"
+            ))
+            .expect("the watchdog did it");
+        // It feeds the watchdog by itself.
+        std::thread::sleep(Duration::from_secs(4));
+        let restarts = property(&machine, unit, "NRestarts");
+        assert_eq!(restarts, "1", "{unit} is restarted while it works");
+        machine
+            .run(&format!(
+                "rm -r {folder}; systemctl daemon-reload; systemctl restart {unit}"
+            ))
+            .expect("the unit as it is");
+    }
+    machine.until(online, LIMIT).expect("online again");
+
+    // The ceiling is that of the unit.
+    for (name, value) in [
+        ("CPUQuotaPerSecUSec", "1s"),
+        ("MemoryMax", "536870912"),
+        ("TasksMax", "64"),
+    ] {
+        assert_eq!(property(&machine, "sumun-agent", name), value, "{name}");
+    }
+
     // Upgraded: another process, the same agent, and what the operator changed stays.
     machine
         .run("echo SUMUN_LOG=info >>/etc/default/sumun-agent; rm /etc/sumun/policies/*mining*.toml")
@@ -237,13 +294,10 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
         .run(&format!("touch {}", beside.join(" ")))
         .expect("files of other ways to install");
     follow("Removing");
-    let left = machine
-        .run(
-            "find / -xdev -iname '*sumun*' -not -path '/proc/*' -not -path '/root/*.deb'; \
-             find /run /dev/shm /sys/fs/bpf /sys/fs/cgroup -iname '*sumun*' 2>/dev/null; true",
-        )
-        .expect("a search");
-    assert_eq!(left, "", "left after a purge");
+    assert_eq!(left(&machine), "", "left after a purge");
+
+    // What another way to install finds then is a machine that never had any of it.
+    cloud::by_user_data(&machine, &first);
 }
 
 #[test]

@@ -130,12 +130,15 @@ pub struct Clause {
     pub need: u64,
     /// Have to be no.
     pub forbid: u64,
-    /// Number of the rule.
+    /// Number of the rule; with [`FORCED`] it kills what a host needs, too.
     pub rule: u32,
     /// Kinds of events that it judges, of module `on`.
     pub kinds: u32,
 }
 assert_size!(Clause, 24);
+
+/// In [`Clause::rule`], of a rule that kills: it means services of the host, too.
+pub const FORCED: u32 = 1 << 31;
 
 /// One of the two plans (array `VERDICTS`).
 #[repr(C)]

@@ -23,20 +23,18 @@ use sumun_abi::{
 };
 
 use super::{
-    copy, find, first,
+    copy, find, first, guard,
     lineage::{self, Image},
     scope,
     verdict::{
-        Judged, is_of_root, is_of_the_host, is_the_agent, matched, net, numbers,
-        path as walked_path, set_ids, set_in_image, sumun_answers,
+        Judged, matched, net, numbers, path as walked_path, set_ids, set_in_image, sumun_answers,
     },
 };
 use crate::{
     hooks::told,
     kernel::{
-        Object, get, layer, nonzero,
+        Object, get, layer,
         path::{self, Tail, Walked},
-        read,
         task::Task,
     },
     maps::{Answers, LEASE, Scratch, VERDICTS},
@@ -329,7 +327,7 @@ fn decide(
     let until = LEASE
         .get_ptr(0)
         .map_or(0, |until| unsafe { until.read_volatile() });
-    let outcome = if is_guarded(Task::current()) {
+    let outcome = if guard::is_of_call(Task::current()) {
         outcome::GUARDED
     // SAFETY: no arguments.
     } else if unsafe { bpf_ktime_get_boot_ns() } > until {
@@ -338,98 +336,4 @@ fn decide(
         outcome::DENIED
     };
     Judged::new(outcome, rule, 0, lineage_unknown).0
-}
-
-/// A name as it lies in memory, filled with zeros.
-const fn name(text: &[u8]) -> (u32, [u64; 3]) {
-    let mut words = [0; 3];
-    let mut place = 0;
-    while place < text.len() {
-        words[place / 8] |= (text[place] as u64) << (place % 8 * 8);
-        place += 1;
-    }
-    (text.len() as u32, words)
-}
-
-/// Programs without which nobody gets in to mend what a rule has broken, and those that run containers: of the host, no rule
-/// denies them anything.
-const GUARDED: [(u32, [u64; 3]); 15] = [
-    name(b"sumun-agent"),
-    name(b"sshd"),
-    name(b"sshd-session"),
-    name(b"sshd-auth"),
-    name(b"kubelet"),
-    name(b"containerd"),
-    name(b"containerd-shim"),
-    name(b"containerd-shim-runc-v1"),
-    name(b"containerd-shim-runc-v2"),
-    name(b"dockerd"),
-    name(b"crio"),
-    name(b"conmon"),
-    name(b"podman"),
-    name(b"runc"),
-    name(b"crun"),
-];
-
-/// The current process is one that no policy may keep from anything.
-#[inline(always)]
-fn is_guarded(task: Task) -> bool {
-    let pid = task.pid();
-    let mm = task.mm();
-    if pid == 1 || mm.address == 0 {
-        return true;
-    }
-    let exe = mm.follow(slot::MM_EXE_FILE);
-    let inode = exe.follow(slot::FILE_INODE);
-    let dentry = exe.number(slot::FILE_DENTRY);
-    if is_called_so(dentry)
-        && is_of_the_host(task, inode)
-        && (is_of_root(task) || is_forked_by_root(task, inode))
-    {
-        return true;
-    }
-    is_the_agent(task, inode)
-}
-
-/// Root's process of the same program made it, as sshd makes the one that becomes a login's shell.
-#[inline(always)]
-fn is_forked_by_root(task: Task, inode: Object) -> bool {
-    let parent = task.parent();
-    let exe = parent.mm().follow(slot::MM_EXE_FILE);
-    is_of_root(parent) && exe.number(slot::FILE_INODE) == inode.address
-}
-
-/// Whether the last component of a path is a name of `GUARDED`.
-#[inline(always)]
-fn is_called_so(dentry: u64) -> bool {
-    let len: u32 = get(dentry, slot::DENTRY_NAME_LEN);
-    if len > 24 {
-        return false;
-    }
-    let at: u64 = get(dentry, slot::DENTRY_NAME);
-    let mut found: [u64; 3] = [read(at), read(at + 8), read(at + 16)];
-    // What lies behind the name is not part of it.
-    let mut word = 0;
-    while word < 3 {
-        let left = len.saturating_sub(word as u32 * 8);
-        found[word] &= if left >= 8 {
-            u64::MAX
-        } else {
-            (1_u64 << (left * 8)) - 1
-        };
-        word += 1;
-    }
-    let mut other = u64::MAX;
-    let mut place = 0;
-    while place < GUARDED.len() {
-        let (known, words) = &GUARDED[place];
-        other &= nonzero(
-            u64::from(*known ^ len)
-                | words[0] ^ found[0]
-                | words[1] ^ found[1]
-                | words[2] ^ found[2],
-        );
-        place += 1;
-    }
-    other == 0
 }

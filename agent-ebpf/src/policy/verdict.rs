@@ -23,30 +23,22 @@ use sumun_abi::{
         FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE, LEVELS, PATH_MAX,
     },
     slot,
-    verdict::{CLAUSES, NUMBERS, Verdict, Verdicts, id, on},
+    verdict::{CLAUSES, FORCED, NUMBERS, Verdict, Verdicts, id, on},
 };
 
 use super::{
-    copy, find, first,
+    copy, find, first, guard,
     lineage::{self, Image},
     lookup_walked, scope,
 };
 use crate::{
-    kernel::{Object, file::File, get, layer, nonzero, path::Walked, spread, task::Task},
-    maps::{Answers, GUARD, LEASE, Scratch, VERDICTS},
+    kernel::{file::File, layer, nonzero, path::Walked, spread, task::Task},
+    maps::{Answers, LEASE, Scratch, VERDICTS},
     run::{Run, forgotten, scratch},
 };
 
 /// `SIGKILL`
 const SIGKILL: u32 = 9;
-/// The daemon whose listener lets people in to mend what a rule has broken.
-const SSHD: &[u8; 4] = b"sshd";
-/// The agent, of whatever version.
-const AGENT: &[u8; 11] = b"sumun-agent";
-/// Inode number of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
-pub(super) const FIRST_PID_NAMESPACE: u32 = 0xefff_fffc;
-/// `S_IWGRP | S_IWOTH`
-const WRITABLE_BY_OTHERS: u16 = 0o022;
 /// With one of these a path is not known.
 const UNKNOWN: u8 = FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST | FLAW_RACY;
 
@@ -443,8 +435,8 @@ extern "C" fn sumun_judge(level: u32, index: u32, kind: u32) -> u64 {
     let Some(rule) = rule else {
         return Judged::open(open, lineage_unknown).0;
     };
-    let (outcome, error) = kill(who, kind);
-    Judged::new(outcome, rule, error, lineage_unknown).0
+    let (outcome, error) = kill(who, kind, rule & FORCED != 0);
+    Judged::new(outcome, rule & !FORCED, error, lineage_unknown).0
 }
 
 /// Hands over the ids of who did it, for the conditions on numbers.
@@ -497,14 +489,14 @@ pub(super) fn matched(
     (rule, open)
 }
 
-/// Kills a process if it runs and may be killed: the outcome and the error.
+/// Kills a process if it runs and may be killed: the outcome and the error. `forced`: what a host needs, too.
 #[inline(always)]
-fn kill(who: Image, kind: u32) -> (u32, u64) {
+fn kill(who: Image, kind: u32, forced: bool) -> (u32, u64) {
     let task = Task::current();
     if task.pid() != who.pid || task.start() != who.start_ns {
         return (outcome::ELSEWHERE, 0);
     }
-    let kept = guarded(task, kind);
+    let kept = guard::of_kill(task, kind, forced);
     if kept != outcome::NONE {
         return (kept, 0);
     }
@@ -549,79 +541,3 @@ pub(super) fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
     yes
 }
 const _: () = assert!(id::COUNT.is_power_of_two());
-
-/// The outcome if the current process is one that no policy may kill, or that only user space can tell from such a one; else `NONE`.
-#[inline(always)]
-fn guarded(task: Task, kind: u32) -> u32 {
-    let pid = task.pid();
-    let mm = task.mm();
-    if pid == 1 || mm.address == 0 {
-        return outcome::GUARDED;
-    }
-    let exe = mm.follow(slot::MM_EXE_FILE);
-    let inode = exe.follow(slot::FILE_INODE);
-    let dentry = exe.number(slot::FILE_DENTRY);
-    if is_called(dentry, SSHD) && is_of_the_host(task, inode) {
-        // When it starts it does not listen yet, later only one of its processes does. Others can run it with a library of
-        // their own: user space asks who made the process.
-        return if kind == on::EXEC && is_of_root(task) {
-            outcome::GUARDED
-        } else {
-            outcome::LISTENER
-        };
-    }
-    if is_called(dentry, AGENT) && is_of_the_host(task, inode) && is_of_root(task) {
-        return outcome::GUARDED;
-    }
-    if is_the_agent(task, inode) {
-        outcome::GUARDED
-    } else {
-        outcome::NONE
-    }
-}
-
-/// Whether the last component of a path is this.
-#[inline(always)]
-fn is_called<const N: usize>(dentry: u64, name: &[u8; N]) -> bool {
-    if get::<u32>(dentry, slot::DENTRY_NAME_LEN) as usize != N {
-        return false;
-    }
-    let found: [u8; 16] = crate::kernel::read(get(dentry, slot::DENTRY_NAME));
-    let mut place = 0;
-    while place < N {
-        if found[place] != name[place] {
-            return false;
-        }
-        place += 1;
-    }
-    true
-}
-
-/// The agent that runs, or root's use of its program.
-#[inline(always)]
-pub(super) fn is_the_agent(task: Task, inode: Object) -> bool {
-    let Some(guard) = GUARD.get(0) else {
-        return false;
-    };
-    if u64::from(task.pid()) == guard.pid && task.start() == guard.start_ns {
-        return true;
-    }
-    let ino: u64 = inode.get(slot::INODE_INO);
-    let dev: u32 = get(inode.number(slot::INODE_SB), slot::SB_DEV);
-    guard.exe_ino != 0 && ino == guard.exe_ino && dev == guard.exe_dev && is_of_root(task)
-}
-
-/// Root of the host runs it: whoever else does can have it load a library of their own.
-#[inline(always)]
-pub(super) fn is_of_root(task: Task) -> bool {
-    task.cred().get::<u32>(slot::CRED_UID) == 0
-}
-
-/// Neither a user nor a container can have put it there: its file is root's, nobody else may write it, and it is
-/// in the first pid namespace.
-#[inline(always)]
-pub(super) fn is_of_the_host(task: Task, inode: Object) -> bool {
-    task.pid_namespace() == FIRST_PID_NAMESPACE
-        && inode.get::<u32>(slot::INODE_UID) == 0
-        && inode.get::<u16>(slot::INODE_MODE) & WRITABLE_BY_OTHERS == 0
-}

@@ -37,6 +37,7 @@ struct Compiled {
     exceptions: Vec<Exception>,
     rate: Option<Rate>,
     lasts: Option<Duration>,
+    forced: bool,
 }
 
 impl Compiled {
@@ -154,6 +155,7 @@ impl Engine {
                 exceptions: rule.exceptions.iter().map(compile).collect(),
                 rate: rule.rate,
                 lasts: rule.lasts,
+                forced: rule.force,
             })
             .collect();
         let refs = all().map(|(policy, rule)| policy.rule_ref(rule)).collect();
@@ -187,6 +189,12 @@ impl Engine {
     #[must_use]
     pub fn rate(&self, rule: usize) -> Option<Rate> {
         self.rules.get(rule)?.rate
+    }
+
+    /// Whether a rule that kills means what runs the host and its containers, too.
+    #[must_use]
+    pub fn is_forced(&self, rule: usize) -> bool {
+        self.rules.get(rule).is_some_and(|rule| rule.forced)
     }
 
     /// For how long a rule isolates; `None` if it does not, or without an end.

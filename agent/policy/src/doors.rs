@@ -4,6 +4,9 @@ use sumun_abi::verdict::denied;
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::Kind;
 
+use crate::explain::Effective;
+use crate::verdict::AFTER;
+
 /// Kinds that some door can deny, by their place in `sumun_abi::verdict::denied`.
 pub const DENIABLE: [Kind; denied::COUNT] = {
     let mut kinds = [Kind::Unspecified; denied::COUNT];
@@ -27,7 +30,36 @@ pub const DENIABLE: [Kind; denied::COUNT] = {
 };
 
 /// Kinds that programs on the root of all cgroups can deny, on nearly every kernel. The others need BPF LSM.
-const CGROUP: [Kind; 3] = [Kind::Connect, Kind::Bind, Kind::Sysctl];
+pub(crate) const CGROUP: [Kind; 3] = [Kind::Connect, Kind::Bind, Kind::Sysctl];
+
+/// How the kernel kills by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Killing {
+    /// On exec, before the first instruction.
+    BeforeStart,
+    /// On the kinds of [`AFTER`], once the call is through.
+    After,
+}
+
+impl Killing {
+    /// Its name as an effective mode.
+    #[must_use]
+    pub fn mode(self) -> &'static str {
+        match self {
+            Killing::BeforeStart => Effective::KillBeforeStart,
+            Killing::After => Effective::KillAfter,
+        }
+        .name()
+    }
+
+    /// How it kills on a kind that it judges by itself.
+    fn of(kind: Kind) -> Option<Self> {
+        match kind {
+            Kind::Exec => Some(Killing::BeforeStart),
+            kind => AFTER.contains(&kind).then_some(Killing::After),
+        }
+    }
+}
 
 /// The doors of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +68,8 @@ pub struct Doors {
     foreseen: bool,
     /// Kinds that are denied here, and why others are not.
     known: Vec<(Kind, Result<(), String>)>,
+    /// Ways to kill that do not work here, and why.
+    without: Vec<(Killing, String)>,
 }
 
 /// Who denies a kind.
@@ -54,6 +88,7 @@ impl Doors {
         Self {
             foreseen: false,
             known,
+            without: Vec::new(),
         }
     }
 
@@ -63,7 +98,31 @@ impl Doors {
         Self {
             foreseen: true,
             known: Vec::new(),
+            without: Vec::new(),
         }
+    }
+
+    /// The same on a host where these ways to kill do not work, and why.
+    #[must_use]
+    pub fn without(self, without: Vec<(Killing, String)>) -> Self {
+        Self { without, ..self }
+    }
+
+    /// Whether the kernel kills by itself on a kind that it judges.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn kills(&self, kind: Kind) -> Result<(), String> {
+        let failed = Killing::of(kind).and_then(|killing| {
+            let mut without = self.without.iter();
+            without.find(|(known, _)| *known == killing)
+        });
+        failed.map_or(Ok(()), |(killing, why)| {
+            Err(format!(
+                "{} does not work on this host: {why}",
+                killing.mode()
+            ))
+        })
     }
 
     /// Who denies a kind.

@@ -118,6 +118,12 @@ impl Detector {
         engine(&self.generations, generation)?.rate(rule)
     }
 
+    /// Whether a rule that kills means what runs the host and its containers, too.
+    #[must_use]
+    pub fn is_forced(&self, generation: u32, rule: usize) -> bool {
+        engine(&self.generations, generation).is_some_and(|engine| engine.is_forced(rule))
+    }
+
     /// For how long a rule isolates; `None` if it does not, or without an end.
     #[must_use]
     pub fn lasts(&self, generation: u32, rule: usize) -> Option<Duration> {

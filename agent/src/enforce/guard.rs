@@ -6,6 +6,8 @@ use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 
+use crate::enrich::host::{self, Files};
+use crate::enrich::workload::path::{Kind, classify};
 use crate::kernel::known::{Known, known};
 use crate::kernel::stat::Stat;
 
@@ -18,6 +20,28 @@ const LISTENING: &str = "0A";
 const SSHD: &[u8] = b"sshd";
 /// What sshd hands a login to, from OpenSSH 9.8 and 10.0 on.
 const SESSIONS: [&[u8]; 2] = [b"sshd-session", b"sshd-auth"];
+/// What runs the host or its containers. The kernel side has the same list (`agent-ebpf/src/policy/guard.rs`).
+const SERVICES: [&[u8]; 17] = [
+    b"systemd-logind",
+    b"systemd-journald",
+    b"systemd-udevd",
+    b"kubelet",
+    b"k3s",
+    b"kubelite",
+    b"containerd",
+    b"containerd-shim",
+    b"containerd-shim-runc-v1",
+    b"containerd-shim-runc-v2",
+    b"dockerd",
+    b"crio",
+    b"conmon",
+    b"conmonrs",
+    b"podman",
+    b"runc",
+    b"crun",
+];
+/// Bytes of `/proc/PID/cgroup` that are read: a path has a page at most, and there are a dozen hierarchies.
+const CGROUPS_MAX: u64 = 64 * 1024;
 /// From a process of a login to root's process that it was forked by, at most.
 const FORKS_MAX: usize = 4;
 /// What the kernel appends to the path of a file that has no name any more, as an executable that was replaced by an update.
@@ -34,6 +58,8 @@ pub enum Guarded {
     Agent,
     /// The process that takes logins over the network.
     SshListener,
+    /// What runs the host or its containers: unless the rule is forced.
+    Service,
 }
 
 impl fmt::Display for Guarded {
@@ -43,15 +69,27 @@ impl fmt::Display for Guarded {
             Self::KernelThread => "no policy may kill a thread of the kernel",
             Self::Agent => "no policy may kill the agent",
             Self::SshListener => "no policy may kill the process that listens for ssh",
+            Self::Service => {
+                "no rule without force = true may kill what runs the host or its containers"
+            }
         })
     }
 }
 
-/// Whether a process must not be killed; `stat` is its. `starting`: it has just executed its program.
+/// How a process is to be killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// It has just executed its program: a listener does not listen yet.
+    pub starting: bool,
+    /// The rule means what runs the host and its containers, too.
+    pub forced: bool,
+}
+
+/// Whether a process must not be killed; `stat` is its.
 ///
 /// # Errors
 /// When it cannot be told; then it is not to be killed either.
-pub fn of(pid: u32, stat: Stat, starting: bool) -> Result<Option<Guarded>, String> {
+pub fn of(pid: u32, stat: Stat, how: How) -> Result<Option<Guarded>, String> {
     if pid == 1 {
         return Ok(Some(Guarded::Init));
     }
@@ -61,13 +99,19 @@ pub fn of(pid: u32, stat: Stat, starting: bool) -> Result<Option<Guarded>, Strin
     if pid == std::process::id() {
         return Ok(Some(Guarded::Agent));
     }
-    let listener = is_ssh_listener(pid, starting).map_err(|(path, error)| {
+    let unknown = |what: &str, (path, error): (String, io::Error)| {
         format!(
-            "cannot read {path}: {error}; whether it listens for ssh is not known, so it is not \
+            "cannot read {path}: {error}; whether it {what} is not known, so it is not \
              killed: give the agent CAP_SYS_PTRACE and the host's /proc"
         )
-    })?;
-    Ok(listener.then_some(Guarded::SshListener))
+    };
+    let listener = is_ssh_listener(pid, how.starting);
+    if listener.map_err(|error| unknown("listens for ssh", error))? {
+        return Ok(Some(Guarded::SshListener));
+    }
+    let service = !how.forced
+        && is_service(pid).map_err(|error| unknown("runs the host or its containers", error))?;
+    Ok(service.then_some(Guarded::Service))
 }
 
 /// Whether a call of a process must not be denied, and why: no program that lets people in may be
@@ -76,7 +120,12 @@ pub fn of(pid: u32, stat: Stat, starting: bool) -> Result<Option<Guarded>, Strin
 /// # Errors
 /// When it cannot be told; then nothing is to be denied either.
 pub fn of_call(pid: u32, stat: Stat) -> Result<Option<String>, String> {
-    if let Some(guarded) = of(pid, stat, true)? {
+    // Services are not asked for: it takes a walk on a file system, and whoever holds a call waits for nothing.
+    let how = How {
+        starting: true,
+        forced: true,
+    };
+    if let Some(guarded) = of(pid, stat, how)? {
         return Ok(Some(
             guarded.to_string().replace("kill", "deny anything to"),
         ));
@@ -104,6 +153,78 @@ pub fn is_sshd(pid: u32) -> bool {
 /// namespace, which is the host's, and it is root's process or was made by one, so that a container or a user cannot put on its name.
 fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)> {
     Ok(is_of_host(pid, |name| name == SSHD)? && (starting || listens(pid)?))
+}
+
+/// What runs the host or its containers: not any program of such a name, but root's, started as a service of the host. Its file is root's
+/// and lies in folders into which nobody else can put anything; its root directory is that of process 1; and by its cgroups
+/// it is neither of a container nor of a login's session, in which people start what they like.
+fn is_service(pid: u32) -> Result<bool, (String, io::Error)> {
+    if program(pid, |name| SERVICES.contains(&name))?.is_none() {
+        return Ok(false);
+    }
+    let host = host_root()?;
+    let roots = [format!("/proc/{pid}/root"), format!("{host}/")];
+    let [own, top] = roots.map(|path| {
+        let root = known(&path);
+        there(&path, root)
+    });
+    let same = match (own?, top?) {
+        (Some(own), Some(top)) => own.id == top.id,
+        _ => false,
+    };
+    Ok(same
+        && is_of_host(pid, |name| SERVICES.contains(&name))?
+        && real_uid(pid)? == Some(0)
+        && is_of_no_session(pid)?
+        && lies_safely(pid, host)?)
+}
+
+/// What stands before the host's paths, in whatever mount namespace the agent is.
+fn host_root() -> Result<&'static str, (String, io::Error)> {
+    match host::files() {
+        Files::Here => Ok(""),
+        Files::There(_) => Ok("/proc/1/root"),
+        Files::Unknown(error) => Err(("/proc/1/ns/mnt".to_owned(), error)),
+    }
+}
+
+/// By its cgroups, of no container and of no session.
+fn is_of_no_session(pid: u32) -> Result<bool, (String, io::Error)> {
+    let path = format!("/proc/{pid}/cgroup");
+    let Some(file) = there(&path, fs::File::open(&path))? else {
+        return Ok(false);
+    };
+    let mut told = Vec::new();
+    let read = file.take(CGROUPS_MAX).read_to_end(&mut told);
+    there(&path, read)?;
+    let told = String::from_utf8_lossy(&told);
+    // `hierarchy:controllers:path`
+    let mut paths = told.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    Ok(paths.all(|path| {
+        !matches!(
+            classify(path).kind,
+            Kind::Container | Kind::Machine | Kind::Pod | Kind::Session
+        )
+    }))
+}
+
+/// All folders above its file are root's, and not for all to write.
+fn lies_safely(pid: u32, host: &str) -> Result<bool, (String, io::Error)> {
+    let exe = format!("/proc/{pid}/exe");
+    let Some(path) = there(&exe, fs::read_link(&exe))? else {
+        return Ok(false);
+    };
+    for folder in path.ancestors().skip(1) {
+        let Some(folder) = folder.to_str() else {
+            return Ok(false);
+        };
+        let folder = format!("{host}{folder}");
+        let found = there(&folder, known(&folder))?;
+        if found.is_none_or(|found| found.uid != 0 || found.mode & 0o002 != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A program of the host by the name of its file.
@@ -241,7 +362,7 @@ mod tests {
 
     fn guarded(pid: u32) -> Option<Guarded> {
         let stat = Stat::of(pid).expect("stat").expect("a process");
-        of(pid, stat, false).expect("it can be told")
+        of(pid, stat, How::default()).expect("it can be told")
     }
 
     #[test]
@@ -339,5 +460,56 @@ mod tests {
             child.wait().expect("its end");
             assert_eq!(found.map(|why| why.is_some()), Ok(expected), "uid {uid}");
         }
+    }
+
+    #[test]
+    fn what_runs_containers_is_spared_where_only_root_can_have_put_it() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED: a program of root's is needed");
+            return;
+        }
+        let safe = tempfile::tempdir_in("/var/lib").expect("a directory");
+        fs::set_permissions(safe.path(), fs::Permissions::from_mode(0o755)).expect("its own");
+        let anywhere = tempfile::tempdir().expect("a directory");
+        let told = |program: &std::path::Path, uid: u32| {
+            let mut child = Command::new(program)
+                .arg("60")
+                .stdin(Stdio::null())
+                .uid(uid)
+                .spawn()
+                .expect("a child");
+            // As after an update of the package.
+            fs::remove_file(program).expect("it is there");
+            let stat = Stat::of(child.id()).expect("stat").expect("a process");
+            let forced = How {
+                forced: true,
+                ..How::default()
+            };
+            let found = [How::default(), forced]
+                .map(|how| of(child.id(), stat, how).expect("it can be told"));
+            child.kill().expect("a signal");
+            child.wait().expect("its end");
+            found
+        };
+        for name in SERVICES {
+            let name = std::str::from_utf8(name).expect("ASCII");
+            let program = safe.path().join(name);
+            fs::copy("/bin/sleep", &program).expect("a copy");
+            assert_eq!(told(&program, 0), [Some(Guarded::Service), None], "{name}");
+        }
+        // By its name alone nothing is spared: where all can put files, as somebody's process, as somebody's file.
+        for (place, uid, mode) in [
+            (anywhere.path(), 0, 0o755),
+            (safe.path(), 65534, 0o755),
+            (safe.path(), 0, 0o777),
+        ] {
+            let program = place.join("containerd");
+            fs::copy("/bin/sleep", &program).expect("a copy");
+            fs::set_permissions(&program, fs::Permissions::from_mode(mode)).expect("its own");
+            assert_eq!(told(&program, uid), [None, None], "{uid} {mode:o}");
+        }
+        let program = safe.path().join("containers");
+        fs::copy("/bin/sleep", &program).expect("a copy");
+        assert_eq!(told(&program, 0), [None, None]);
     }
 }

@@ -10,7 +10,7 @@ use sumun_abi::event::process::Actor;
 use sumun_proto::catalogue::family;
 use sumun_proto::v1::Kind;
 
-use super::guard::{self, Guarded};
+use super::guard::{self, Guarded, How};
 use super::sharers::{self, Sharers};
 use crate::kernel::folder;
 use crate::kernel::pidfd::PidFd;
@@ -27,8 +27,8 @@ pub struct Target {
     pub start_ns: u64,
     /// Others may share its open files, and then they are killed too.
     pub with_sharers: bool,
-    /// It is about to do what its program is for: a listener does not listen yet.
-    pub starting: bool,
+    /// How it is to be killed.
+    pub how: How,
 }
 
 /// A process that `/proc` does not show as it is: held by a descriptor that was opened before the kernel's own list had the
@@ -100,16 +100,19 @@ pub enum Done {
 }
 
 impl Target {
-    /// The process of an event.
+    /// The process of an event, for a rule that is `forced` or not.
     #[must_use]
-    pub fn of(kind: Kind, actor: &Actor) -> Self {
+    pub fn of(kind: Kind, actor: &Actor, forced: bool) -> Self {
         Self {
             pid: actor.pid,
             tid: actor.tid,
             start_ns: actor.start_ns,
             // Exec gives it files of its own, and a child has opened nothing yet.
             with_sharers: actor.files_shared != 0 && family(kind) != "process",
-            starting: kind == Kind::Exec,
+            how: How {
+                starting: kind == Kind::Exec,
+                forced,
+            },
         }
     }
 }
@@ -195,7 +198,7 @@ fn hold(target: &Target) -> Result<PidFd, Done> {
     if !stat.began_at(target.start_ns) {
         return Err(Done::Gone);
     }
-    match guard::of(pid, stat, target.starting) {
+    match guard::of(pid, stat, target.how) {
         Ok(None) => {}
         Ok(Some(guarded)) => return Err(Done::Guarded(guarded)),
         Err(unknown) => return Err(Done::Failed(unknown)),
@@ -231,7 +234,7 @@ mod tests {
             tid: pid,
             start_ns,
             with_sharers: false,
-            starting: false,
+            how: How::default(),
         }
     }
 

@@ -120,7 +120,13 @@ impl Enforcer {
         if let Some(settled) = self.settled.get(&key) {
             return settled.clone();
         }
-        let target = Target::of(judged.kind, judged.actor);
+        // One rule that means it is enough.
+        let forced = found.iter().any(|hit| {
+            hit.kill == Some(Mode::Enforce)
+                && hit.is_certain()
+                && detector.is_forced(generation, hit.rule)
+        });
+        let target = Target::of(judged.kind, judged.actor, forced);
         let verdicts = verdict::decide(
             judged.kind,
             found,

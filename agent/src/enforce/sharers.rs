@@ -5,7 +5,7 @@ use std::fs;
 
 use nix::errno::Errno;
 
-use super::guard;
+use super::guard::{self, How};
 use super::kill::{self, Done, Target};
 use crate::kernel::SharersSource;
 use crate::kernel::pidfd::{PidFd, share_files};
@@ -87,7 +87,7 @@ pub(super) fn kill(pid: u32, table: u64, source: &SharersSource) -> (Vec<u32>, O
                 tid: other,
                 start_ns: row.start_ns,
                 with_sharers: false,
-                starting: false,
+                how: How::default(),
             };
             match kill::kill(&target, None) {
                 Done::Killed { .. } => killed.push(other),
@@ -148,7 +148,7 @@ fn look((pid, anchor): (u32, u32), sharers: &mut Sharers) -> Result<(), String> 
         if !holds_files(pid, anchor) {
             return Err("its thread has ended while sharers of its files were looked for".into());
         }
-        match Stat::of(other).map(|stat| stat.map(|stat| guard::of(other, stat, false))) {
+        match Stat::of(other).map(|stat| stat.map(|stat| guard::of(other, stat, How::default()))) {
             Ok(Some(Ok(None))) => sharers.found.push((other, held)),
             Ok(Some(Ok(Some(guarded)))) => {
                 sharers.remark = Some(format!("process {other} shares its files: {guarded}"));

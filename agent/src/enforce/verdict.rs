@@ -256,8 +256,8 @@ fn apply(
         Some((outcome::ELSEWHERE, _)) => {
             "the answer came in while another process ran, which is the only one that the kernel can kill; judged by the agent".into()
         }
-        Some((outcome::LISTENER, _)) => {
-            "only the agent can tell whether this sshd is the one that listens; judged by the agent".into()
+        Some((outcome::PERHAPS_GUARDED, _)) => {
+            "only the agent can tell whether it is of the host's sshd or services, which no policy may kill; judged by the agent".into()
         }
         _ if kind == Kind::Exec => "judged by the agent, after it had started".into(),
         _ => "judged by the agent, after the event".to_owned(),
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(late(told(outcome::EXPIRED, 4, 0), Done::Gone).0, "expired");
         assert_eq!(late(told(outcome::UNDECIDED, 0, 0), Done::Gone).0, "gone");
         assert_eq!(late(None, Done::Gone).0, "gone");
-        for outcome in [outcome::ELSEWHERE, outcome::LISTENER] {
+        for outcome in [outcome::ELSEWHERE, outcome::PERHAPS_GUARDED] {
             assert_eq!(late(told(outcome, 4, 0), dead()).0, "killed");
         }
         assert_eq!(

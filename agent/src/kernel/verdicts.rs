@@ -5,8 +5,8 @@ use aya::maps::{Array, HashMap, MapData, MapError};
 use sumun_abi::{
     policy::{ACCESS_BITS, tag},
     verdict::{
-        CLAUSES, Clause, Guard, Lineage, LineageKey, NUMBERS, Number, Scope, ScopeKey, Verdicts,
-        denied, id, on,
+        CLAUSES, Clause, FORCED, Guard, Lineage, LineageKey, NUMBERS, Number, Scope, ScopeKey,
+        Verdicts, denied, id, on,
     },
 };
 use sumun_policy::verdict::{Atom, End, Id, RESULT_ZERO, TEXT_MAX, Texts, VerdictPlan, kind_bit};
@@ -159,7 +159,10 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
         *verdicts.clause.get_mut(verdicts.clauses as usize)? = Clause {
             need: clause.need,
             forbid: clause.forbid,
-            rule: u32::try_from(clause.rule).ok()?,
+            rule: match clause.kinds & sumun_policy::verdict::FORCED {
+                0 => number(clause.rule)?,
+                _ => number(clause.rule)? | FORCED,
+            },
             kinds: kinds(clause.kinds),
         };
         verdicts.kinds |= kinds(clause.kinds);
@@ -167,6 +170,13 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
     }
     verdicts.kept = plan.kept();
     Some(verdicts)
+}
+
+/// The number of a rule, beside which there is room for [`FORCED`].
+fn number(rule: usize) -> Option<u32> {
+    u32::try_from(rule)
+        .ok()
+        .filter(|number| number & FORCED == 0)
 }
 
 /// Kinds of a clause, as the kernel side names them.

@@ -21,7 +21,9 @@ use sumun_agent::{
 };
 use sumun_policy::{
     plan::{Clause, KindPlan, Plan},
-    verdict::{AFTER, Atom, End, Id, RESULT_ZERO, Texts, VerdictClause, VerdictPlan, kind_bit},
+    verdict::{
+        AFTER, Atom, End, FORCED, Id, RESULT_ZERO, Texts, VerdictClause, VerdictPlan, kind_bit,
+    },
 };
 use sumun_proto::v1::Kind;
 
@@ -36,6 +38,8 @@ struct Case {
     dir: tempfile::TempDir,
     generation: u32,
     program: PathBuf,
+    /// `FORCED`, if the rules mean services of the host, too.
+    forced: u32,
 }
 
 impl Case {
@@ -49,6 +53,7 @@ impl Case {
             generation: bench.generation(0),
             bench,
             dir,
+            forced: 0,
         })
     }
 
@@ -69,7 +74,7 @@ impl Case {
             atoms: need.into_iter().chain(forbid).collect(),
             clauses: vec![VerdictClause {
                 rule: RULE as usize,
-                kinds: kind_bit(kind),
+                kinds: kind_bit(kind) | self.forced,
                 need: bits(needed),
                 forbid: bits(all) & !bits(needed),
             }],
@@ -250,9 +255,13 @@ fn verdicts_on_opens_expire_and_spare_the_guarded() {
     );
     case.bench.kernel().hold_until(u64::MAX).unwrap();
     assert!(case.kills(Kind::Open, format!("read {secret}")));
-    // By their names, if only root can have put them there; which sshd listens only the agent knows.
+    // By their names, if only root can have put them there; which sshd listens, and what is of a container, only the agent knows.
     for (name, expected) in [
-        ("sshd", outcome::LISTENER),
+        ("sshd", outcome::PERHAPS_GUARDED),
+        ("containerd-shim-runc-v2", outcome::PERHAPS_GUARDED),
+        ("kubelet", outcome::PERHAPS_GUARDED),
+        ("systemd-journald", outcome::PERHAPS_GUARDED),
+        ("containers", outcome::KILLED),
         ("sumun-agent", outcome::GUARDED),
         ("sshe", outcome::KILLED),
     ] {
@@ -260,6 +269,27 @@ fn verdicts_on_opens_expire_and_spare_the_guarded() {
         let (output, verdicts) = case.run(Kind::Open, &[format!("read {secret}")]);
         assert_eq!(is_through(&output), expected != outcome::KILLED, "{name}");
         assert_eq!(verdicts[0].outcome, expected, "{name}");
+    }
+    // Not as somebody's file, nor if the rule means it; but sshd and the agent stay whatever it means.
+    let service = program(case.dir.path().join("dockerd"));
+    case.program.clone_from(&service);
+    std::os::unix::fs::chown(&service, Some(4711), None).unwrap();
+    assert!(case.kills(Kind::Open, format!("read {secret}")));
+    std::os::unix::fs::chown(&service, Some(0), None).unwrap();
+    case.forced = FORCED;
+    case.load(Kind::Open, asked(), vec![], vec![]);
+    assert!(case.kills(Kind::Open, format!("read {secret}")));
+    for (name, expected) in [
+        ("sshd", outcome::PERHAPS_GUARDED),
+        ("sumun-agent", outcome::GUARDED),
+    ] {
+        case.program = case.dir.path().join(name);
+        let (_, verdicts) = case.run(Kind::Open, &[format!("read {secret}")]);
+        assert_eq!(
+            (verdicts[0].outcome, verdicts[0].rule),
+            (expected, RULE),
+            "{name}"
+        );
     }
 }
 

@@ -213,8 +213,8 @@ pub mod outcome {
     pub const UNDECIDED: u32 = 5;
     /// The rule matched, but another process was running, as a packet came in: the kernel can only signal that one.
     pub const ELSEWHERE: u32 = 6;
-    /// The rule matched, but the process may be the sshd that listens: only user space can tell.
-    pub const LISTENER: u32 = 7;
+    /// The rule matched, but the process may be one that no policy may kill, as the sshd that listens: only user space can tell.
+    pub const PERHAPS_GUARDED: u32 = 7;
     /// The rule matched, and the call failed with EPERM before it did anything.
     pub const DENIED: u32 = 8;
 }

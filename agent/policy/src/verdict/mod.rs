@@ -165,7 +165,7 @@ pub const RESULT_ZERO: u32 = 1 << 31;
 pub struct VerdictClause {
     /// Number of the rule: its place among all rules of the policies, in their order.
     pub rule: usize,
-    /// Kinds that it is about, by [`kind_bit`], or of a rule that denies by [`denied_bit`].
+    /// Kinds that it is about, by [`kind_bit`], or of a rule that denies by [`denied_bit`]; and [`FORCED`].
     pub kinds: u32,
     /// Atoms that have to be yes.
     pub need: u64,
@@ -225,9 +225,15 @@ impl VerdictPlan {
                 for kind in kinds.iter().filter(|kind| rule.kinds.contains(kind)) {
                     let bit = match effect {
                         Effect::Deny => denied_bit(*kind),
+                        _ if rule.force => kind_bit(*kind) | FORCED,
                         _ => kind_bit(*kind),
                     };
-                    let added = clauses(rule, *kind, now_ns)
+                    let works = match effect {
+                        Effect::Kill => doors.kills(*kind),
+                        _ => Ok(()),
+                    };
+                    let added = works
+                        .and_then(|()| clauses(rule, *kind, now_ns))
                         .and_then(|(atoms, clauses)| building.add((number, bit), &atoms, &clauses));
                     if let Err(reason) = added {
                         late.push(Late {
@@ -251,7 +257,7 @@ impl VerdictPlan {
     pub fn kept(&self) -> u64 {
         let after = self.clauses.iter();
         // Of an exec that is denied it is the new one that is asked for.
-        let execs = kind_bit(Kind::Exec) | denied_bit(Kind::Exec);
+        let execs = kind_bit(Kind::Exec) | denied_bit(Kind::Exec) | FORCED;
         let after = after.filter(|clause| clause.kinds & !execs != 0);
         let asked = after.fold(0, |all, clause| all | clause.need | clause.forbid);
         let atoms = self.atoms.iter().enumerate();
@@ -296,6 +302,9 @@ impl VerdictPlan {
         }
     }
 }
+
+/// In [`VerdictClause::kinds`], of a rule that kills: it means what runs the host and its containers, too (`force = true`).
+pub const FORCED: u32 = 1 << 15;
 
 /// When an exception of a rule that kills or denies expires next after a time, ns since the Unix epoch: the
 /// plan has to be built again then, for what it excepted to be killed.

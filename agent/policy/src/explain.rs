@@ -18,6 +18,7 @@ use crate::narrow::{asks_for_failures, never};
 use crate::plan::{
     Clause, ENTRY_BYTES, KindFilter, KindPlan, Plan, is_life, reads_names, watches_modules,
 };
+use crate::rungs::{OnRung, on_rungs};
 use crate::verdict::scope::{is_scope, remark};
 use crate::verdict::{AFTER, Late, VerdictPlan};
 
@@ -48,6 +49,8 @@ pub struct Explained {
     pub conditions: Vec<Condition>,
     /// The lists too long to be written out that it names, in its order.
     pub lists: Vec<ListUse>,
+    /// What becomes of it in `enforce` on each rung that makes a difference.
+    pub rungs: Vec<OnRung>,
 }
 
 /// What a long list is to a rule on a kind. The agent looks a value up in it by its hash, whatever its length.
@@ -331,6 +334,7 @@ fn one(
             })
             .collect(),
         lists: lists(rule, kind, &alone.plan, effective),
+        rungs: on_rungs(rule, kind),
     }
 }
 

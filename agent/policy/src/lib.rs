@@ -35,6 +35,7 @@ pub mod problem;
 mod read;
 pub mod report;
 mod rule;
+pub mod rungs;
 mod selector;
 mod source;
 mod text;

@@ -433,3 +433,16 @@ fn forget_stale<const BYTES: usize>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By that list `policy explain` says what decision points make of a rule.
+    #[test]
+    fn policies_are_explained_by_the_kinds_that_are_seen() {
+        let mut kinds = POINTS.map(|point| point.kind).to_vec();
+        kinds.dedup();
+        assert_eq!(kinds, sumun_policy::rungs::POINTS);
+    }
+}

@@ -88,11 +88,17 @@ fn row(said: &Explained) -> Value {
             "kernel": list.kernel.to_string(),
             "kernel_bytes": list.kernel_bytes,
         })).collect::<Vec<_>>(),
+        "rungs": said.rungs.iter().map(|rung| json!({
+            "rung": rung.rung,
+            "effective": rung.effective.name(),
+            "airtight": rung.airtight,
+            "why": rung.why,
+        })).collect::<Vec<_>>(),
     })
 }
 
 /// The lines of a table for one row: the rule with its first condition, one for each other, one for each
-/// long list, and why the mode is less than what was asked for.
+/// long list, why the mode is less than what was asked for, and if something is to be stopped one for each rung.
 fn lines(row: &Value) -> Vec<Value> {
     let conditions = row["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     let mut first = row.clone();
@@ -108,8 +114,13 @@ fn lines(row: &Value) -> Vec<Value> {
     let lists = lists.iter().map(|list| json!({ "list": list }));
     let reason = text(&row["reason"]);
     let reason = (!reason.is_empty()).then(|| json!({ "reason": reason }));
+    let stops = matches!(row["effect"].as_str(), Some("kill" | "deny"));
+    let rungs = row["rungs"].as_array().filter(|_| stops);
+    let rungs = rungs.into_iter().flatten();
+    let rungs = rungs.map(|rung| json!({ "rung": rung }));
     let first = std::iter::once(first);
-    first.chain(rest).chain(lists).chain(reason).collect()
+    let all = first.chain(rest).chain(lists).chain(reason);
+    all.chain(rungs).collect()
 }
 
 /// What a long list takes where.
@@ -156,6 +167,21 @@ fn cells(line: &Value) -> Cells {
         // Lines of their own.
         (None, Some(reason)) => ("(why)".to_owned(), reason.to_owned()),
         (None, None) if line["list"].is_object() => ("(list)".to_owned(), list_cost(&line["list"])),
+        (None, None) if line["rung"].is_object() => {
+            let rung = &line["rung"];
+            let how = match rung["airtight"].as_bool() {
+                Some(true) => "airtight",
+                _ => "best effort",
+            };
+            (
+                format!("({})", text(&rung["rung"])),
+                format!(
+                    "{}, {how}: {}",
+                    text(&rung["effective"]),
+                    text(&rung["why"])
+                ),
+            )
+        }
         _ => {
             let condition = &line["condition"];
             (
@@ -293,7 +319,7 @@ effect = "record"
         let rows = rows(&policies(check_files([("web.toml", POLICY)])));
         assert_eq!(
             rows[0].to_string(),
-            r#"{"policy":"web","rule":"etc","kind":"open","cost":"narrow","cost_of_kind":"narrow","filter":"looser","effect":"alert","requested":"observe","effective":"alert","reason":"","conditions":[{"judged":"kernel","text":"proc.exe.name == \"vi\""},{"judged":"kernel, then agent","text":"proc.exe.path.glob(\"/usr/*/vi\")"}],"lists":[]}"#
+            r#"{"policy":"web","rule":"etc","kind":"open","cost":"narrow","cost_of_kind":"narrow","filter":"looser","effect":"alert","requested":"observe","effective":"alert","reason":"","conditions":[{"judged":"kernel","text":"proc.exe.name == \"vi\""},{"judged":"kernel, then agent","text":"proc.exe.path.glob(\"/usr/*/vi\")"}],"lists":[],"rungs":[{"rung":"fentry","effective":"alert","airtight":true,"why":"by the kernel's own object"},{"rung":"tracepoint","effective":"alert","airtight":false,"why":"by what is behind the descriptor at the end of the call: where others share the open files another one can have been put there, and the event says so"}]}"#
         );
         assert_eq!(rows[1]["cost"], "free");
         assert_eq!(rows[1]["filter"], Value::Null);

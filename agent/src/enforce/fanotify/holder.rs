@@ -35,6 +35,7 @@ use super::wire::{
 use crate::enrich::host;
 use crate::kernel::canary;
 use crate::kernel::fanotify::{Group, OVERFLOW};
+use crate::kernel::rights;
 
 /// Calls that are answered before the agent is, at most.
 const AT_ONCE: u32 = 64;
@@ -131,6 +132,11 @@ fn hold(plan: &Plan, cgroups: Cgroups, socket: &Arc<OwnedFd>) -> Result<(), Stri
     let group =
         Group::new().map_err(|errno| format!("cannot make a group (fanotify_init): {errno}"))?;
     let group = Arc::new(group);
+    // All threads that follow read what is others', by names and of `/proc`, and nothing else takes a right: marks on files and folders
+    // and answers are the group's, which is made.
+    rights::keep(&[rights::DAC_READ_SEARCH, rights::SYS_PTRACE]).map_err(|error| {
+        format!("cannot give up the rights that are not needed any more (capset): {error}")
+    })?;
     let named = Arc::new(Mutex::new(Arc::new(Named::new())));
     let no_thread = |error| format!("cannot start a thread: {error}");
     let number = group.as_fd().as_raw_fd();

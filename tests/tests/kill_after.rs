@@ -159,7 +159,13 @@ effect = "kill"
     let expected = ["alive", "stopped", "dead", "back"].map(|state| (state, all));
     assert_eq!(killed, BTreeMap::from(expected));
     let rows = alerts(&ctl, since, 8 * TIMES);
-    assert_eq!(rows.len(), 8 * TIMES);
+    let mut each: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for row in &rows {
+        let who = (int(row, "proc.pid"), text(row, "kind"));
+        each.entry(who).or_default().push(text(row, "time"));
+    }
+    let twice = each.iter().filter(|(_, times)| times.len() > 1);
+    assert_eq!(rows.len(), 8 * TIMES, "{:?}", twice.collect::<Vec<_>>());
     for row in &rows {
         assert_eq!(text(row, "verdict.effective"), "kill-after", "{row}");
         assert_eq!(text(row, "verdict.outcome"), "killed", "{row}");
@@ -216,7 +222,94 @@ effect = "kill"
         assert!(begun.elapsed() < LIMIT, "the sharer lives");
         std::thread::sleep(Duration::from_millis(100));
     }
+    spares_services(&ctl, &dir);
+    takes_over_from_other_sizes(&mut agent, &collector, &dir);
     agent.stop().expect("the agent stops");
     agent.release().expect("the pins are removed");
     assert!(!was_killed(&format!("exec 3>>'{dir}/secret'"), &file));
+}
+
+/// What runs containers may do what the rule forbids; who has put on its name may not.
+fn spares_services(ctl: &Ctl, dir: &str) {
+    let safe = tempfile::tempdir_in("/var/lib").expect("a folder");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(safe.path(), mode).expect("for all to read");
+    for (folder, spared) in [(safe.path(), true), (Path::new(dir), false)] {
+        let since = unix_ns();
+        let program = folder.join("containerd");
+        fs::copy("/bin/bash", &program).expect("a copy");
+        // Not by a shell that starts another program: it is the one that opens.
+        let act = format!("exec 3>>'{dir}/secret'; read -t 20 <> <(:); exit 7");
+        let ended = Command::new(&program)
+            .args(["-c", &act])
+            .spawn()
+            .and_then(|mut child| {
+                let pid = child.id();
+                let alert = alert_of(ctl, since, pid);
+                let killed = child.try_wait()?.and_then(|status| status.signal());
+                child.kill()?;
+                child.wait()?;
+                Ok((alert, killed))
+            });
+        let (row, killed) = ended.expect("a child");
+        let outcome = if spared { "guarded" } else { "killed" };
+        assert_eq!(text(&row, "verdict.outcome"), outcome, "{row}");
+        assert_eq!(text(&row, "verdict.effective"), "kill-late", "{row}");
+        assert_eq!(killed, (!spared).then_some(SIGKILL), "{row}");
+        let reason = text(&row, "verdict.reason");
+        assert_eq!(
+            reason.contains("without force = true may kill what runs the host"),
+            spared,
+            "{row}"
+        );
+    }
+}
+
+fn alert_of(ctl: &Ctl, since: u64, pid: u32) -> Value {
+    let begun = Instant::now();
+    loop {
+        let filter = format!("proc.pid == {pid}");
+        let rows = ctl.alerts(since, &filter).expect("the alerts").rows;
+        if let Some(row) = rows.first() {
+            return row.clone();
+        }
+        assert!(begun.elapsed() < LIMIT, "no alert of {pid}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// An agent with other maps comes after one that was killed: nobody gets through while it starts, and what was not read is told.
+fn takes_over_from_other_sizes(agent: &mut Agent, collector: &Collector, dir: &str) {
+    let since = unix_ns();
+    agent.kill();
+    let config = fs::read_to_string(agent.config()).expect("its configuration");
+    let config = format!("{config}\n[rings]\nbulk = \"4MiB\"\n");
+    fs::write(agent.config(), config).expect("it is written");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let tries = std::thread::scope(|scope| {
+        let tries = scope.spawn(|| {
+            let (mut count, file) = (0, format!("{dir}/through"));
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let act = format!("exec 3>>'{dir}/secret'");
+                assert!(
+                    was_killed(&act, Path::new(&file)),
+                    "try {count} was not killed"
+                );
+                count += 1;
+            }
+            count
+        });
+        let started = agent.run().and_then(|()| agent.online(collector));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        started.expect("the agent starts");
+        tries.join().expect("each is killed")
+    });
+    println!("{tries} opens killed while other maps took over");
+    assert!(tries > 20);
+    let gaps = collector.ctl().gaps(since).expect("gaps").rows;
+    let told = gaps
+        .iter()
+        .filter(|gap| text(gap, "gap.detail").contains("with other sizes, was there"));
+    assert_eq!(told.count(), 2, "one in each lane of events: {gaps:?}");
+    assert_eq!(fs::read_dir("/sys/fs/bpf/sumun").expect("pins").count(), 1);
 }

@@ -349,7 +349,7 @@ impl Kernel {
             let works = door.reason.clone().map_or(Ok(()), Err);
             (door.kind, works)
         };
-        Doors::of_host(self.deny.tried.iter().map(of).collect())
+        Doors::of_host(self.deny.tried.iter().map(of).collect()).without(self.without_kills())
     }
 
     fn try_way(&mut self, way: &Way, btf: &Btf) -> Result<(), String> {

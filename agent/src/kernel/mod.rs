@@ -17,6 +17,7 @@ pub mod handles;
 pub mod heap;
 mod hooks;
 pub mod isolate;
+mod kills;
 pub mod known;
 mod links;
 mod lock;
@@ -25,6 +26,7 @@ mod pins;
 mod points;
 mod probe;
 pub mod resident;
+pub mod rights;
 mod ring;
 mod rings;
 mod sharers;
@@ -59,6 +61,7 @@ pub use self::{
     error::Error,
     filter::Swapped,
     hooks::HookStatus,
+    kills::{KillStatus, Trial},
     lock::LockPlace,
     points::PointStatus,
     probe::{Feature, ProbeReport, probe},
@@ -150,6 +153,8 @@ pub struct Kernel {
     deny: doors::State,
     /// Kinds of which the active rules want the doors, by their places.
     denied: u32,
+    /// How the kernel kills, as it was tried.
+    kills: Vec<KillStatus>,
     /// What sees decisions.
     points: points::State,
     /// Who writes files.
@@ -191,8 +196,9 @@ impl Kernel {
         }
         raise_memlock();
         let lock = lock::take(&config.lock)?;
-        let pins = Pins::open(&config.bpffs, &config.directory)?;
-        let (generation, reused) = adopt(&pins, config)?;
+        let layout = layout(config)?;
+        let pins = Pins::open(&config.bpffs, &config.directory, layout.0[0])?;
+        let (generation, reused) = adopt(&pins, &layout)?;
 
         let btf = aya::Btf::from_sys_fs().map_err(Error::BtfLoad)?;
         let (cgroup, cgroup_controller) = cgroup_index(&slots);
@@ -263,6 +269,7 @@ impl Kernel {
             verdicts,
             deny,
             denied,
+            kills: Vec::new(),
             points,
             writers,
             points_open: Vec::new(),
@@ -406,6 +413,27 @@ impl Kernel {
     /// A pin cannot be removed.
     pub fn release(self) -> Result<(), Error> {
         self.pins.remove().map(drop)
+    }
+
+    /// Detaches what agents with other maps have left, whose rules were in force until now; what they had not read is given up
+    /// with it. To be called once the rules of this one are in force: attached, with a lease.
+    ///
+    /// # Errors
+    /// A pin cannot be removed. What is left is in force until its lease is over, and the next agent tries again.
+    pub fn retire_others(&mut self) -> Result<Vec<Retired>, Error> {
+        let others = self.pins.others()?;
+        let mut retired = Vec::with_capacity(others.len());
+        for other in others {
+            // What is open goes on holding what its programs write until they are detached.
+            let rings = ["LIFE", "BULK"].map(|name| open_left(&other.map(name)));
+            let given_up = other.remove_links()?;
+            links::wait_for_programs(&given_up);
+            retired.push(Retired {
+                unread: rings.map(|ring| ring.map(count_unread)),
+            });
+            other.remove()?;
+        }
+        Ok(retired)
     }
 
     /// Makes filter `index` the active one.
@@ -611,25 +639,51 @@ fn open_ring(ebpf: &Ebpf, name: &'static str, size: u32) -> Result<Ring, Error> 
     }
 }
 
-/// Takes over pinned maps if they have the layout of ours, else clears them away and
-/// begins anew. The number that names the set, and whether it was there.
-fn adopt(pins: &Pins, config: &KernelConfig) -> Result<(u64, bool), Error> {
-    let (layout, maps) = layout(config)?;
+/// What an agent with other maps has left, and is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retired {
+    /// Records that it had not read, of process life and of the rest; `None` if they could not be counted.
+    pub unread: [Option<u64>; 2],
+}
+
+/// A ring of another layout. How long records are is said by the kernel itself, so they can be counted.
+fn open_left(path: &Path) -> Option<Ring> {
+    let data = MapData::from_pin(path).ok()?;
+    let size = data.info().ok()?.max_entries();
+    let fd = std::os::fd::AsFd::as_fd(data.fd())
+        .try_clone_to_owned()
+        .ok()?;
+    Ring::new(fd, size).ok()
+}
+
+fn count_unread(mut ring: Ring) -> u64 {
+    let mut drain = ring.drain(u64::MAX);
+    let mut count = 0;
+    while drain.next().is_some() {
+        count += 1;
+    }
+    count
+}
+
+/// Takes over pinned maps if they have the layout of ours, else begins anew beside those that have another. The number
+/// that names the set, and whether it was there.
+fn adopt(pins: &Pins, (layout, maps): &([u64; 4], Vec<String>)) -> Result<(u64, bool), Error> {
     let path = pins.map("META");
-    // A set that is not whole was being made or removed when an agent ended.
-    if path.exists()
+    // A set that is not whole was being made or removed when an agent ended. So was one beside another: that one is in force.
+    if pins.others()?.is_empty()
+        && path.exists()
         && maps.iter().all(|name| pins.map(name).exists())
         && let Ok(data) = MapData::from_pin(&path)
         && let Ok(map) = Array::<MapData, Meta>::try_from(Map::Array(data))
         && let Ok(meta) = map.get(&0, 0)
-        && meta[..4] == layout
+        && meta[..4] == *layout
     {
         return Ok((meta[4], true));
     }
     pins.clear()?;
     let generation = rand::random();
     let mut meta = Meta::default();
-    meta[..4].copy_from_slice(&layout);
+    meta[..4].copy_from_slice(layout);
     meta[4] = generation;
     let mut map = Array::<MapData, Meta>::create(1, 0).map_err(Error::map("create", "META"))?;
     map.set(0, meta, 0).map_err(Error::map("write", "META"))?;
@@ -705,12 +759,3 @@ const COMPAT_MASK: u32 = 2;
 /// `_TIF_32BIT` in `thread_info.flags`, arch/arm64/include/asm/thread_info.h.
 #[cfg(target_arch = "aarch64")]
 const COMPAT_MASK: u32 = 1 << 22;
-
-/// True if `path` is on a mounted BPF filesystem with pins of an agent of this ABI.
-#[must_use]
-pub fn has_pins(config: &KernelConfig) -> bool {
-    Path::new(&config.bpffs)
-        .join(&config.directory)
-        .join(format!("v{}", sumun_abi::ABI))
-        .is_dir()
-}

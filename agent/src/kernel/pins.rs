@@ -31,10 +31,11 @@ impl Pins {
         }
     }
 
-    /// Opens the pin directory; mounts the BPF filesystem if it is not there.
-    pub(super) fn open(bpffs: &Path, directory: &str) -> Result<Self, Error> {
+    /// Opens the pin directory of a layout of the maps; mounts the BPF filesystem if it is not there. Each layout has its own,
+    /// so that programs of another stay attached until those of this one are.
+    pub(super) fn open(bpffs: &Path, directory: &str, layout: u64) -> Result<Self, Error> {
         mount_bpffs(bpffs)?;
-        let root = Self::path(bpffs, directory);
+        let root = bpffs.join(directory).join(format!("v{ABI}-{layout:016x}"));
         let pins = Pins::new(root);
         for dir in [pins.root.clone(), pins.links()] {
             fs::create_dir_all(&dir).map_err(Error::file("create", dir))?;
@@ -42,8 +43,11 @@ impl Pins {
         Ok(pins)
     }
 
-    fn path(bpffs: &Path, directory: &str) -> PathBuf {
-        bpffs.join(directory).join(format!("v{ABI}"))
+    /// Those of agents with another layout of maps or another ABI.
+    pub(super) fn others(&self) -> Result<Vec<Pins>, Error> {
+        let all = self.root.parent().map_or_else(|| Ok(Vec::new()), sets)?;
+        let others = all.into_iter().filter(|root| *root != self.root);
+        Ok(others.map(Pins::new).collect())
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -92,9 +96,14 @@ impl Pins {
         }
     }
 
-    fn remove_links(&self) -> Result<Vec<GivenUp>, Error> {
+    /// Detaches everything. The links that the kernel has yet to let go of.
+    pub(super) fn remove_links(&self) -> Result<Vec<GivenUp>, Error> {
         let dir = self.links();
         let mut given_up = Vec::new();
+        // One that was being made or removed when an agent ended has none.
+        if !dir.is_dir() {
+            return Ok(given_up);
+        }
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
             given_up.extend(links::give_up(&path));
@@ -122,7 +131,12 @@ impl Pins {
         let given_up = self.clear()?;
         let parent = self.root.parent().unwrap_or(&self.root);
         for dir in [self.links(), self.root.clone()] {
-            fs::remove_dir(&dir).map_err(Error::file("remove", dir))?;
+            match fs::remove_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::file("remove", dir)(error));
+                }
+                _ => {}
+            }
         }
         match fs::remove_dir(parent) {
             // Another ABI's pins are there.
@@ -133,23 +147,41 @@ impl Pins {
         }
     }
 
-    /// Removes the pins that an agent left, if there are any; true if there were. What was enforced by them is not any more
-    /// when this returns.
+    /// Removes the pins that agents of whatever version left, if there are any; true if there were. What was enforced by them is
+    /// not any more when this returns.
     pub(super) fn remove_left(bpffs: &Path, directory: &str) -> Result<bool, Error> {
-        let root = Self::path(bpffs, directory);
-        if !root.is_dir() {
-            return Ok(false);
+        let sets = sets(&bpffs.join(directory))?;
+        let mut given_up = Vec::new();
+        for root in &sets {
+            given_up.extend(Pins::new(root.clone()).remove()?);
         }
-        let pins = Pins::new(root);
-        if !pins.links().is_dir() {
-            fs::create_dir_all(pins.links()).map_err(Error::file("create", pins.links()))?;
-        }
-        let given_up = pins.remove()?;
         if !links::wait_for_programs(&given_up) {
             return Err(Error::Held(links::DETACH_DEADLINE));
         }
-        Ok(true)
+        Ok(!sets.is_empty())
     }
+}
+
+/// The sets of pins in a directory: `v`, the number of an ABI, and from the first version with more than one layout on `-` and which it is.
+fn sets(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("list", directory)(error)),
+    };
+    let mut sets = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::file("list", directory))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.strip_prefix('v'));
+        if number.is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit()))
+            && path.is_dir()
+        {
+            sets.push(path);
+        }
+    }
+    sets.sort();
+    Ok(sets)
 }
 
 fn mount_bpffs(at: &Path) -> Result<(), Error> {

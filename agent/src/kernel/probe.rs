@@ -11,7 +11,7 @@ use serde::Serialize;
 use sumun_abi::slot::symbol;
 
 use super::{
-    DoorStatus, Error, HookStatus, Kernel, KernelConfig, LockPlace, PointStatus, chain,
+    DoorStatus, Error, HookStatus, Kernel, KernelConfig, KillStatus, LockPlace, PointStatus, chain,
     hooks::HOOKS, status_of,
 };
 
@@ -87,6 +87,8 @@ pub struct ProbeReport {
     pub hooks: Vec<HookStatus>,
     /// What can make calls fail, by kind: a harmless call was denied by each.
     pub doors: Vec<DoorStatus>,
+    /// How the kernel kills: a child of its own was, when it started and when it opened a file.
+    pub kills: Vec<KillStatus>,
     /// Cutting the host off: a datagram of its own on loopback was kept back.
     pub isolation: Feature,
     /// Which calls are seen where the kernel decides about them, by kind: each saw a call of the agent's own.
@@ -123,6 +125,7 @@ pub fn probe() -> ProbeReport {
         cgroup_controller: None,
         hooks: Vec::new(),
         doors: Vec::new(),
+        kills: Vec::new(),
         isolation: Feature::because(Some("the object is not loaded".into())),
         points: Vec::new(),
         rings: Vec::new(),
@@ -161,6 +164,10 @@ pub fn probe() -> ProbeReport {
                     report.points = kernel.points().to_vec();
                     report.rings = kernel.rings().to_vec();
                 }
+                Err(error) => report.object = Feature::because(Some(chain(&error))),
+            }
+            match kernel.kill_on_trial() {
+                Ok(()) => report.kills = kernel.kills().to_vec(),
                 Err(error) => report.object = Feature::because(Some(chain(&error))),
             }
             let isolation = kernel
@@ -257,6 +264,9 @@ impl std::fmt::Display for ProbeReport {
                 Some(_) => format!("deny {kind}"),
             };
             line(&name, door.reason.as_deref())?;
+        }
+        for kill in &self.kills {
+            line(kill.mode, kill.reason.as_deref())?;
         }
         line("isolate", self.isolation.reason.as_deref())?;
         for point in &self.points {

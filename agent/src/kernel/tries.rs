@@ -37,7 +37,7 @@ pub(super) fn try_kind(kind: Kind, rung: &str, denied: bool) -> Result<(), Strin
         }
         Kind::Exec => {
             // It has no form that could be executed: without the door it fails with ENOEXEC.
-            let (_file, path) = nameless(b"")?;
+            let (_file, path) = nameless("sumun-canary", b"")?;
             let mut command = Command::new(path);
             command.stdin(Stdio::null()).stdout(Stdio::null());
             tries.one("an exec", command.spawn())
@@ -247,7 +247,7 @@ impl Tries {
     #[expect(unsafe_code, reason = "no crate has these calls")]
     fn modules(&self) -> Result<(), String> {
         let image = [0_u8; 4096];
-        let (file, _path) = nameless(&image)?;
+        let (file, _path) = nameless("sumun-canary", &image)?;
         // SAFETY: a descriptor, a C string and numbers.
         let read =
             unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
@@ -370,9 +370,9 @@ fn is_without(error: &io::Error) -> bool {
 }
 
 /// A file without a name, and a path to it. Nobody has it open for writing: it could not be executed.
-fn nameless(content: &[u8]) -> Result<(File, PathBuf), String> {
+pub(super) fn nameless(name: &str, content: &[u8]) -> Result<(File, PathBuf), String> {
     let failed = |error: io::Error| format!("cannot make a file to try it on: {error}");
-    let made = memfd_create("sumun-canary", MFdFlags::MFD_CLOEXEC);
+    let made = memfd_create(name, MFdFlags::MFD_CLOEXEC);
     let mut made = File::from(made.map_err(|errno| failed(errno.into()))?);
     made.write_all(content).map_err(failed)?;
     made.set_permissions(fs::Permissions::from_mode(0o700))

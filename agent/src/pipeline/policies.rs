@@ -23,7 +23,7 @@ use sumun_proto::v1::{
 use crate::enforce::deny::Carried;
 use crate::enforce::fanotify as holding;
 use crate::integrity::Check;
-use crate::kernel::HookStatus;
+use crate::kernel::{HookStatus, Trial};
 
 /// A policy directory or file cannot be read. A directory that is not there is no error: no policies.
 #[derive(Debug, thiserror::Error)]
@@ -271,6 +271,14 @@ impl Loaded {
             }));
         self.late.sort_by_key(|late| late.rule);
         self.held = deny::plan(&self.policies, &self.doors, &self.late);
+    }
+
+    /// The same with the rules that try the ways to kill; nothing is told of these.
+    #[must_use]
+    pub fn on_trial(&self) -> (Self, Trial) {
+        let mut tried = self.clone();
+        let trial = Trial::behind(&mut tried.plan, &mut tried.verdicts, self.rules());
+        (tried, trial)
     }
 
     /// The rules.

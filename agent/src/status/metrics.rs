@@ -17,7 +17,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use sumun_policy::report;
-use sumun_proto::catalogue::lane_name;
+use sumun_proto::catalogue::{kind_name, lane_name};
+use sumun_proto::v1::{Door, LoadedPolicies, LoadedRule};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -26,6 +27,7 @@ use tracing::warn;
 use super::{Connection, LANES, LaneProgress, Status};
 use crate::enforce::deny;
 use crate::enforce::verdict::{MODES, OUTCOMES};
+use crate::kernel::KillStatus;
 use crate::pipeline::policies;
 
 /// Longest time a scrape may take.
@@ -34,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HEAD_MAX: usize = 8 * 1024;
 /// Scrapes at a time; more wait in the kernel's backlog.
 const SCRAPES: usize = 4;
+/// Rules of which a series says what is done for them; of more than that their number alone is told.
+const RULES_MAX: usize = 1000;
 
 /// Listens, and answers until the future is dropped. The address is the one
 /// that was bound, which matters for port 0.
@@ -145,6 +149,85 @@ impl Metrics<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How each kind is seen and denied: a series of the value 1 for each, so that there are as many as kinds.
+    fn kinds(&mut self, doors: &[Door]) -> fmt::Result {
+        let help = "How each kind of event is seen on this host; none: it is not";
+        let mut encoder = self
+            .0
+            .encode_descriptor("kind_rung", help, None, MetricType::Gauge)?;
+        for door in doors {
+            let labels = [
+                ("kind", kind_name(door.kind())),
+                ("rung", door.rung.as_str()),
+            ];
+            ConstGauge::new(1_i64).encode(encoder.encode_family(&labels)?)?;
+        }
+        let help = "What makes calls of each kind that can be denied fail on this host; none: nothing does";
+        let mut encoder = self
+            .0
+            .encode_descriptor("kind_door", help, None, MetricType::Gauge)?;
+        for door in doors.iter().filter(|door| !door.deny.is_empty()) {
+            let labels = [
+                ("kind", kind_name(door.kind())),
+                ("door", door.deny.as_str()),
+            ];
+            ConstGauge::new(1_i64).encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// How the kernel kills, as it was tried on children of the agent's own.
+    fn kills(&mut self, kills: &[KillStatus]) -> fmt::Result {
+        let help = "The kernel kills so on this host; 0: rules that do are carried out late";
+        let mut encoder = self
+            .0
+            .encode_descriptor("kill_works", help, None, MetricType::Gauge)?;
+        for kill in kills {
+            let works = ConstGauge::new(i64::from(kill.available));
+            works.encode(encoder.encode_family(&[("mode", kill.mode)])?)?;
+        }
+        Ok(())
+    }
+
+    /// What is asked for of each rule, and the least of what is done for it; of [`RULES_MAX`] rules, those first that are to stop something.
+    fn rules(&mut self, loaded: &LoadedPolicies) -> fmt::Result {
+        let all = || {
+            loaded.policies.iter().flat_map(|policy| {
+                let name = policy
+                    .policy
+                    .as_ref()
+                    .map_or("", |named| named.name.as_str());
+                policy
+                    .rules
+                    .iter()
+                    .map(move |rule| (name, policy.mode.as_str(), rule))
+            })
+        };
+        let stops = |rule: &LoadedRule| !matches!(rule.effect.as_str(), "record" | "alert");
+        let (first, rest): (Vec<_>, Vec<_>) = all().partition(|(_, _, rule)| stops(rule));
+        let help = "Loaded rules, by what their policy asks for and the least of what this host does for them";
+        let mut encoder = self
+            .0
+            .encode_descriptor("rule_mode", help, None, MetricType::Gauge)?;
+        for (policy, requested, rule) in first.iter().chain(&rest).take(RULES_MAX) {
+            let labels = [
+                ("policy", *policy),
+                ("rule", rule.id.as_str()),
+                ("effect", rule.effect.as_str()),
+                ("requested", requested),
+                ("effective", report::weakest(rule).0),
+            ];
+            ConstGauge::new(1_i64).encode(encoder.encode_family(&labels)?)?;
+        }
+        let left_out = all().count().saturating_sub(RULES_MAX);
+        self.gauge(
+            "rules_left_out",
+            "Loaded rules beyond those that rule_mode tells of",
+            None,
+            i64::try_from(left_out).unwrap_or(i64::MAX),
+        )
     }
 
     fn dropped(&mut self, lanes: &[LaneProgress; 3]) -> fmt::Result {
@@ -491,6 +574,9 @@ impl Collector for Scrape {
             let rules = i64::try_from(policy.rules.len()).unwrap_or(i64::MAX);
             ConstGauge::new(rules).encode(encoder.encode_family(&labels)?)?;
         }
+        metrics.kinds(&parts.doors)?;
+        metrics.kills(&parts.kills)?;
+        metrics.rules(&parts.policies)?;
         metrics.gauge(
             "policy_errors",
             "Policy files with faults",
@@ -518,7 +604,7 @@ mod tests {
     use super::*;
     use crate::status::Counters;
     use crate::status::Run;
-    use sumun_proto::v1::{Lane, Loss};
+    use sumun_proto::v1::{EffectiveMode, Kind, Lane, LoadedPolicy, Loss, PolicyRef};
 
     async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.expect("connect");
@@ -534,6 +620,48 @@ mod tests {
         let status = Arc::new(Status::new(Run::default()));
         Counters::add(&status.counters.events, 42);
         Counters::add(&status.counters.kills[2][0], 3);
+        let mode = |kind: Kind, mode: &str| EffectiveMode {
+            kind: kind.into(),
+            mode: mode.to_owned(),
+            ..EffectiveMode::default()
+        };
+        let rule = |id: usize, effect: &str, kinds| LoadedRule {
+            id: format!("r{id}"),
+            effect: effect.to_owned(),
+            kinds,
+            ..LoadedRule::default()
+        };
+        let mut rules: Vec<_> = (1..=RULES_MAX)
+            .map(|id| rule(id, "alert", vec![mode(Kind::Exec, "alert")]))
+            .collect();
+        // One kind of it is not denied here: that is what the rule is worth.
+        let kinds = vec![mode(Kind::Connect, "deny"), mode(Kind::Open, "alert")];
+        rules.push(rule(0, "deny", kinds));
+        status.set_policies(LoadedPolicies {
+            policies: vec![LoadedPolicy {
+                policy: Some(PolicyRef {
+                    name: "gate".into(),
+                    ..PolicyRef::default()
+                }),
+                mode: "enforce".into(),
+                rules,
+                ..LoadedPolicy::default()
+            }],
+            ..LoadedPolicies::default()
+        });
+        status.update(|parts| {
+            parts.kills = vec![KillStatus {
+                mode: "kill-after",
+                available: false,
+                reason: None,
+            }];
+            parts.doors = vec![Door {
+                kind: Kind::Open.into(),
+                rung: "fentry".into(),
+                deny: "fanotify".into(),
+                ..Door::default()
+            }];
+        });
         status.progress.written(Lane::Life, 1, 3, 5);
         status.progress.set_losses(vec![Loss {
             ring: 1,
@@ -550,6 +678,11 @@ mod tests {
             "HTTP/1.1 200 OK\r\n",
             "\nsumun_agent_events_total 42\n",
             "\nsumun_agent_kills_total{mode=\"kill-late\",outcome=\"killed\"} 3\n",
+            "\nsumun_agent_kind_rung{kind=\"open\",rung=\"fentry\"} 1\n",
+            "\nsumun_agent_kind_door{kind=\"open\",door=\"fanotify\"} 1\n",
+            "\nsumun_agent_rule_mode{policy=\"gate\",rule=\"r0\",effect=\"deny\",requested=\"enforce\",effective=\"alert\"} 1\n",
+            "\nsumun_agent_kill_works{mode=\"kill-after\"} 0\n",
+            "\nsumun_agent_rules_left_out 1\n",
             "\nsumun_agent_spool_bytes{lane=\"life\"} 0\n",
             "\nsumun_agent_spool_dropped_events_total{lane=\"bulk\"} 0\n",
             "\nsumun_agent_ring_lost_total{ring=\"bulk\",cpu=\"2\",level=\"0\",reason=\"ring_full\"} 5\n",
@@ -558,6 +691,7 @@ mod tests {
         ] {
             assert!(answer.contains(wanted), "{wanted:?} is not in\n{answer}");
         }
+        assert_eq!(answer.matches("sumun_agent_rule_mode{").count(), RULES_MAX);
         assert!(get(address, "/").await.starts_with("HTTP/1.1 404"));
         server.abort();
     }

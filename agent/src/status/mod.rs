@@ -26,6 +26,7 @@ use sumun_proto::v1::{Door, Isolation, Lane, LoadedPolicies, Loss};
 use crate::enforce::deny;
 use crate::enforce::verdict::{MODES, OUTCOMES};
 use crate::integrity::Standing;
+use crate::kernel::KillStatus;
 use crate::spool::Spool;
 
 pub use log::start as start_log;
@@ -91,6 +92,8 @@ pub struct Parts {
     pub phase: Phase,
     /// How each kind of event is seen.
     pub doors: Vec<Door>,
+    /// How the kernel kills, as it was tried.
+    pub kills: Vec<KillStatus>,
     /// Policies that are loaded, and files that are not.
     pub policies: LoadedPolicies,
     /// Counts how often these were set; 0 = never.

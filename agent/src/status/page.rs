@@ -91,6 +91,7 @@ pub(super) fn json(status: &Status) -> Value {
             "deny": door.deny,
             "deny_reason": door.deny_reason,
         })).collect::<Vec<_>>(),
+        "kills": parts.kills,
         "lanes": lanes,
         "isolation": parts.isolation.as_ref().map(report::isolation_json),
         "integrity": integrity(&parts.integrity),
@@ -267,6 +268,17 @@ pub fn text(status: &Value) -> String {
             );
         }
     }
+    for kill in rows("kills") {
+        let works = match (kill["available"].as_bool(), kill["reason"].as_str()) {
+            (Some(true), None) => "tried at the start, and works".to_owned(),
+            (Some(true), Some(reason)) => reason.to_owned(),
+            (_, reason) => format!(
+                "NOT: rules that kill are carried out late: {}",
+                reason.unwrap_or_default()
+            ),
+        };
+        let _ = writeln!(page, "  {:<18} {works}", word(&kill["mode"]));
+    }
     page.push_str(&integrity_text(&status["integrity"]));
     let workloads = &status["workloads"];
     let _ = writeln!(
@@ -360,6 +372,7 @@ pub fn text(status: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::KillStatus;
     use crate::status::Run;
     use sumun_proto::v1::{
         Door, EffectiveMode, Kind, Lane, LoadedException, LoadedPolicies, LoadedPolicy, LoadedRule,
@@ -387,6 +400,11 @@ mod tests {
                 reason: "no BPF LSM".into(),
                 deny: "fanotify".into(),
                 deny_reason: "lsm: no BPF LSM".into(),
+            }];
+            parts.kills = vec![KillStatus {
+                mode: "kill-after",
+                available: false,
+                reason: Some("without effect".into()),
             }];
             parts.connection = Connection::Away {
                 reason: "connection refused".into(),
@@ -431,6 +449,7 @@ mod tests {
         assert_eq!(json["policies"][0]["hash"], "abc");
         assert_eq!(json["policies"][0]["modes"][0]["effective"], "none");
         assert_eq!(json["policy_errors"][0]["kept"], "bad");
+        assert_eq!(json["kills"][0]["available"], false);
         assert_eq!(json["expired_exceptions"], 1);
         assert_eq!(
             json["collector"]["certificate_expires"],

@@ -112,9 +112,19 @@ fn load(
     let text = format!(
         "[policy]\nname = \"p\"\nmode = \"enforce\"\n[[rule]]\nid = \"r\"\non = [{on:?}]\n{when}\neffect = {effect:?}\n"
     );
-    let policies = [policy(&text)];
+    load_text(kernel, &text, generation, known);
+}
+
+/// A policy becomes the only one; the kernel judges all its rules.
+pub(crate) fn load_text(
+    kernel: &mut Kernel,
+    text: &str,
+    generation: u32,
+    known: impl FnOnce(&VerdictPlan) -> Known,
+) {
+    let policies = [policy(text)];
     let (verdicts, late) = VerdictPlan::build(&policies, &kernel.deniable(), 0);
-    assert_eq!(late, [], "{when}");
+    assert_eq!(late, [], "{text}");
     let (plan, _) = Plan::build(&policies);
     let swapped = kernel
         .set_rules(&plan, &verdicts, generation, || known(&verdicts))

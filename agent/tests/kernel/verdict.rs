@@ -22,7 +22,7 @@ use sumun_abi::{
     verdict::{Guard, Lineage},
 };
 use sumun_agent::{
-    kernel::{Known, Seed},
+    kernel::{Known, Seed, Swapped, Trial},
     receive::record::{Body, Record},
 };
 use sumun_policy::{
@@ -534,6 +534,36 @@ fn no_exec_is_judged_by_half_a_plan() {
             }
         }
     });
+}
+
+/// What an agent does at its start: a child is killed at its start, another at its open, and a third not at all.
+#[test]
+fn both_ways_to_kill_are_tried_and_seen_to_fail() {
+    let Some(mut bench) = bench("trial") else {
+        return;
+    };
+    let (mut filter, mut verdicts) = (Plan::default(), VerdictPlan::default());
+    let trial = Trial::behind(&mut filter, &mut verdicts, 5);
+    for (number, works) in [(1, true), (2, false)] {
+        let generation = bench.generation(number);
+        let known = Known::default;
+        let kernel = bench.kernel();
+        let swapped = kernel.set_rules(&filter, &verdicts, generation, known);
+        assert_eq!(swapped.unwrap(), Swapped::default());
+        // Without an agent the rules are over.
+        kernel.hold_until(if works { u64::MAX } else { 1 }).unwrap();
+        let children = kernel.try_kills(&trial);
+        assert_eq!(children.len(), 3);
+        let kills = kernel.kills().to_vec();
+        println!("{kills:?}");
+        let modes: Vec<_> = kills.iter().map(|kill| kill.mode).collect();
+        assert_eq!(modes, ["kill-before-start", "kill-after"]);
+        for kill in kills {
+            assert_eq!(kill.available, works, "{kill:?}");
+            assert_eq!(kill.reason.is_none(), works, "{kill:?}");
+        }
+        drop(bench.settle());
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::enrich::workload::Workloads;
 use crate::enrich::workload::path::classify;
 use crate::enrich::{host, runtime};
 use crate::integrity::{Standing, Watch};
-use crate::kernel::{HookStatus, Kernel, cgroup, heap};
+use crate::kernel::{HookStatus, Kernel, Trial, cgroup, heap};
 use crate::pipeline::applied::Applied;
 use crate::pipeline::batch::Origin;
 use crate::pipeline::changes::Asked;
@@ -48,6 +48,8 @@ use crate::status::Status;
 
 /// Things of the host below which a walk left something out; with more, all is taken for left out.
 const UNREAD_MAX: usize = 4096;
+/// The trouble that something of another agent stays attached.
+const OTHERS: &str = "others";
 /// How long the start waits until opens and executions are held that rules deny.
 const HELD_WITHIN: Duration = Duration::from_secs(2);
 /// How long the start waits until workloads have been named that rules ask for.
@@ -188,6 +190,7 @@ impl Pipeline {
                 boot_id,
             ),
             tries,
+            trials: (Vec::new(), 0..=0),
             life,
             bulk,
             alert,
@@ -253,7 +256,8 @@ impl Pipeline {
         }
         let unsaid = pipeline.unsaid.is_left();
         // The filter first: what is attached is judged by it from the first record on.
-        pipeline.apply(loaded, true)?;
+        let (on_trial, trial) = loaded.on_trial();
+        pipeline.apply(on_trial, true)?;
         pipeline.kernel.attach()?;
         pipeline.kernel.note(HookStatus {
             hook: "integrity",
@@ -264,14 +268,16 @@ impl Pipeline {
                 .then(|| "[integrity] every is \"off\" in agent.toml".to_owned()),
             verified_instructions: None,
         });
-        let doors = pipeline.kernel.deniable();
-        if doors != *pipeline.loaded.doors() {
-            // One of them could be tried, but not kept.
-            let loaded = pipeline.loaded.clone().with_doors(doors);
-            pipeline.apply(loaded, true)?;
-        }
         // Not before: rules of an agent that is long gone would come to life again.
         pipeline.hold()?;
+        pipeline.try_kills(&trial)?;
+        let doors = pipeline.kernel.deniable();
+        let loaded = match doors == *loaded.doors() {
+            true => loaded,
+            // One of them could be tried, but not kept; or something does not kill.
+            false => loaded.with_doors(doors),
+        };
+        pipeline.apply(loaded, true)?;
         let attached_ns = boot_ns()?;
         pipeline.scopes =
             pipeline
@@ -280,12 +286,21 @@ impl Pipeline {
         for scope in pipeline.scopes.clone() {
             pipeline.core.life.open().scope(scope);
         }
+        pipeline.bootstrap_cgroups();
+        pipeline.tell_scopes();
+        pipeline.bootstrap()?;
+        pipeline.guard()?;
+        // Only now, so that at every moment the rules of one of the two are in force.
+        let retired = pipeline.retire_others();
         let released = pipeline.released.as_ref().and_then(Note::read);
         if !reused {
-            let why = released.map_or_else(
-                || "the kernel side was not attached".to_owned(),
-                |who| format!("the kernel side was not attached: the host was released at {who}"),
-            );
+            let why = match (retired, released) {
+                (Some(retired), _) => retired,
+                (None, Some(who)) => {
+                    format!("the kernel side was not attached: the host was released at {who}")
+                }
+                (None, None) => "the kernel side was not attached".to_owned(),
+            };
             pipeline.unwatched(before.as_ref(), attached_ns, ("unwatched", &why));
         } else if unsaid {
             let why = (
@@ -294,10 +309,6 @@ impl Pipeline {
             );
             pipeline.unwatched(before.as_ref(), attached_ns, why);
         }
-        pipeline.bootstrap_cgroups();
-        pipeline.tell_scopes();
-        pipeline.bootstrap()?;
-        pipeline.guard()?;
         pipeline.keeper.settle(HELD_WITHIN);
         let progress = &pipeline.status.progress;
         progress.set_attached(true);
@@ -307,6 +318,60 @@ impl Pipeline {
         // What loading has taken is several times what the agent needs.
         heap::give_back();
         Ok(pipeline)
+    }
+
+    /// Before it is said of any rule that it kills: it is tried.
+    fn try_kills(&mut self, trial: &Trial) -> anyhow::Result<()> {
+        let begun_ns = boot_ns()?;
+        let children = self.kernel.try_kills(trial);
+        self.core.trials = (children, begun_ns..=boot_ns()?);
+        for status in self.kernel.kills() {
+            let (mode, reason) = (status.mode, status.reason.as_deref().unwrap_or_default());
+            if !status.available {
+                tracing::error!(
+                    mode,
+                    reason,
+                    "the kernel does not kill: rules that do are carried out late"
+                );
+            } else if status.reason.is_some() {
+                tracing::warn!(mode, reason, "whether the kernel kills is not known");
+            }
+        }
+        let kills = self.kernel.kills().to_vec();
+        self.status.update(|parts| parts.kills = kills);
+        Ok(())
+    }
+
+    /// Detaches what an agent with other maps has left. What is to be said of it, if there was one.
+    fn retire_others(&mut self) -> Option<String> {
+        let retired = match self.kernel.retire_others() {
+            Ok(retired) => retired,
+            Err(error) => {
+                let error = format!(
+                    "{error}; what an agent of another version has attached is in force beside this one's until its lease is over"
+                );
+                tracing::error!("{error}");
+                self.status.trouble(OTHERS, Some(error));
+                return None;
+            }
+        };
+        if retired.is_empty() {
+            return None;
+        }
+        let unread = |place: usize| {
+            let counts = retired.iter().map(|one| one.unread[place]);
+            counts.sum::<Option<u64>>().map_or_else(
+                || "a number that could not be told".to_owned(),
+                |count| count.to_string(),
+            )
+        };
+        let told = format!(
+            "an agent of another version, or with other sizes, was there: its rules were in force until these were, and what it had not read is given up with its maps: {} records of process life, {} others",
+            unread(0),
+            unread(1)
+        );
+        tracing::info!("{told}");
+        Some(told)
     }
 
     /// Nobody looked between the last agent and now, or not at everything.

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use sumun_abi::{
     event::{
         file::{KNOWN_BYTES, KNOWN_ENTRIES, OPENED_BYTES, POINTS as POINT_COUNT},
-        kernel::MODULE_NAME,
+        kernel::Loaded,
         network::Connection,
         privilege::Creds,
         process::{Actor, WRITERS_ENTRIES, Writer, watched},
@@ -239,10 +239,10 @@ pub(crate) struct Before {
 #[map]
 pub(crate) static BEFORE: LruHashMap<u32, Before> = LruHashMap::pinned(4096, 0);
 
-/// Names of modules that were just loaded, by thread id, from the load to the return of its call. Full:
-/// the oldest makes room, and its record has no name.
+/// Modules that were just loaded, by thread id, from the load to the return of its call. Full:
+/// the oldest makes room, and its record has neither name nor signature.
 #[map]
-pub(crate) static MODULES: LruHashMap<u32, [u8; MODULE_NAME]> = LruHashMap::pinned(256, 0);
+pub(crate) static MODULES: LruHashMap<u32, Loaded> = LruHashMap::pinned(256, 0);
 
 /// Processes whose exit has been recorded, by (pid, start): two last threads
 /// can each see themselves as the last. Full: the oldest makes room; the two meet within microseconds.

@@ -321,6 +321,22 @@ impl<'a> View<'a> {
                 seen()?;
                 Value::Bool(image.in_image?)
             }
+            FieldId::ProcExeSetid => {
+                seen()?;
+                Value::Bool(image.setid?)
+            }
+            // Unknown together with the working directory: the two have one bit in the lake.
+            FieldId::ProcScriptPath => {
+                seen()?;
+                match checked(&image.cwd, image.cwd_flaws) {
+                    Value::Unknown => Value::Unknown,
+                    _ => text((!image.script.is_empty()).then_some(&image.script)?),
+                }
+            }
+            FieldId::ProcTty => {
+                seen()?;
+                text((!image.tty.is_empty()).then_some(&image.tty)?)
+            }
             FieldId::ProcExeWrittenAt => Value::Time(written_at(image)?),
             FieldId::ProcExeAge => {
                 let age = self.wall(self.boot_ns()).saturating_sub(written_at(image)?);

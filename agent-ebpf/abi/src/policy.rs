@@ -153,6 +153,8 @@ pub mod action {
     pub const MOUNT_AT: u8 = 64 + MOVE_MOUNT;
     /// setxattrat(dirfd, path, flags, name, arguments, size)
     pub const SETXATTRAT: u8 = 64 + SETXATTR;
+    /// setgroups(number, groups)
+    pub const SETGROUPS: u8 = 64 + SETID;
     /// The bit of an action in a mask.
     #[must_use]
     pub const fn bit(action: u8) -> u64 {
@@ -160,8 +162,9 @@ pub mod action {
     }
 }
 
-/// System call numbers in `SYSCALLS`; higher ones are of no interest.
-pub const SYSCALL_MAX: usize = 512;
+/// System call numbers in `SYSCALLS`; higher ones are of no interest. Of the calls through x32 that have numbers of their own, the
+/// last is 547.
+pub const SYSCALL_MAX: usize = 548;
 
 /// Position of a kind in `Filter::mode`.
 pub mod filtered {
@@ -294,8 +297,8 @@ pub struct Filter {
     pub whole: u64,
     /// Bit n: decision points see kind n of `event::file::point`. Bit n of `event::file::ring`: of io_uring, too. And [`WRITERS`].
     pub known: u64,
-    /// Bit n: opens that failed with errno n are sent.
-    pub open_errors: [u64; ERRORS],
+    /// By action, [`Failures::of`]: with which errno a call fails that is sent all the same. Bit n of it is errno n.
+    pub failures: Failures,
     /// `MODE_*` of each kind in `filtered`.
     pub mode: [u32; filtered::COUNT],
     /// Clauses of each kind.
@@ -319,10 +322,31 @@ pub struct Filter {
     /// Network clauses without a condition on the destination address.
     pub any_dst_net: u64,
 }
-assert_size!(Filter, 40 + 24 + 32 + 64 + 48 + 64);
+assert_size!(Filter, 40 + 64 * 24 + 32 + 64 + 48 + 64);
 
-/// Words of `Filter::open_errors`: one more than the highest errno that a call returns, 133, needs.
+/// Words of a set of errors: one more than the highest errno that a call returns, 133, needs.
 pub const ERRORS: usize = 3;
+
+/// A set of errors for each bit of a mask of actions, in halves: a longer array has no default.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failures([[[u64; ERRORS]; 32]; 2]);
+
+impl Failures {
+    /// The set of an action.
+    #[must_use]
+    #[inline(always)]
+    pub fn of(&self, action: u8) -> &[u64; ERRORS] {
+        let bit = (action & 63) as usize;
+        &self.0[bit >> 5][bit & 31]
+    }
+
+    /// The same, to be changed.
+    pub fn of_mut(&mut self, action: u8) -> &mut [u64; ERRORS] {
+        let bit = (action & 63) as usize;
+        &mut self.0[bit >> 5][bit & 31]
+    }
+}
 
 /// What a key of the trie `MATCH` holds after its first byte; the upper bit
 /// of that byte is the filter.

@@ -104,6 +104,8 @@ slots! {
     SIGNAL_FLAGS = Field("signal_struct", "flags");
     SIGNAL_EXIT_CODE = Field("signal_struct", "group_exit_code");
     SIGNAL_PIDS = Field("signal_struct", "pids");
+    SIGNAL_TTY = Field("signal_struct", "tty");
+    TTY_NAME = Field("tty_struct", "name");
     PIDTYPE_SID = Value("pid_type", "PIDTYPE_SID");
 
     PID_LEVEL = Field("pid", "level");
@@ -283,6 +285,8 @@ slots! {
 
     MODULE_LOAD = Arguments("module_load");
     MODULE_NAME = Field("module", "name");
+    // With CONFIG_MODULE_SIG.
+    MODULE_SIG_OK = Field("module", "sig_ok");
     PROG_TYPE = Field("bpf_prog", "type");
     PROG_ATTACH = Field("bpf_prog", "expected_attach_type");
     PROG_LEN = Field("bpf_prog", "len");

@@ -1,7 +1,7 @@
 //! Modules, BPF programs, mounts, another kernel and io_uring, when the call returns. A module's name
 //! comes from the tracepoint that its loading passes.
 
-use core::ptr::{self, addr_of_mut};
+use core::ptr::{self, addr_of, addr_of_mut};
 
 use aya_ebpf::{
     helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str},
@@ -11,7 +11,8 @@ use aya_ebpf::{
 use sumun_abi::{
     event::{
         kernel::{
-            KERNEL_CALLER, KERNEL_LOST, MODULE_NAME, Module, Mount, PROGRAM_NAME, Program, Setup,
+            KERNEL_CALLER, KERNEL_LOST, Loaded, MODULE_NAME, Module, Mount, PROGRAM_NAME, Program,
+            Setup, signature,
         },
         kind,
     },
@@ -32,9 +33,10 @@ use crate::{
         get,
         path::{Tail, Text},
         task::Task,
+        value,
     },
     maps::MODULES,
-    policy,
+    policy, run,
 };
 
 /// `AT_FDCWD`
@@ -49,16 +51,25 @@ const BPF_RAW_TRACEPOINT_OPEN: u64 = 17;
 #[btf_tracepoint(function = "module_load")]
 fn module_load(ctx: BtfTracePointContext) -> i32 {
     let module: u64 = ctx.arg(0);
-    let mut name = [0_u8; MODULE_NAME];
+    let mut loaded = Loaded {
+        name: [0; MODULE_NAME],
+        signature: signature::UNCHECKED,
+    };
+    if value(slot::MODULE_SIG_OK) != slot::NONE {
+        loaded.signature = match get::<u8>(module, slot::MODULE_SIG_OK) {
+            0 => signature::NONE,
+            _ => signature::GOOD,
+        };
+    }
     // SAFETY: the destination is ours; the helper never faults.
     unsafe {
         bpf_probe_read_kernel_str(
-            (&raw mut name).cast(),
+            (&raw mut loaded.name).cast(),
             MODULE_NAME as u32,
             field(module, slot::MODULE_NAME) as *const _,
         );
     }
-    let _ = MODULES.insert(&Task::current().tid(), &name, 0);
+    let _ = MODULES.insert(&Task::current().tid(), &loaded, 0);
     0
 }
 
@@ -71,7 +82,9 @@ pub(crate) extern "C" fn sumun_kernel(call: u64) -> u64 {
         action::BPF => sumun_program(call),
         action::KEXEC | action::IO_URING => sumun_setup(call),
         _ => {
-            policy::flush();
+            if run::given(Call(call).level()).is_some_and(|given| given.result >= 0) {
+                policy::flush();
+            }
             sumun_mount(call)
         }
     }
@@ -141,11 +154,14 @@ extern "C" fn sumun_module(call: u64) -> u64 {
         }
         let name = addr_of_mut!((*record).name);
         clear(name.cast(), MODULE_NAME);
+        let signature = addr_of_mut!((*record).signature);
+        signature.write(signature::UNCHECKED);
         if handed.action == action::DELETE_MODULE {
             flags |= KERNEL_CALLER;
             bpf_probe_read_user_str(name.cast(), MODULE_NAME as u32, a as *const _);
         } else if let Some(found) = MODULES.get_ptr(&tid) {
-            ptr::copy_nonoverlapping(found, name, 1);
+            ptr::copy_nonoverlapping(addr_of!((*found).name), name, 1);
+            signature.write((*found).signature);
             let _ = MODULES.remove(&tid);
         }
         addr_of_mut!((*record).flags).write(flags);
@@ -276,6 +292,8 @@ extern "C" fn sumun_mount(call: u64) -> u64 {
         addr_of_mut!((*record).number).write(handed.given.number as u32);
         addr_of_mut!((*record).flags).write(handed.flags);
         addr_of_mut!((*record).call_flags).write(call_flags);
+        addr_of_mut!((*record).result).write(handed.result());
+        addr_of_mut!((*record).pad).write(0);
         let place = addr_of_mut!((*record).source);
         let above = addr_of_mut!((*record).source_base);
         named(&handed, &mut tail, source, source_dir, (place, above));

@@ -113,7 +113,7 @@ pub(super) extern "C" fn sumun_begins() -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn sumun_privilege(call: u64) -> u64 {
     match Call(call).action() {
-        action::SETID | action::CAPSET => sumun_credentials(call),
+        action::SETID | action::CAPSET | action::SETGROUPS => sumun_credentials(call),
         action::PTRACE | action::VM_READ | action::VM_WRITE | action::PIDFD_GETFD => {
             sumun_reach(call)
         }
@@ -156,13 +156,17 @@ extern "C" fn sumun_credentials(call: u64) -> u64 {
         let _ = BEFORE.remove(&tid);
         let after = addr_of_mut!((*record).after);
         task.creds(after);
-        if known && same(before, after) {
+        // Groups are not among them.
+        let told = handed.result() != 0 || handed.action == action::SETGROUPS;
+        if known && !told && same(before, after) {
             return 0;
         }
         task.actor(addr_of_mut!((*record).actor));
         addr_of_mut!((*record).number).write(handed.given.number as u32);
         let flags = if known { 0 } else { CREDS_BEFORE_UNKNOWN };
         addr_of_mut!((*record).flags).write(handed.flags | flags);
+        addr_of_mut!((*record).result).write(handed.result());
+        addr_of_mut!((*record).pad).write(0);
     }
     handed.send(kind, size_of::<Credentials>() as u32)
 }
@@ -249,6 +253,7 @@ extern "C" fn sumun_spaces(call: u64) -> u64 {
     let [a, b, ..] = handed.given.arguments;
     let mut flags = handed.flags;
     let mut child = handed.given.result as u32;
+    let result = handed.result();
     let namespaces = match handed.action {
         action::CLONE => a & CLONE_NEW,
         action::CLONE3 => match read_user::<u64>(a) {
@@ -268,7 +273,7 @@ extern "C" fn sumun_spaces(call: u64) -> u64 {
         action::SETNS => u64::from(File::of(task, a as i32).namespace()),
         _ => a & (CLONE_NEW | CLONE_NEWTIME),
     };
-    if matches!(handed.action, action::SETNS | action::UNSHARE) {
+    if matches!(handed.action, action::SETNS | action::UNSHARE) || result != 0 {
         child = 0;
     }
     if setns && namespaces & (CLONE_NEW | CLONE_NEWTIME) == 0 {
@@ -285,6 +290,8 @@ extern "C" fn sumun_spaces(call: u64) -> u64 {
         addr_of_mut!((*record).flags).write(flags);
         addr_of_mut!((*record).namespaces).write(namespaces as u32);
         addr_of_mut!((*record).child).write(child);
+        addr_of_mut!((*record).result).write(result);
+        addr_of_mut!((*record).pad).write(0);
         task.namespaces(addr_of_mut!((*record).ns));
     }
     let kind = if setns { kind::SETNS } else { kind::UNSHARE };

@@ -134,10 +134,14 @@ fn executed(ctx: &BtfTracePointContext, again: bool) -> i32 {
         if bit(binprm, slot::BPRM_SECURE) {
             flags |= EXE_SECURE;
         }
-        if get::<u64>(binprm, slot::BPRM_FILENAME) != get::<u64>(binprm, slot::BPRM_INTERP) {
+        let name: u64 = get(binprm, slot::BPRM_FILENAME);
+        let mut script = 0;
+        if name != get::<u64>(binprm, slot::BPRM_INTERP) {
             flags |= EXE_INTERPRETED;
+            script = name;
         }
-        if let Some(len) = image(run, task, old_tid, flags, Some(index)) {
+        let script = run.number(script);
+        if let Some(len) = image(run, task, old_tid, flags, Some((index, script))) {
             if verdict::asked_at_exec(index) {
                 judge(run, index);
             }
@@ -163,10 +167,10 @@ fn judge(run: Run, index: u32) {
     }
 }
 
-/// Fills in an `Exec` for `task`; its length. With the active filter for an exec of the current
-/// process: only then can arguments be read, and are the rules that kill asked.
+/// Fills in an `Exec` for `task`; its length. With the active filter, and with what an interpreter runs or 0, for an exec of the
+/// current process: only then can arguments be read, and are the rules that kill asked.
 #[inline(always)]
-fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> Option<u32> {
+fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<(u32, u64)>) -> Option<u32> {
     let record = run.record::<Exec>()?;
     // SAFETY: the record is this run's; all fields are written, here and by what is called.
     unsafe {
@@ -196,7 +200,7 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
     );
     // SAFETY: as above.
     unsafe {
-        if let Some(index) = exec
+        if let Some((index, _)) = exec
             && verdict::asked_at_exec(index)
         {
             verdict::sumun_answers(run.level, index, walked.0);
@@ -215,6 +219,13 @@ fn image(run: Run, task: Task, old_tid: u32, flags: u32, exec: Option<u32>) -> O
             tail.path(fs.number(slot::FS_PWD_DENTRY), fs.number(slot::FS_PWD_MNT))
         };
         cwd.store(addr_of_mut!((*record).cwd), 0);
+        // Before the arguments, which take the room that there is.
+        if let Some((_, script)) = exec {
+            let end = sumun_exec_texts(run.level, tail.end(), script);
+            tail = Tail::from(run.level, end as u32);
+        } else {
+            texts(record, &mut tail, task, 0);
+        }
         let mm = task.mm();
         let start: u64 = mm.get(slot::MM_ARG_START);
         let end: u64 = mm.get(slot::MM_ARG_END);
@@ -236,6 +247,31 @@ extern "C" fn sumun_exec_who(level: u32) -> u64 {
         who(record, Task::current());
     }
     0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sumun_exec_texts(level: u32, at: u32, script: u64) -> u64 {
+    let mut tail = Tail::from(level, at);
+    if let Some(record) = (Run { level }).record::<Exec>() {
+        texts(record, &mut tail, Task::current(), script);
+    }
+    tail.end().into()
+}
+
+/// Appends what an interpreter runs, and the terminal.
+#[inline(always)]
+fn texts(record: *mut Exec, tail: &mut Tail, task: Task, script: u64) {
+    let mut append = |address| match address {
+        0 => Text::NONE,
+        address => tail.kernel_string(address),
+    };
+    let tty = task.tty();
+    // SAFETY: callers pass their run's record.
+    unsafe {
+        append(script).store(addr_of_mut!((*record).script), 0);
+        append(tty).store(addr_of_mut!((*record).tty), 0);
+    }
 }
 
 /// Writes who the process is: identity, parent, credentials, session.

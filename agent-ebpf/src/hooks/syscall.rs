@@ -8,9 +8,11 @@ use sumun_abi::{
     event::file::CALL_COMPAT,
     policy::{ERRORS, WRITERS, action},
     record::RING_BULK,
+    verdict::denied,
 };
 
 use super::{
+    deny::was_denied,
     file::{
         change::sumun_change,
         point::{self, sumun_failed_change, sumun_failed_seen_open},
@@ -102,14 +104,16 @@ impl Handed {
 }
 
 impl Call {
-    /// What was handed over; `None` if nobody asks for the kind (of `policy::whole`).
+    /// What was handed over; `None` if nobody asks for the kind (of `policy::whole`). Of a call that failed, and is told only where
+    /// that is asked for, it was asked for.
     #[inline(always)]
     pub(super) fn handed(self, kind: u32) -> Option<Handed> {
         let run = Run {
             level: self.level(),
         };
         let filter = run::filter(self.filter())?;
-        if filter.whole >> (kind & 63) & 1 == 0 {
+        let given = run::given(run.level)?;
+        if filter.whole >> (kind & 63) & 1 == 0 && !is_told_if_asked(self.action(), given.result) {
             return None;
         }
         Some(Handed {
@@ -117,7 +121,7 @@ impl Call {
             action: self.action(),
             flags: if self.is_compat() { CALL_COMPAT } else { 0 },
             generation: filter.generation,
-            given: run::given(run.level)?,
+            given,
             task: Task::current(),
         })
     }
@@ -182,12 +186,15 @@ const DECIDED: u64 = 1 << action::RENAME
     | 1 << action::SYMLINK
     | 1 << action::SYMLINKAT;
 
-/// True for an open that failed in a way that some rule asks for.
+/// True for a call that failed, and of which that is told only if some rule asks for it.
 #[inline(always)]
-fn is_failed_open(action: u8, result: i64) -> bool {
-    if !matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) {
-        return false;
-    }
+fn is_told_if_asked(action: u8, result: i64) -> bool {
+    result < 0 && FAILURES >> (action & 63) & 1 == 0
+}
+
+/// True if some rule asks for calls that fail like this.
+#[inline(always)]
+fn is_asked_for(action: u8, result: i64) -> bool {
     let Some(filter) = run::active().and_then(run::filter) else {
         return false;
     };
@@ -196,7 +203,7 @@ fn is_failed_open(action: u8, result: i64) -> bool {
     if word >= ERRORS as u64 {
         return false;
     }
-    filter.open_errors[word as usize] >> (error & 63) & 1 != 0
+    filter.failures.of(action)[word as usize] >> (error & 63) & 1 != 0
 }
 
 /// A call of the kinds that are recorded whole. It is left in the scratch for a global function, which takes no
@@ -229,6 +236,21 @@ fn handed_over(ctx: &BtfTracePointContext, action: u8, compat: bool) {
     run.end();
 }
 
+/// The door that may have denied a call; `COUNT` if there is none of which the failed ones are told.
+#[inline(always)]
+fn door_of(action: u8) -> usize {
+    match action {
+        action::OPEN..=action::OPEN_BY_HANDLE => denied::OPEN,
+        action::MOUNT | action::MOVE_MOUNT | action::FSMOUNT | action::MOUNT_AT => denied::MOUNT,
+        action::PIVOT_ROOT => denied::PIVOT_ROOT,
+        action::CHMOD..=action::FCHMODAT => denied::CHMOD,
+        action::CHOWN..=action::FCHOWNAT => denied::CHOWN,
+        action::TRUNCATE | action::FTRUNCATE => denied::TRUNCATE,
+        action::LINK | action::LINKAT => denied::LINK,
+        _ => denied::COUNT,
+    }
+}
+
 /// Records a call that was handed over.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -236,6 +258,11 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
     let Some(given) = run::given(Call(call).level()) else {
         return 0;
     };
+    let action = Call(call).action();
+    // What a rule has denied is on record.
+    if is_told_if_asked(action, given.result) && was_denied(given.result as i32, door_of(action)) {
+        return sumun_failed_change();
+    }
     let fd = given.arguments[0];
     match Call(call).action() {
         action::OPEN..=action::OPEN_BY_HANDLE => sumun_failed_open(call),
@@ -260,7 +287,7 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
             }
             sumun_privilege(call)
         }
-        action::SETID..=action::MMAP_OLD => {
+        action::SETID..=action::MMAP_OLD | action::SETGROUPS => {
             // A file in memory is open for writing, and no open call comes by.
             if Call(call).action() == action::MEMFD && writers::are_asked_for() {
                 sumun_opened(given.result as u64);
@@ -280,11 +307,11 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     let result: i64 = ctx.arg(1);
-    let failed = result < 0 && FAILURES >> (action & 63) & 1 == 0;
+    let failed = is_told_if_asked(action, result);
     if failed && matches!(action, action::OPEN..=action::OPEN_BY_HANDLE) {
         sumun_failed_seen_open();
     }
-    if failed && !is_failed_open(action, result) {
+    if failed && !is_asked_for(action, result) {
         if DECIDED >> (action & 63) & 1 != 0 {
             sumun_failed_change();
         }
@@ -391,10 +418,10 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     let regs = Regs(ctx.arg(0));
-    let Some((action, compat)) = wanted(ctx.arg::<u64>(1) & 0xffff_ffff, true) else {
+    let Some((action, compat)) = wanted(Regs::plain(ctx.arg(1)), true) else {
         return 0;
     };
-    if action == action::SETID || action == action::CAPSET {
+    if matches!(action, action::SETID | action::CAPSET | action::SETGROUPS) {
         privilege::sumun_begins();
         return 0;
     }

@@ -464,6 +464,12 @@ impl Tail {
     }
 
     /// Length of the record so far.
+    /// The same from where another function has come with it.
+    #[inline(always)]
+    pub(crate) fn from(level: u32, at: u32) -> Tail {
+        Tail { level, at }
+    }
+
     #[inline(always)]
     pub(crate) fn end(self) -> u32 {
         self.at

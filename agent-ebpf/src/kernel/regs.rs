@@ -13,7 +13,8 @@ use super::value;
 #[derive(Clone, Copy)]
 pub(crate) struct Regs(pub(crate) u64);
 
-/// Marks calls through the x32 interface; their numbers are otherwise native.
+/// Marks calls through the x32 interface. Their numbers are otherwise native, and from 512 on those of calls whose arguments in memory
+/// differ.
 const X32: u64 = 0x4000_0000;
 
 impl Regs {
@@ -31,7 +32,13 @@ impl Regs {
     /// The number of the call.
     #[inline(always)]
     pub(crate) fn number(self) -> u64 {
-        (self.load(slot::REGS_NUMBER) & 0xffff_ffff) & !X32
+        Regs::plain(self.load(slot::REGS_NUMBER))
+    }
+
+    /// The same of what `sys_enter` gives for it.
+    #[inline(always)]
+    pub(crate) fn plain(given: u64) -> u64 {
+        given & 0xffff_ffff & !X32
     }
 
     /// The first five arguments.

@@ -156,6 +156,13 @@ impl Task {
         first_number(pid)
     }
 
+    /// Address of the name of its controlling terminal; 0 if it has none.
+    #[inline(always)]
+    pub(crate) fn tty(self) -> u64 {
+        let signal = self.0.follow(slot::TASK_SIGNAL);
+        field(signal.number(slot::SIGNAL_TTY), slot::TTY_NAME)
+    }
+
     /// `kn->id` in the hierarchy that the loader chose.
     #[inline(always)]
     pub(crate) fn cgroup(self) -> u64 {

@@ -7,7 +7,6 @@ mod index;
 
 use std::time::Duration;
 
-use sumun_abi::event::file::OPEN_FAILED;
 use sumun_policy::plan::is_life;
 use sumun_policy::{CheckedPolicy, Effect, Matcher, Mode, Rate, Verdict};
 use sumun_proto::catalogue::KINDS;
@@ -215,13 +214,8 @@ impl Engine {
             index.candidates(view, |rule| hits.push(Hit::candidate(rule as usize)));
             hits.sort_unstable_by_key(|hit| hit.rule);
             hits.dedup_by_key(|hit| hit.rule);
-            // A rule that does not read how an open ended is about those that succeeded.
-            let failed = kind == Kind::Open
-                && view
-                    .event
-                    .file
-                    .as_ref()
-                    .is_some_and(|file| file.flags & OPEN_FAILED != 0);
+            // A rule that does not read how a call ended is about those that succeeded.
+            let failed = view.event.failed;
             hits.retain_mut(|hit| {
                 (!failed || self.rules[hit.rule].reads_result) && self.judge(hit, view)
             });

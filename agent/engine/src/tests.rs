@@ -298,3 +298,41 @@ fn what_an_exception_lets_pass_is_not_killed_and_a_doubt_is_not_certain() {
     assert!(undecided.undecided && undecided.alert && !undecided.is_certain());
     assert_eq!(undecided.kill, Some(Mode::Enforce));
 }
+
+#[test]
+fn rules_that_read_no_result_are_about_calls_that_succeed() {
+    let check = check_file(
+        "web.toml",
+        r#"
+[policy]
+name = "web"
+
+[[rule]]
+id = "any"
+on = ["mount", "open", "ptrace"]
+
+[[rule]]
+id = "failed"
+on = ["mount", "open", "ptrace"]
+when = 'result == -1'
+"#,
+    );
+    assert!(check.errors.is_empty(), "{check}");
+    let engine = Engine::new(&[check.policy.expect("a policy without errors")]);
+    let hits = |kind, result: Option<i32>, failed| {
+        let (batch, mut event) = batch(kind, "/bin/sh", 0);
+        (event.result, event.failed) = (result, failed);
+        judge(&engine, &batch, &event).1
+    };
+    for kind in [Kind::Mount, Kind::Open] {
+        assert_eq!(hits(kind, None, false), [hit(0, false, true)]);
+        assert_eq!(hits(kind, Some(-1), true), [hit(1, false, true)]);
+        assert_eq!(hits(kind, Some(-13), true), []);
+        // A rule that denies did it: it is not asked again, and what happens to others is not said here.
+        let denied = hits(kind, Some(-1), false);
+        assert_eq!(denied, [hit(0, false, true), hit(1, false, true)]);
+    }
+    // Of these every attempt is one.
+    let tried = hits(Kind::Ptrace, Some(-1), false);
+    assert_eq!(tried, [hit(0, false, true), hit(1, false, true)]);
+}

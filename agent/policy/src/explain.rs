@@ -243,7 +243,7 @@ pub fn effective(
         (Effect::Kill, Mode::Enforce, Kind::Exec) => judged_alone(Effective::KillBeforeStart),
         (Effect::Kill, Mode::Enforce, kind) if asks_for_failures(&rule.predicate, kind) => less(
             Effective::KillLate,
-            "opens that fail are judged by the agent",
+            "calls that fail are judged by the agent",
         ),
         (Effect::Kill, Mode::Enforce, kind) if AFTER.contains(&kind) => {
             judged_alone(Effective::KillAfter)
@@ -287,10 +287,10 @@ fn one(
     (effective, reason): (Effective, String),
 ) -> Explained {
     let alone = KindFilter::of([&rule.predicate], kind);
-    // Of opens that fail the error alone is looked at.
+    // Of calls that fail the error alone is looked at.
     let failures = |plan: &KindPlan, asked: bool| asked && *plan == KindPlan::None;
     let by_error = failures(&alone.plan, asks_for_failures(&rule.predicate, kind));
-    let asked = kind == Kind::Open && together.open_errors != Errors::NONE;
+    let asked = together.failures(kind) != Errors::NONE;
     let together = together.kind(kind);
     Explained {
         policy: policy.name.clone(),

@@ -15,7 +15,7 @@ use crate::clause::Condition;
 use crate::condition::condition;
 use crate::errors::Errors;
 use crate::ir::{Expr, Operand, Predicate};
-use crate::plan::{CLAUSES_MAX, Clause};
+use crate::plan::{CLAUSES_MAX, Clause, tells_failures};
 
 /// The clauses of a predicate on one kind; none means that it can never match.
 pub(crate) struct Narrowed {
@@ -56,9 +56,9 @@ pub(crate) fn never(predicate: &Predicate, kind: Kind) -> bool {
     narrow(predicate, kind).clauses.is_empty() && !asks_for_failures(predicate, kind)
 }
 
-/// True when opens that fail can satisfy the predicate, of which clauses say nothing.
+/// True when calls that fail can satisfy the predicate, of which clauses say nothing.
 pub(crate) fn asks_for_failures(predicate: &Predicate, kind: Kind) -> bool {
-    kind == Kind::Open && Errors::asked(predicate) != Errors::NONE
+    tells_failures(kind) && Errors::asked(predicate) != Errors::NONE
 }
 
 /// Makes clauses fewer without letting less through: equal ones are
@@ -150,14 +150,14 @@ impl Narrowing {
         }
     }
 
-    /// True for a condition on how an open ended, which no event satisfies that the clauses let through: opens that fail pass by
-    /// their error (`plan::Plan::open_errors`), and of those that succeed there is no result.
+    /// True for a condition on how a call ended, which no event satisfies that the clauses let through: calls that fail pass by
+    /// their error (`plan::Plan::failures`), and of those that succeed there is no result.
     fn is_about_failures(&self, atom: &Expr) -> bool {
         let value = match atom {
             Expr::Compare { left: value, .. } | Expr::In { value, .. } => value,
             _ => return false,
         };
-        self.kind == Kind::Open && *value == Operand::Field(FieldId::Result)
+        tells_failures(self.kind) && *value == Operand::Field(FieldId::Result)
     }
 
     fn reduced(&mut self, clauses: Vec<Clause>) -> Vec<Clause> {

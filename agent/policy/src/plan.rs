@@ -37,8 +37,9 @@ pub const SCOPE_BYTES: usize = 256 * 1024;
 pub struct Plan {
     /// Every kind of the catalogue once, in the order of their numbers.
     pub kinds: Vec<(Kind, KindPlan)>,
-    /// Errors of opens that rules ask for: an open that failed with another is not sent.
-    pub open_errors: Errors,
+    /// Of kinds that [`tells_failures`] is true of, the errors that rules ask for, if they do: a call that failed with another is
+    /// not sent.
+    pub failures: Vec<(Kind, Errors)>,
     /// Some rule asks who wrote an executable.
     pub writers: bool,
 }
@@ -141,6 +142,30 @@ pub fn is_unfiltered(kind: Kind) -> bool {
     ) || is_own(kind)
 }
 
+/// True for kinds of which a call that failed is an event if some rule asks for its error, by reading `result`. (Of ptrace, of modules and
+/// others every attempt is one: there it says enough.)
+#[must_use]
+pub fn tells_failures(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Open
+            | Kind::Chmod
+            | Kind::Chown
+            | Kind::Truncate
+            | Kind::Link
+            | Kind::Symlink
+            | Kind::Setxattr
+            | Kind::Setid
+            | Kind::Capset
+            | Kind::Unshare
+            | Kind::Setns
+            | Kind::Mount
+            | Kind::Umount
+            | Kind::PivotRoot
+            | Kind::Chroot
+    )
+}
+
 /// True for what no record of the kernel tells: the agent looks for it while a rule asks for the kind.
 #[must_use]
 pub fn is_own(kind: Kind) -> bool {
@@ -214,13 +239,13 @@ impl Plan {
             .collect();
         let mut plan = Self {
             kinds,
-            open_errors: Errors::NONE,
+            failures: Vec::new(),
             writers: false,
         };
         let rules = policies.iter().flat_map(|policy| &policy.rules);
         for rule in rules {
-            if rule.kinds.contains(&Kind::Open) {
-                plan.open_errors = plan.open_errors.or(Errors::asked(&rule.predicate));
+            for kind in rule.kinds.iter().filter(|kind| tells_failures(**kind)) {
+                plan.ask_failures(*kind, Errors::asked(&rule.predicate));
             }
             // The names that addresses were resolved from come from what DNS servers answer.
             if reads_names(rule) {
@@ -248,6 +273,23 @@ impl Plan {
                 *plan = KindPlan::All;
             }
         }
+    }
+
+    fn ask_failures(&mut self, kind: Kind, errors: Errors) {
+        if errors == Errors::NONE {
+            return;
+        }
+        match self.failures.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, asked)) => *asked = asked.or(errors),
+            None => self.failures.push((kind, errors)),
+        }
+    }
+
+    /// Errors of a kind with which a call is sent.
+    #[must_use]
+    pub fn failures(&self, kind: Kind) -> Errors {
+        let found = self.failures.iter().find(|(known, _)| *known == kind);
+        found.map_or(Errors::NONE, |(_, errors)| *errors)
     }
 
     fn clauses(&self) -> impl Iterator<Item = &Clause> {
@@ -291,7 +333,7 @@ impl KindFilter {
         let mut clauses = Vec::new();
         let (mut widened, mut exact) = (false, true);
         for predicate in asked {
-            if is_unfiltered(kind) {
+            if is_unfiltered(kind) && !tells_failures(kind) {
                 return all;
             }
             let narrowed = narrow(predicate, kind);
@@ -323,7 +365,7 @@ impl KindFilter {
 /// the hash of the policies and the generation are left for the agent to fill in.
 ///
 /// Fork, exec and exit are always stored; what the caller names ([`is_unfiltered`]) is if any rule
-/// asks for the kind. Of the others, an event is stored if a
+/// asks for the kind, and not only for calls that fail. Of the others, an event is stored if a
 /// rule matches or cannot decide, so a kind is `filtered` by its rules' predicates
 /// also where every record is sent to user space.
 #[must_use]
@@ -338,7 +380,9 @@ pub fn scopes(policies: &[CheckedPolicy]) -> Vec<Scope> {
                 .collect();
             let everything = Predicate::everything();
             let everything = asked.iter().any(|(_, rule)| rule.predicate == everything)
-                || is_unfiltered(*kind) && !asked.is_empty();
+                || is_unfiltered(*kind)
+                    && KindFilter::of(asked.iter().map(|(_, rule)| &rule.predicate), *kind).plan
+                        != KindPlan::None;
             let (mode, (rules, reason)) = if is_life(*kind) || everything {
                 (Mode::All, (Vec::new(), String::new()))
             } else if asked.is_empty() {

@@ -482,7 +482,7 @@ impl Reader<'_> {
             if is_life(*kind) {
                 continue;
             }
-            if is_unfiltered(*kind) && !is_own(*kind) {
+            if is_unfiltered(*kind) && !is_own(*kind) && !narrowed.clauses.is_empty() {
                 self.warnings.push(Problem::at(
                     self.source.text,
                     offset,

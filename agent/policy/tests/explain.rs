@@ -107,11 +107,7 @@ fn claims_hold_on_random_rules() {
             for said in &explained {
                 let cost = match plan.kind(said.kind) {
                     _ if is_life(said.kind) => Cost::Free,
-                    KindPlan::None
-                        if said.kind == Kind::Open && plan.open_errors != Errors::NONE =>
-                    {
-                        Cost::Narrow
-                    }
+                    KindPlan::None if plan.failures(said.kind) != Errors::NONE => Cost::Narrow,
                     KindPlan::None => Cost::Nothing,
                     KindPlan::Clauses(_) => Cost::Narrow,
                     KindPlan::All => Cost::EveryEvent,

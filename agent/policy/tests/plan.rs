@@ -440,3 +440,36 @@ fn kinds_that_are_sent_whole_are_stored_where_a_rule_matches() {
     assert_eq!(mode(Kind::Chmod), Mode::All);
     assert_eq!(mode(Kind::Bpf), Mode::None);
 }
+
+#[test]
+fn rules_on_failures_alone_ask_for_nothing_that_succeeds() {
+    let policies = [
+        policy("result == -1 && proc.uid != 0", &[Kind::Mount, Kind::Setid]),
+        policy("result < 0 || file.new_setuid", &[Kind::Chmod]),
+        policy("result == -1", &[Kind::Rename, Kind::Ptrace]),
+    ];
+    let (plan, _) = Plan::build(&policies);
+    let asked = |kind| [1, 13].map(|error| plan.failures(kind).has(error));
+    assert_eq!(asked(Kind::Mount), [true, false]);
+    assert_eq!(asked(Kind::Setid), [true, false]);
+    assert_eq!(asked(Kind::Chmod), [true, true]);
+    // Of these there are none, or all are told.
+    assert_eq!(asked(Kind::Rename), [false, false]);
+    assert_eq!(asked(Kind::Ptrace), [false, false]);
+    assert_eq!(asked(Kind::Open), [false, false]);
+    assert_eq!(plan.kind(Kind::Mount), &KindPlan::None);
+    assert_eq!(plan.kind(Kind::Setid), &KindPlan::None);
+    assert_eq!(plan.kind(Kind::Chmod), &KindPlan::All);
+    assert_eq!(plan.kind(Kind::Rename), &KindPlan::All);
+    assert_eq!(plan.kind(Kind::Ptrace), &KindPlan::All);
+    // Nobody may take the mounts that succeed for collected.
+    let scopes = sumun_policy::plan::scopes(&policies);
+    let mode = |kind: Kind| {
+        let scope = scopes.iter().find(|scope| scope.kind() == kind);
+        scope.expect("a scope of each kind").mode()
+    };
+    use sumun_proto::v1::scope::Mode;
+    assert_eq!(mode(Kind::Mount), Mode::Filtered);
+    assert_eq!(mode(Kind::Chmod), Mode::All);
+    assert_eq!(mode(Kind::Rename), Mode::All);
+}

@@ -75,6 +75,10 @@ pub struct Program {
     pub exe_ino: u64,
     /// It came with the image that the root of the process's mount namespace is of; `None` = that is no image.
     pub in_image: Option<bool>,
+    /// It runs with more than its caller's real ids have; `None` = its exec was not seen.
+    pub setid: Option<bool>,
+    /// What was executed, if the executable is what runs it: its path as the caller gave it, in `cwd` if that was relative.
+    pub script: String,
     /// Its inode's change time, ns since the Unix epoch; 0 = not known.
     pub exe_changed_ns: u64,
     /// Arguments.
@@ -91,6 +95,8 @@ pub struct Program {
     pub auid: Option<u32>,
     /// Session leader's pid, 0 = not known.
     pub session: u32,
+    /// Controlling terminal, as below `/dev`; empty = none.
+    pub tty: String,
     /// Capabilities: effective, permitted, inheritable.
     pub caps: [u64; 3],
     /// Found by the task iterator or restored, not seen at its exec.
@@ -158,6 +164,8 @@ impl Program {
         size_of::<Self>()
             + self.exe_path.capacity()
             + self.cwd.capacity()
+            + self.script.capacity()
+            + self.tty.capacity()
             + self
                 .args
                 .iter()
@@ -799,6 +807,8 @@ impl Tree {
             exe_dev: program.exe_dev,
             exe_ino: program.exe_ino,
             in_image: program.in_image,
+            setid: program.setid,
+            script: program.script.clone(),
             exe_changed_ns: program.exe_changed_ns,
             args: Vec::new(),
             args_flaws: program.args_flaws | DROPPED,
@@ -807,6 +817,7 @@ impl Tree {
             cwd_flaws: program.cwd_flaws,
             auid: program.auid,
             session: program.session,
+            tty: program.tty.clone(),
             caps: program.caps,
             bootstrapped: program.bootstrapped,
             kernel_thread: program.kernel_thread,

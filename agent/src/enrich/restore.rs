@@ -62,6 +62,8 @@ fn program(image: &Image) -> Program {
         exe_dev: image.exe_dev,
         exe_ino: image.exe_ino,
         in_image: image.in_image,
+        setid: image.setid,
+        script: image.script.clone(),
         exe_changed_ns: image.exe_changed_ns,
         args: image.args.clone(),
         args_flaws: image.args_flaws,
@@ -70,6 +72,7 @@ fn program(image: &Image) -> Program {
         cwd_flaws: image.cwd_flaws,
         auid: image.auid,
         session: image.session,
+        tty: image.tty.clone(),
         caps: [
             image.cap_effective,
             image.cap_permitted,

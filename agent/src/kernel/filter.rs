@@ -15,7 +15,7 @@ use sumun_abi::{
     record::LEVELS,
     verdict::Verdicts,
 };
-use sumun_policy::plan::{CLAUSES_MAX, Clause, ENTRIES_MAX, KindPlan, Plan};
+use sumun_policy::plan::{CLAUSES_MAX, Clause, ENTRIES_MAX, KindPlan, Plan, tells_failures};
 use sumun_policy::verdict::VerdictPlan;
 use sumun_proto::v1::Kind;
 
@@ -49,7 +49,7 @@ const _: () = assert!(SPACE >= CLAUSES_MAX);
 const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
     use action::*;
     [
-        (Kind::Setid, whole::SETID, &[SETID]),
+        (Kind::Setid, whole::SETID, &[SETID, SETGROUPS]),
         (Kind::Capset, whole::CAPSET, &[CAPSET]),
         (Kind::Ptrace, whole::PTRACE, &[PTRACE]),
         (Kind::ProcessVmReadv, whole::VM_READ, &[VM_READ]),
@@ -100,6 +100,20 @@ const WHOLE: [(Kind, u32, &[u8]); whole::COUNT] = {
         (Kind::Userfaultfd, whole::USERFAULTFD, &[USERFAULTFD]),
     ]
 };
+
+/// Calls that open.
+const OPENS: [u8; 5] = {
+    use action::*;
+    [OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE]
+};
+
+/// Kinds of which calls that failed are told if rules ask for that, and their actions.
+fn failing() -> impl Iterator<Item = (Kind, &'static [u8])> {
+    let whole = WHOLE.iter().map(|(kind, _, actions)| (*kind, *actions));
+    whole
+        .chain([(Kind::Open, &OPENS[..])])
+        .filter(|(kind, _)| tells_failures(*kind))
+}
 
 #[expect(unsafe_code, reason = "aya wants to know that a value is plain data")]
 // SAFETY: `repr(C)`, integers only, without implicit padding (size asserted in the abi).
@@ -404,10 +418,15 @@ impl Compiler {
                 KindPlan::All | KindPlan::Clauses(_) => MODE_ALL,
             };
         }
-        self.filter.open_errors = plan.open_errors.words();
         for (kind, place, _) in WHOLE {
             if *plan.kind(kind) != KindPlan::None {
                 self.filter.whole |= 1 << place;
+            }
+        }
+        for (kind, actions) in failing() {
+            let words = plan.failures(kind).words();
+            for action in actions {
+                *self.filter.failures.of_mut(*action) = words;
             }
         }
         Ok(())
@@ -537,10 +556,7 @@ fn actions(filter: &Filter) -> (u64, u64) {
         }
     };
     let wanted = |kind: usize| mode[kind] != MODE_NONE;
-    add(
-        wanted(filtered::OPEN),
-        &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE],
-    );
+    add(wanted(filtered::OPEN), &OPENS);
     // What is left out has to be this open's own file.
     add(
         mode[filtered::OPEN] == MODE_FILTERED,
@@ -551,14 +567,12 @@ fn actions(filter: &Filter) -> (u64, u64) {
     add(wanted(filtered::CONNECT), &[CONNECT, SOCKETCALL]);
     add(wanted(filtered::ACCEPT), &[ACCEPT, SOCKETCALL]);
     add(wanted(filtered::CONNECT_UNIX), &[CONNECT, SOCKETCALL]);
-    add(
-        filter.open_errors.iter().any(|word| *word != 0),
-        &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE],
-    );
-    add(
-        filter.known & WRITERS != 0,
-        &[OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE, MEMFD],
-    );
+    for (_, these) in failing() {
+        let failures = |action: &u8| filter.failures.of(*action).iter().any(|word| *word != 0);
+        add(these.iter().any(failures), these);
+    }
+    add(filter.known & WRITERS != 0, &OPENS);
+    add(filter.known & WRITERS != 0, &[MEMFD]);
     // Cached verdicts depend on where directories are.
     let cached = [
         filtered::OPEN,
@@ -576,6 +590,7 @@ fn actions(filter: &Filter) -> (u64, u64) {
     for (_, place, these) in WHOLE {
         add(filter.whole >> place & 1 != 0, these);
     }
+    // The bit of the first is that of setgroups, too.
     let mut entry = actions & bits(&[SETID, CAPSET]);
     if wanted(filtered::CLOSE_WRITE) {
         entry |= bits(&[CLOSE]);

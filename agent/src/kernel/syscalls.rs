@@ -62,6 +62,7 @@ const NATIVE: &[Call] = &[
     (libc::SYS_setresgid, SETID, "setresgid"),
     (libc::SYS_setfsuid, SETID, "setfsuid"),
     (libc::SYS_setfsgid, SETID, "setfsgid"),
+    (libc::SYS_setgroups, SETGROUPS, "setgroups"),
     (libc::SYS_capset, CAPSET, "capset"),
     (libc::SYS_ptrace, PTRACE, "ptrace"),
     (libc::SYS_process_vm_readv, VM_READ, "process_vm_readv"),
@@ -111,11 +112,26 @@ const NATIVE: &[Call] = &[
     (libc::SYS_link, LINK, "link"),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_symlink, SYMLINK, "symlink"),
+    // Through x32, these have numbers of their own (`arch/x86/entry/syscalls/syscall_64.tbl`); nothing else has them.
+    #[cfg(target_arch = "x86_64")]
+    (521, PTRACE, "ptrace"),
+    #[cfg(target_arch = "x86_64")]
+    (528, KEXEC, "kexec_load"),
+    #[cfg(target_arch = "x86_64")]
+    (539, VM_READ, "process_vm_readv"),
+    #[cfg(target_arch = "x86_64")]
+    (540, VM_WRITE, "process_vm_writev"),
 ];
 
-/// 32-bit calls of i386.
 #[cfg(target_arch = "x86_64")]
-const COMPAT: &[Call] = &[
+use I386 as COMPAT;
+
+#[cfg(target_arch = "aarch64")]
+use ARM as COMPAT;
+
+/// 32-bit calls of i386.
+#[cfg(any(target_arch = "x86_64", test))]
+const I386: &[Call] = &[
     (5, OPEN, "open"),
     (6, CLOSE, "close"),
     (8, CREAT, "creat"),
@@ -137,6 +153,7 @@ const COMPAT: &[Call] = &[
     (63, DUP, "dup2"),
     (70, SETID, "setreuid"),
     (71, SETID, "setregid"),
+    (81, SETGROUPS, "setgroups"),
     (83, SYMLINK, "symlink"),
     (90, MMAP_OLD, "mmap"),
     (92, TRUNCATE, "truncate"),
@@ -162,6 +179,7 @@ const COMPAT: &[Call] = &[
     (198, CHOWN, "lchown"),
     (203, SETID, "setreuid"),
     (204, SETID, "setregid"),
+    (206, SETGROUPS, "setgroups"),
     (207, FCHOWN, "fchown"),
     (208, SETID, "setresuid"),
     (210, SETID, "setresgid"),
@@ -215,8 +233,8 @@ const COMPAT: &[Call] = &[
 ];
 
 /// 32-bit calls of Arm (EABI).
-#[cfg(target_arch = "aarch64")]
-const COMPAT: &[Call] = &[
+#[cfg(any(target_arch = "aarch64", test))]
+const ARM: &[Call] = &[
     (5, OPEN, "open"),
     (6, CLOSE, "close"),
     (8, CREAT, "creat"),
@@ -237,6 +255,7 @@ const COMPAT: &[Call] = &[
     (63, DUP, "dup2"),
     (70, SETID, "setreuid"),
     (71, SETID, "setregid"),
+    (81, SETGROUPS, "setgroups"),
     (83, SYMLINK, "symlink"),
     (92, TRUNCATE, "truncate"),
     (93, FTRUNCATE, "ftruncate"),
@@ -259,6 +278,7 @@ const COMPAT: &[Call] = &[
     (198, CHOWN, "lchown"),
     (203, SETID, "setreuid"),
     (204, SETID, "setregid"),
+    (206, SETGROUPS, "setgroups"),
     (207, FCHOWN, "fchown"),
     (208, SETID, "setresuid"),
     (210, SETID, "setresgid"),
@@ -342,7 +362,7 @@ mod tests {
 
     #[test]
     fn numbers_are_taken_once() {
-        for calls in [NATIVE, COMPAT] {
+        for calls in [NATIVE, I386, ARM] {
             let mut numbers: Vec<_> = calls.iter().map(|(number, ..)| *number).collect();
             numbers.sort_unstable();
             let len = numbers.len();
@@ -356,18 +376,103 @@ mod tests {
         }
     }
 
+    /// Action of a call of that name.
+    fn action(calls: &[Call], name: &str) -> Option<u8> {
+        let call = calls.iter().find(|(.., known)| *known == name);
+        call.map(|(_, action, _)| *action)
+    }
+
     #[test]
     fn what_is_seen_of_native_programs_is_seen_of_32_bit_ones() {
-        let among = |calls: &[Call], name: &str| calls.iter().any(|(.., known)| *known == name);
-        for (.., name) in NATIVE {
-            // arm's socket calls have numbers of their own; i386's first came through one door, `accept` to this day.
-            let other = match *name {
-                "accept" if cfg!(target_arch = "x86_64") => "socketcall",
-                // i386 has no longer form of it, arm none at all.
-                "kexec_file_load" if cfg!(target_arch = "x86_64") => continue,
-                name => name,
-            };
-            assert!(among(COMPAT, other), "{name}");
+        for (_, native, name) in NATIVE {
+            for (calls, i386) in [(I386, true), (ARM, false)] {
+                // arm's socket calls have numbers of their own; i386's first came through one door, `accept` to this day.
+                let (other, wanted) = match *name {
+                    "accept" if i386 => ("socketcall", SOCKETCALL),
+                    // i386 has no longer form of it.
+                    "kexec_file_load" if i386 => continue,
+                    name => (name, *native),
+                };
+                let found = calls
+                    .iter()
+                    .any(|(_, action, known)| *known == other && *action == wanted);
+                assert!(found, "{name}, i386: {i386}");
+            }
         }
+    }
+
+    #[test]
+    fn every_action_has_a_32_bit_call() {
+        let actions: std::collections::BTreeSet<u8> =
+            NATIVE.iter().map(|(_, action, _)| *action).collect();
+        for calls in [I386, ARM] {
+            for wanted in &actions {
+                let found = calls.iter().any(|(_, action, _)| action == wanted);
+                assert!(
+                    found || *wanted == ACCEPT && calls == I386,
+                    "action {wanted}"
+                );
+            }
+        }
+        // What mmap asks has another form there.
+        assert!(ARM.iter().any(|call| *call == (192, MMAP, "mmap")));
+        assert!(I386.iter().any(|call| *call == (192, MMAP, "mmap")));
+    }
+
+    /// Calls whose number through x32 is not the native one, from 512 on.
+    #[cfg(target_arch = "x86_64")]
+    const X32: [&str; 36] = [
+        "rt_sigaction",
+        "rt_sigreturn",
+        "ioctl",
+        "readv",
+        "writev",
+        "recvfrom",
+        "sendmsg",
+        "recvmsg",
+        "execve",
+        "ptrace",
+        "rt_sigpending",
+        "rt_sigtimedwait",
+        "rt_sigqueueinfo",
+        "sigaltstack",
+        "timer_create",
+        "mq_notify",
+        "kexec_load",
+        "waitid",
+        "set_robust_list",
+        "get_robust_list",
+        "vmsplice",
+        "move_pages",
+        "preadv",
+        "pwritev",
+        "rt_tgsigqueueinfo",
+        "recvmmsg",
+        "sendmmsg",
+        "process_vm_readv",
+        "process_vm_writev",
+        "setsockopt",
+        "getsockopt",
+        "io_setup",
+        "io_submit",
+        "execveat",
+        "preadv2",
+        "pwritev2",
+    ];
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_is_seen_of_native_programs_is_seen_through_x32() {
+        let native: Vec<_> = NATIVE
+            .iter()
+            .filter(|(number, ..)| *number < 512)
+            .copied()
+            .collect();
+        for (number, call) in (512..).zip(X32) {
+            let own = NATIVE.iter().find(|(known, ..)| *known == number);
+            let wanted = action(&native, call).map(|action| (number, action, call));
+            assert_eq!(own.copied(), wanted, "{call}");
+        }
+        assert!(NATIVE.iter().all(|(number, ..)| *number < 548));
     }
 }

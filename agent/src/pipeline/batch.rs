@@ -188,6 +188,8 @@ impl BatchBuilder {
             image.exe_dev = program.exe_dev;
             image.exe_ino = program.exe_ino;
             image.in_image = program.in_image;
+            image.setid = program.setid;
+            image.script.clone_from(&program.script);
             image.exe_changed_ns = program.exe_changed_ns;
             image.args.clone_from(&program.args);
             image.args_flaws = program.args_flaws;
@@ -196,6 +198,7 @@ impl BatchBuilder {
             image.cwd_flaws = program.cwd_flaws;
             image.auid = program.auid;
             image.session = program.session;
+            image.tty.clone_from(&program.tty);
             [
                 image.cap_effective,
                 image.cap_permitted,

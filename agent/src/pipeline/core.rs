@@ -285,7 +285,7 @@ impl Core {
         told: Option<Told>,
     ) {
         let (stream, life) = (stream_of(header), header.ring == RING_LIFE);
-        let kind = event.kind();
+        let (kind, failed) = (event.kind(), event.failed);
         event.boot_ns = header.boot_ns;
         event.origin = Some(v1::Origin {
             ring: header.ring.into(),
@@ -363,8 +363,8 @@ impl Core {
             }
         }
         // Process life is stored whether or not a rule asks for it, and where a name is the
-        // caller's word it decides about alerts only.
-        let stored = life || !found.is_empty() || is_unfiltered(kind);
+        // caller's word it decides about alerts only, but for calls that failed.
+        let stored = life || !found.is_empty() || is_unfiltered(kind) && !failed;
         if held || !stored {
             let event = batch.withdraw();
             if !held {

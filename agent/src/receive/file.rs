@@ -42,6 +42,7 @@ pub fn failed_open(record: &Record<'_>, open: &FailedOpen) -> Event {
         kind: Kind::Open.into(),
         tid: open.actor.tid,
         result: Some(open.result),
+        failed: true,
         file: Some(File {
             path,
             source,
@@ -129,6 +130,8 @@ pub fn change(kind: Kind, record: &Record<'_>, change: &Change) -> Event {
     Event {
         kind: kind.into(),
         tid: change.actor.tid,
+        result: failed(change.result),
+        failed: change.result < 0,
         file: Some(file),
         call: made(
             change.flags,
@@ -137,6 +140,11 @@ pub fn change(kind: Kind, record: &Record<'_>, change: &Change) -> Event {
         .into(),
         ..Event::default()
     }
+}
+
+/// The result of an attempt that failed.
+pub(super) fn failed(result: i32) -> Option<i32> {
+    (result < 0).then_some(result)
 }
 
 /// What made it: io_uring, or a system call of this name.

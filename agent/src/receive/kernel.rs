@@ -7,7 +7,7 @@ use sumun_abi::record::Span;
 use sumun_proto::text;
 use sumun_proto::v1::{Event, File, KernelChange, Kind};
 
-use super::file::{joined, text_of};
+use super::file::{failed, joined, text_of};
 use super::record::Record;
 use crate::kernel::syscalls;
 
@@ -58,6 +58,8 @@ pub fn module(kind: Kind, record: &Record<'_>, module: &Module) -> Event {
         result: Some(module.result),
         // What was loaded or removed has a name.
         name_unknown: name.is_none() && module.result == 0,
+        signature: (kind == Kind::ModuleLoad && module.result == 0 && name.is_some())
+            .then_some(module.signature as u32),
         name,
         parameters,
         parameters_flaws,
@@ -121,6 +123,7 @@ pub fn mount(kind: Kind, record: &Record<'_>, mount: &Mount) -> Event {
     let (fs, _, fs_flaws) = text_of(record, mount.fs);
     (change.fs, change.fs_flaws) = (fs, fs_flaws);
     let mut event = event(kind, mount.actor.tid, call, change);
+    (event.result, event.failed) = (failed(mount.result), mount.result < 0);
     if let Some(change) = &mut event.kernel {
         change.flags = Some(mount_flags(&event.call, mount.call_flags));
     }

@@ -8,7 +8,7 @@ use sumun_abi::event::privilege::{
 use sumun_proto::identity::exec_id;
 use sumun_proto::v1::{self, Event, File, Kind, Namespaces, Privilege, Target};
 
-use super::file::text_of;
+use super::file::{failed, text_of};
 use super::kernel::name;
 use super::record::Record;
 use crate::kernel::syscalls;
@@ -29,7 +29,7 @@ fn event(kind: Kind, tid: u32, (number, flags): (u32, u32), privilege: Privilege
     }
 }
 
-/// A call that changed the credentials of its thread.
+/// A call that changed the credentials of its thread or its groups, or was to.
 #[must_use]
 pub fn credentials(kind: Kind, record: &Credentials) -> Event {
     let known = record.flags & CREDS_BEFORE_UNKNOWN == 0;
@@ -39,7 +39,11 @@ pub fn credentials(kind: Kind, record: &Credentials) -> Event {
         ..Privilege::default()
     };
     let call = (record.number, record.flags);
-    event(kind, record.actor.tid, call, privilege)
+    Event {
+        result: failed(record.result),
+        failed: record.result < 0,
+        ..event(kind, record.actor.tid, call, privilege)
+    }
 }
 
 fn creds(creds: &Creds) -> v1::Credentials {
@@ -107,12 +111,12 @@ pub fn spaces(kind: Kind, spaces: &Spaces) -> Event {
         }),
         ..Privilege::default()
     };
-    event(
-        kind,
-        spaces.actor.tid,
-        (spaces.number, spaces.flags),
-        privilege,
-    )
+    let call = (spaces.number, spaces.flags);
+    Event {
+        result: failed(spaces.result),
+        failed: spaces.result < 0,
+        ..event(kind, spaces.actor.tid, call, privilege)
+    }
 }
 
 /// memfd_create, and memory that can be written and executed at once.

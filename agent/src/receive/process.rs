@@ -3,11 +3,14 @@
 use std::io::Read as _;
 use std::rc::Rc;
 
-use sumun_abi::event::process::{Actor, EXE_IN_IMAGE, EXE_LAYERED, Exec, Exit, Fork};
+use sumun_abi::event::process::{
+    Actor, EXE_IN_IMAGE, EXE_INTERPRETED, EXE_LAYERED, EXE_SECURE, Exec, Exit, Fork,
+};
 use sumun_abi::record::{ARGS_MAX, FLAW_DELETED, FLAW_PARTIAL, FLAW_RACY, Span};
 use sumun_proto::text;
 use sumun_proto::v1::{self, Event, Kind};
 
+use super::file::joined;
 use super::record::Record;
 use crate::enrich::process::{Began, ImageKey, Node, Program, Tree};
 use crate::enrich::writer;
@@ -111,6 +114,8 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
             exe_dev: exec.exe_dev,
             exe_ino: exec.exe_ino,
             in_image: in_image(exec.exe_flags),
+            setid: (!bootstrapped).then_some(exec.exe_flags & EXE_SECURE != 0),
+            script: script(record, exec),
             exe_changed_ns: exec.exe_changed_ns,
             args: split(record.text(exec.args)),
             args_flaws: flaws(exec.args) | racy,
@@ -119,6 +124,7 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
             cwd_flaws: flaws(exec.cwd),
             auid: (exec.auid != u32::MAX).then_some(exec.auid),
             session: exec.session,
+            tty: tty(record.text(exec.tty)),
             caps: [exec.cap_effective, exec.cap_permitted, exec.cap_inheritable],
             bootstrapped,
             kernel_thread,
@@ -136,6 +142,25 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
 /// Whether an executable with these `EXE_*` came with the image; `None` if the root of the mount namespace is of none.
 pub fn in_image(flags: u32) -> Option<bool> {
     (flags & EXE_LAYERED != 0).then_some(flags & EXE_IN_IMAGE != 0)
+}
+
+/// Path of what was executed, where that is run by another program; else empty.
+fn script(record: &Record<'_>, exec: &Exec) -> String {
+    if exec.exe_flags & EXE_INTERPRETED == 0 {
+        return String::new();
+    }
+    let (path, _, _) = joined(record, exec.cwd, exec.script);
+    path.unwrap_or_default()
+}
+
+/// The device's name below `/dev`: the kernel's own of a pseudo terminal lacks the slash.
+fn tty(name: &[u8]) -> String {
+    match name.strip_prefix(b"pts") {
+        Some(number) if !number.is_empty() && number.iter().all(u8::is_ascii_digit) => {
+            format!("pts/{}", text::from_bytes(number))
+        }
+        _ => text::from_bytes(name),
+    }
 }
 
 /// Arguments end with NUL; one that was cut off is kept as the last.
@@ -161,6 +186,13 @@ mod tests {
         let first = std::env::args().next().expect("a program name");
         assert_eq!(args.first(), Some(&first));
         assert_eq!(cmdline(std::process::id(), own + 60_000_000_000), None);
+    }
+
+    #[test]
+    fn terminals_are_named_as_below_dev() {
+        let names: [&[u8]; 5] = [b"pts0", b"pts12", b"tty1", b"ptsx", b""];
+        let told = ["pts/0", "pts/12", "tty1", "ptsx", ""];
+        assert_eq!(names.map(tty), told);
     }
 
     #[test]

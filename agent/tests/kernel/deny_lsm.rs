@@ -29,6 +29,20 @@ fn eperm<T>(result: io::Result<T>) -> bool {
 #[track_caller]
 fn denied(ruled: &mut Ruled, kind: u16, count: usize) -> Vec<(Seen, Asked)> {
     let seen = ruled.bench.settle();
+    for record in &seen {
+        let failed = match &record.body {
+            Body::FailedOpen(open) => open.result,
+            Body::Change(_, change) => change.result,
+            Body::Mount(_, mount) => mount.result,
+            _ => 0,
+        };
+        let own = record.actor().pid == std::process::id();
+        assert!(
+            !own || failed != -libc::EPERM,
+            "told twice: {:?}",
+            record.body
+        );
+    }
     let calls = seen.into_iter().filter_map(|record| match record.body {
         Body::Asked(asked) if asked.kind == u32::from(kind) => Some((record, asked)),
         _ => None,

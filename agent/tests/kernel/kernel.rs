@@ -10,7 +10,7 @@ use crate::bench::{self, Seen};
 use libc::{c_long, syscall};
 use sumun_abi::event::{
     file::CALL_COMPAT,
-    kernel::{KERNEL_CALLER, Mount, Program},
+    kernel::{KERNEL_CALLER, Module, Mount, Program, signature},
 };
 use sumun_agent::{kernel::syscalls, receive::record::Body};
 use sumun_proto::v1::Kind;
@@ -247,6 +247,83 @@ fn mounts_and_roots_are_told() {
         wanted.remove(3);
     }
     assert_eq!(short, wanted);
+}
+
+/// A module of this kernel that does nothing by itself, where the guests have it.
+const MODULE: &str = "/lib/modules/dummy.ko";
+/// What ends a module with a signature (`MODULE_SIG_STRING`, include/linux/module_signature.h).
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+
+#[test]
+fn modules_that_are_loaded_are_told_with_name_and_signature() {
+    let Some(mut bench) = bench::take("module") else {
+        return;
+    };
+    let Ok(image) = fs::read(MODULE) else {
+        eprintln!("SKIPPED modules_that_are_loaded…: no {MODULE} of this kernel");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let mut files = vec![(Path::new(MODULE).to_owned(), image.ends_with(SIGNED))];
+    if let Some(body) = image.strip_suffix(SIGNED) {
+        // Before it stand the signature and what says how long it is, in its last four bytes (`struct module_signature`).
+        let len = body.last_chunk::<4>().unwrap();
+        let len = u32::from_be_bytes(*len) as usize + 12;
+        let stripped = dir.join("stripped.ko");
+        fs::write(&stripped, &body[..body.len() - len]).unwrap();
+        files.push((stripped, false));
+    }
+    bench.ask(&[Kind::ModuleLoad, Kind::ModuleUnload]);
+    for (path, signed) in files {
+        let (file, name) = (fs::File::open(&path).unwrap(), c"dummy");
+        let parameters = c"numdummies=0";
+        // SAFETY: valid strings.
+        let loaded = unsafe {
+            syscall(
+                libc::SYS_finit_module,
+                file.as_raw_fd(),
+                parameters.as_ptr(),
+                0,
+            )
+        };
+        assert_eq!(loaded, 0, "{path:?}: {}", std::io::Error::last_os_error());
+        let taint = fs::read_to_string("/sys/module/dummy/taint").unwrap();
+        // SAFETY: a valid string.
+        let removed = unsafe { syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+        assert_eq!(removed, 0, "{}", std::io::Error::last_os_error());
+        let seen = bench.settle();
+        let told: Vec<(Kind, Module, String, String)> = own(&seen, |record| match record.body {
+            Body::Module(kind, module) => {
+                let end = module.name.iter().position(|byte| *byte == 0).unwrap();
+                let name = String::from_utf8_lossy(&module.name[..end]).into_owned();
+                Some((kind, module, name, record.text(module.path)))
+            }
+            _ => None,
+        });
+        let [
+            (Kind::ModuleLoad, load, name, from),
+            (Kind::ModuleUnload, unload, gone, _),
+        ] = &told[..]
+        else {
+            panic!("{told:?}")
+        };
+        assert_eq!((load.result, unload.result), (0, 0));
+        assert_eq!((name.as_str(), gone.as_str()), ("dummy", "dummy"));
+        let path = fs::canonicalize(path).unwrap();
+        assert_eq!(from, path.to_str().unwrap());
+        // The kernel marks a module whose signature it does not trust, if it looks at signatures at all.
+        let wanted = match (load.signature, taint.contains('E')) {
+            (signature::UNCHECKED, _) => {
+                eprintln!("SKIPPED signatures of modules: this kernel has no CONFIG_MODULE_SIG");
+                signature::UNCHECKED
+            }
+            (_, true) => signature::NONE,
+            (_, false) => signature::GOOD,
+        };
+        assert_eq!(load.signature, wanted, "{path:?}, taint {taint:?}");
+        assert!(signed || load.signature != signature::GOOD, "{path:?}");
+    }
 }
 
 #[test]

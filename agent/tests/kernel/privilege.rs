@@ -22,6 +22,7 @@ use sumun_abi::event::{
     privilege::{CREDS_BEFORE_UNKNOWN, Control, Credentials, MEMORY_FILE, Memory, Reach, Spaces},
 };
 use sumun_agent::{kernel::syscalls, receive::record::Body};
+use sumun_policy::plan::{KindPlan, Plan};
 use sumun_proto::v1::Kind;
 
 /// Runs in a thread of its own, whose credentials and namespaces end with it.
@@ -82,17 +83,22 @@ fn credentials_are_told_before_and_after() {
         done!(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
         sets[0] &= !(1 << 18);
         done!(libc::SYS_capset, header.as_ptr(), sets.as_ptr());
+        // A group more, which no number of these is: the call is told.
+        done!(libc::SYS_setgroups, 1, [NOBODY].as_ptr());
     });
     let seen = bench.settle();
     let found = changes(&seen);
-    let [group, down, up, less] = &found[..] else {
+    let [group, down, up, less, groups] = &found[..] else {
         panic!("{found:?}")
     };
     for (kind, record) in &found {
         let call = name(record.number, record.flags);
         match kind {
             Kind::Capset => assert_eq!(call, "capset"),
-            _ => assert!(["setresuid", "setresgid"].contains(&call), "{call}"),
+            _ => assert!(
+                ["setresuid", "setresgid", "setgroups"].contains(&call),
+                "{call}"
+            ),
         }
         assert_eq!(record.flags & CREDS_BEFORE_UNKNOWN, 0);
         assert_eq!(record.actor.euid, record.after.euid);
@@ -119,6 +125,11 @@ fn credentials_are_told_before_and_after() {
         1 << 18
     );
     assert_eq!(less.1.before.cap_permitted, less.1.after.cap_permitted);
+    assert_eq!(
+        (groups.0, name(groups.1.number, groups.1.flags)),
+        (Kind::Setid, "setgroups")
+    );
+    assert_eq!(groups.1.before, groups.1.after);
 }
 
 /// A process that waits; ends with the test.
@@ -639,6 +650,90 @@ fn name_of(record: &Control) -> &'static str {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
+fn calls_through_x32_are_told_too() {
+    /// `__X32_SYSCALL_BIT` (arch/x86/include/uapi/asm/unistd.h).
+    const X32: c_long = 0x4000_0000;
+    let Some(mut bench) = bench::take("x32") else {
+        return;
+    };
+    // SAFETY: no memory is involved.
+    let has = unsafe { syscall(X32 | libc::SYS_getpid) } == c_long::from(std::process::id());
+    if !has {
+        eprintln!(
+            "SKIPPED x32 calls that succeed: this kernel has no x32, or it is off; attempts are looked at"
+        );
+    }
+    let other = Other::start();
+    let pid = other.pid();
+    let asked = [
+        Kind::Ptrace,
+        Kind::ProcessVmReadv,
+        Kind::ProcessVmWritev,
+        Kind::KexecLoad,
+        Kind::Setid,
+    ];
+    let predicate =
+        sumun_policy::Predicate::parse("result == -38", &sumun_policy::Lists::default());
+    let errors = sumun_policy::errors::Errors::asked(&predicate.unwrap());
+    let plan = Plan {
+        kinds: asked.map(|kind| (kind, KindPlan::All)).into(),
+        failures: vec![(Kind::Setid, errors)],
+        ..Plan::default()
+    };
+    let generation = bench.kernel().last_generation() + 1;
+    assert_eq!(bench.kernel().set_filter(&plan, generation).unwrap(), []);
+    drop(bench.settle());
+    apart(move || {
+        // SAFETY: no memory is involved, or none that the kernel comes to.
+        unsafe {
+            // PTRACE_SEIZE, which ends with this thread.
+            assert_eq!(syscall(X32 | 521, 0x4206, pid, 0, 0) == 0, has);
+            syscall(X32 | 539, pid, 0, 0, 0, 0, 0);
+            syscall(X32 | 540, pid, 0, 0, 0, 0, 0);
+            assert_eq!(syscall(X32 | 528, 0, 99, 0, 0), -1);
+            let down = syscall(X32 | libc::SYS_setresuid, -1, NOBODY, -1);
+            assert_eq!(down == 0, has);
+        }
+    });
+    let seen = bench.settle();
+    let result = if has { 0 } else { -libc::ENOSYS };
+    let reached: Vec<_> = reaches(&seen)
+        .iter()
+        .map(|(kind, reach, _)| {
+            let name = name(reach.number, reach.flags);
+            (*kind, name, reach.target.pid, reach.result)
+        })
+        .collect();
+    let pid = pid as u32;
+    assert_eq!(
+        reached,
+        [
+            (Kind::Ptrace, "ptrace", pid, result),
+            (Kind::ProcessVmReadv, "process_vm_readv", pid, result),
+            (Kind::ProcessVmWritev, "process_vm_writev", pid, result),
+        ]
+    );
+    let kexec = own(&seen, |body| match body {
+        Body::Setup(kind, setup) => Some((*kind, (setup.result < 0, setup.number))),
+        _ => None,
+    });
+    let kexec: Vec<_> = kexec.iter().map(|(kind, told, _)| (*kind, *told)).collect();
+    assert_eq!(kexec, [(Kind::KexecLoad, (true, 528))]);
+    let changed = changes(&seen);
+    let [(Kind::Setid, down)] = &changed[..] else {
+        panic!("{changed:?}")
+    };
+    // The entry of the call was seen, too.
+    assert_eq!(
+        (down.flags & CREDS_BEFORE_UNKNOWN, down.result),
+        (0, result)
+    );
+    let after = if has { NOBODY } else { 0 };
+    assert_eq!((down.before.euid, down.after.euid), (0, after));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
 fn thirty_two_bit_calls_are_told_too() {
     use crate::low::{Low, int80};
     let Some(mut bench) = bench::take("privilege32") else {
@@ -669,6 +764,8 @@ fn thirty_two_bit_calls_are_told_too() {
             // setresuid32, mprotect, mmap, memfd_create, unshare.
             assert_eq!(int80(208, u32::MAX, NOBODY, u32::MAX, 0), 0);
             assert_eq!(int80(208, u32::MAX, 0, u32::MAX, 0), 0);
+            // setgroups in both its forms.
+            assert_eq!((int80(81, 0, 0, 0, 0), int80(206, 0, 0, 0, 0)), (0, 0));
             assert_eq!(int80(125, label & !4095, 4096, 7, 0), 0);
             let at = int80(90, how, 0, 0, 0);
             assert!(!(-4095..=0).contains(&at), "{at}");
@@ -690,9 +787,12 @@ fn thirty_two_bit_calls_are_told_too() {
     });
     let seen = bench.settle();
     let changed = changes(&seen);
-    assert_eq!(changed.len(), 2, "{changed:?}");
+    let calls: Vec<_> = changed
+        .iter()
+        .map(|(_, record)| name(record.number, record.flags))
+        .collect();
+    assert_eq!(calls, ["setresuid", "setresuid", "setgroups", "setgroups"]);
     for (_, record) in &changed {
-        assert_eq!(name(record.number, record.flags), "setresuid");
         assert_ne!(record.flags & CALL_COMPAT, 0);
     }
     assert_eq!(

@@ -1,13 +1,25 @@
 //! Process life on the running kernel: exact paths, arguments, parents and ends.
+#![expect(
+    unsafe_code,
+    reason = "what a child does between fork and exec is up to who starts it"
+)]
 
 use std::{
     ffi::OsString,
-    os::unix::{ffi::OsStringExt, fs::PermissionsExt, process::CommandExt, process::ExitStatusExt},
-    process::Command,
+    fs::{self, File},
+    os::{
+        fd::FromRawFd,
+        unix::{ffi::OsStringExt, fs::PermissionsExt, process::CommandExt, process::ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
 };
 
-use crate::bench;
-use sumun_abi::record::{ARGS_MAX, FLAW_TRUNCATED, SOURCE_COPY, SOURCE_OBJECT};
+use crate::bench::{self, Bench, Seen};
+use sumun_abi::{
+    event::process::{EXE_INTERPRETED, EXE_SECURE, Exec},
+    record::{ARGS_MAX, FLAW_TRUNCATED, SOURCE_COPY, SOURCE_OBJECT},
+};
 use sumun_agent::receive::record::Body;
 
 #[test]
@@ -129,35 +141,319 @@ fn long_arguments_are_cut_and_marked() {
     }
 }
 
+/// The one exec of a child, which has been waited for.
+fn exec_of(bench: &mut Bench, pid: u32) -> (Seen, Exec) {
+    let seen = bench.until("the exit", |seen| {
+        seen.iter()
+            .any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
+    });
+    let mut execs: Vec<_> = seen
+        .into_iter()
+        .filter_map(|record| match record.body {
+            Body::Exec(exec) if exec.actor.pid == pid => Some((record, exec)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(execs.len(), 1, "{execs:?}");
+    execs.remove(0)
+}
+
+/// An executable file with this text.
+fn write_script(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 #[test]
 fn a_script_is_its_interpreter_with_the_script_as_argument() {
     let Some(mut bench) = bench::take("script") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let script = dir.path().join("script");
-    std::fs::write(&script, "#!/bin/sh -e\nexit 3\n").unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let mut child = Command::new(&script).spawn().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let (script, second) = (dir.join("script"), dir.join("second"));
+    write_script(&script, "#!/bin/sh -e\nexit 3\n");
+    // One that another script runs.
+    write_script(&second, &format!("#!{}\n", script.display()));
+    let shell = fs::canonicalize("/bin/sh").unwrap();
+    // By its whole name; by one that is relative to where the child is; by a link.
+    std::os::unix::fs::symlink(&script, dir.join("link")).unwrap();
+    let (whole, link) = (script.display().to_string(), dir.join("link"));
+    let link = link.display().to_string();
+    let second = second.display().to_string();
+    for (given, args) in [
+        (whole.as_str(), format!("/bin/sh\0-e\0{whole}\0")),
+        ("./script", "/bin/sh\0-e\0./script\0".to_owned()),
+        (&link, format!("/bin/sh\0-e\0{link}\0")),
+        (&second, format!("/bin/sh\0-e\0{whole}\0{second}\0")),
+    ] {
+        let mut child = Command::new(given).current_dir(&dir).spawn().unwrap();
+        let pid = child.id();
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+        let (record, exec) = exec_of(&mut bench, pid);
+        assert_eq!(record.text(exec.exe), shell.to_str().unwrap());
+        assert_eq!(exec.exe_flags & EXE_INTERPRETED, EXE_INTERPRETED);
+        assert_eq!(record.text(exec.script), given);
+        assert_eq!((exec.script.source, exec.script.flaws), (SOURCE_COPY, 0));
+        assert_eq!(record.text(exec.cwd), dir.to_str().unwrap());
+        assert_eq!(record.text(exec.args), args);
+    }
+    // What is no script has none.
+    let mut child = Command::new("/bin/true").spawn().unwrap();
     let pid = child.id();
-    assert_eq!(child.wait().unwrap().code(), Some(3));
-    let seen = bench.until("the exit", |seen| {
-        seen.iter()
-            .any(|r| matches!(r.body, Body::Exit(exit) if exit.actor.pid == pid))
-    });
-    let shell = std::fs::canonicalize("/bin/sh").unwrap();
-    for record in &seen {
-        match record.body {
-            Body::Exec(exec) if exec.actor.pid == pid => {
-                assert_eq!(record.text(exec.exe), shell.to_str().unwrap());
-                assert_eq!(exec.exe_flags, sumun_abi::event::process::EXE_INTERPRETED);
-                let wanted = format!("/bin/sh\0-e\0{}\0", script.display());
-                assert_eq!(record.text(exec.args), wanted);
+    child.wait().unwrap();
+    let (record, exec) = exec_of(&mut bench, pid);
+    assert_eq!(exec.exe_flags & (EXE_INTERPRETED | EXE_SECURE), 0);
+    assert_eq!(record.text(exec.script), "");
+}
+
+/// A kind of file that the kernel lets /bin/cat run, until it is dropped.
+struct Format(PathBuf);
+
+impl Format {
+    /// `None` where the kernel does not know binfmt_misc.
+    fn register(place: &Path, extension: &str) -> Option<Self> {
+        let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+        if let Err(errno) =
+            nix::mount::mount(Some("sumun"), place, Some("binfmt_misc"), flags, none)
+        {
+            eprintln!("SKIPPED binfmt_misc: {errno}");
+            return None;
+        }
+        let format = Format(place.to_owned());
+        let line = format!(":{extension}:E::{extension}::/bin/cat:");
+        fs::write(place.join("register"), line).unwrap();
+        Some(format)
+    }
+}
+
+impl Drop for Format {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with("sumun") {
+                let _ = fs::write(entry.path(), "-1");
             }
-            Body::Exit(exit) if exit.actor.pid == pid => assert_eq!(exit.code, 3 << 8),
-            _ => {}
+        }
+        let _ = nix::mount::umount(&self.0);
+    }
+}
+
+#[test]
+fn what_binfmt_runs_is_told_like_a_script() {
+    let Some(mut bench) = bench::take("binfmt") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let place = dir.join("formats");
+    fs::create_dir(&place).unwrap();
+    let extension = format!("sumun{}", std::process::id());
+    let Some(_format) = Format::register(&place, &extension) else {
+        return;
+    };
+    let file = dir.join(format!("text.{extension}"));
+    write_script(&file, "text\n");
+    let mut child = Command::new(&file).stdout(Stdio::null()).spawn().unwrap();
+    let pid = child.id();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (record, exec) = exec_of(&mut bench, pid);
+    let cat = fs::canonicalize("/bin/cat").unwrap();
+    assert_eq!(record.text(exec.exe), cat.to_str().unwrap());
+    assert_eq!(exec.exe_flags & EXE_INTERPRETED, EXE_INTERPRETED);
+    assert_eq!(record.text(exec.script), file.to_str().unwrap());
+}
+
+#[test]
+fn a_program_that_runs_as_its_owner_is_told() {
+    const NOBODY: u32 = 65534;
+    let Some(mut bench) = bench::take("setid") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let flags = nix::sys::statvfs::statvfs(dir.path()).unwrap().flags();
+    if flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID) {
+        eprintln!("SKIPPED a_program_that_runs_as_its_owner_is_told: {dir:?} is mounted nosuid");
+        return;
+    }
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("true");
+    fs::copy("/bin/true", &program).unwrap();
+    for (mode, user, secure) in [
+        (0o755, NOBODY, false),
+        (0o4755, NOBODY, true),
+        (0o2755, NOBODY, true),
+        // It is root's already.
+        (0o4755, 0, false),
+    ] {
+        fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = Command::new(&program);
+        // SAFETY: nothing but system calls.
+        unsafe {
+            command.pre_exec(move || {
+                for call in [libc::SYS_setresgid, libc::SYS_setresuid] {
+                    if libc::syscall(call, user, user, user) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().unwrap();
+        let pid = child.id();
+        assert!(child.wait().unwrap().success());
+        let (_, exec) = exec_of(&mut bench, pid);
+        assert_eq!(
+            exec.exe_flags & EXE_SECURE != 0,
+            secure,
+            "{mode:o} by {user}"
+        );
+        let owner = if mode & 0o4000 != 0 { 0 } else { user };
+        assert_eq!((exec.actor.uid, exec.actor.euid), (user, owner));
+    }
+}
+
+/// A child that waits, in a session of its own with a terminal of its own; and that terminal's number.
+struct OnTerminal {
+    child: Child,
+    number: String,
+    _master: File,
+}
+
+impl OnTerminal {
+    fn start() -> Option<Self> {
+        // SAFETY: a new descriptor, and a buffer of the given length.
+        let (master, path) = unsafe {
+            let master = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
+            if master < 0 {
+                let why = std::io::Error::last_os_error();
+                eprintln!("SKIPPED a terminal: {why}");
+                return None;
+            }
+            let mut path = [0_u8; 64];
+            assert_eq!((libc::grantpt(master), libc::unlockpt(master)), (0, 0));
+            assert_eq!(libc::ptsname_r(master, path.as_mut_ptr().cast(), 64), 0);
+            let end = path.iter().position(|byte| *byte == 0).unwrap();
+            (
+                File::from_raw_fd(master),
+                String::from_utf8(path[..end].to_vec()).unwrap(),
+            )
+        };
+        let slave = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let mut command = Command::new("/bin/sleep");
+        command.arg("600").stdin(Stdio::from(slave));
+        // SAFETY: nothing but system calls.
+        unsafe {
+            command.pre_exec(|| {
+                if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        Some(Self {
+            child: command.spawn().unwrap(),
+            number: path.strip_prefix("/dev/pts/").unwrap().to_owned(),
+            _master: master,
+        })
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn whose_terminal_it_is_is_told() {
+    let Some(mut bench) = bench::take("terminal") else {
+        return;
+    };
+    let Some(on) = OnTerminal::start() else {
+        return;
+    };
+    let pid = on.child.id();
+    let wanted = format!("pts{}", on.number);
+    let seen = bench.until("the exec", |seen| {
+        seen.iter()
+            .any(|r| matches!(r.body, Body::Exec(exec) if exec.actor.pid == pid))
+    });
+    for record in &seen {
+        if let Body::Exec(exec) = record.body
+            && exec.actor.pid == pid
+        {
+            assert_eq!(record.text(exec.tty), wanted);
+            assert_eq!(exec.session, pid);
         }
     }
+    // The same by the list of who runs; what has a session and no terminal has none.
+    let mut alone = Command::new("/bin/sleep");
+    // SAFETY: a system call.
+    unsafe {
+        alone.arg("600").pre_exec(|| match libc::setsid() {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut alone = alone.spawn().unwrap();
+    let mut found = std::collections::HashMap::new();
+    bench
+        .kernel()
+        .bootstrap_tasks(|bytes| {
+            let record = sumun_agent::receive::record::Record::parse(bytes).unwrap();
+            if let Body::Task(task) = record.body {
+                let tty = String::from_utf8_lossy(record.text(task.tty)).into_owned();
+                found.insert(task.actor.pid, (tty, task.session));
+            }
+        })
+        .unwrap();
+    let other = alone.id();
+    alone.kill().unwrap();
+    alone.wait().unwrap();
+    assert_eq!(found[&pid], (wanted, pid));
+    assert_eq!(found[&other], (String::new(), other));
+}
+
+#[test]
+fn who_logged_in_is_told() {
+    let Some(mut bench) = bench::take("login") else {
+        return;
+    };
+    if !Path::new("/proc/self/loginuid").exists() {
+        eprintln!("SKIPPED who_logged_in_is_told: this kernel keeps no login users");
+        return;
+    }
+    let mut command = Command::new("/bin/true");
+    // SAFETY: nothing but system calls.
+    unsafe {
+        command.pre_exec(|| {
+            let path = c"/proc/self/loginuid";
+            let fd = libc::open(path.as_ptr(), libc::O_WRONLY);
+            if fd < 0 || libc::write(fd, c"4711".as_ptr().cast(), 4) != 4 {
+                return Err(std::io::Error::last_os_error());
+            }
+            libc::close(fd);
+            Ok(())
+        });
+    }
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("SKIPPED who_logged_in_is_told: no login user can be set: {error}");
+            return;
+        }
+    };
+    let pid = child.id();
+    child.wait().unwrap();
+    let (_, exec) = exec_of(&mut bench, pid);
+    assert_eq!(exec.auid, 4711);
+    assert_ne!(exec.audit_session, u32::MAX);
 }
 
 #[test]

@@ -12,7 +12,10 @@ use std::{
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use sumun_agent::kernel::{Kernel, KernelConfig, Known, LockPlace, Swapped};
-use sumun_policy::{CheckedPolicy, Plan, file::check_file, verdict::VerdictPlan};
+use sumun_policy::{
+    CheckedPolicy, Lists, Plan, Predicate, errors::Errors, file::check_file, plan::tells_failures,
+    verdict::VerdictPlan,
+};
 use sumun_proto::{catalogue::kind_name, v1::Kind};
 
 use crate::bench::{self, BESIDE, Bench};
@@ -125,7 +128,14 @@ pub(crate) fn load_text(
     let policies = [policy(text)];
     let (verdicts, late) = VerdictPlan::build(&policies, &kernel.deniable(), 0);
     assert_eq!(late, [], "{text}");
-    let (plan, _) = Plan::build(&policies);
+    let (mut plan, _) = Plan::build(&policies);
+    // Somebody asks for what fails, too: what is denied is told once all the same.
+    let predicate = Predicate::parse("result == -1", &Lists::default()).unwrap();
+    let kinds = policies[0].rules.iter().flat_map(|rule| &rule.kinds);
+    let kinds = kinds.copied().filter(|kind| tells_failures(*kind));
+    plan.failures = kinds
+        .map(|kind| (kind, Errors::asked(&predicate)))
+        .collect();
     let swapped = kernel
         .set_rules(&plan, &verdicts, generation, || known(&verdicts))
         .unwrap();

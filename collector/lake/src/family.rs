@@ -112,6 +112,9 @@ pub fn unknown_bit(id: FieldId) -> Option<i64> {
         _ if OF_WORKLOAD.contains(&id) || is_of_workload(id) => FieldId::WorkloadKind,
         // So is who wrote an executable.
         FieldId::ProcExeWrittenByLineage => FieldId::ProcExeWrittenBy,
+        // Where a script was is known with the working directory, what a module was signed with with its name.
+        FieldId::ProcScriptPath => FieldId::ProcCwd,
+        FieldId::ModuleSignature => FieldId::ModuleName,
         _ => id,
     };
     let position = UNKNOWABLE.iter().position(|field| *field == id)?;

@@ -526,6 +526,7 @@ fn visible<'a>(view: &View<'a>, id: FieldId) -> Option<&'a str> {
         FieldId::ProcExePath => &image?.exe_path,
         FieldId::ProcExeName => text::file_name(&image?.exe_path),
         FieldId::ProcCwd => &image?.cwd,
+        FieldId::ProcScriptPath => &image?.script,
         FieldId::ProcParentExePath => &parent()?.exe_path,
         FieldId::ProcParentExeName => text::file_name(&parent()?.exe_path),
         FieldId::FilePath => file?.path.as_deref()?,

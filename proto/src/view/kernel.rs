@@ -52,6 +52,9 @@ const PROGRAMS: &[&str] = &[
     "netfilter",
 ];
 
+/// By `sumun_abi::event::kernel::signature`.
+const SIGNATURES: &[&str] = &["unchecked", "none", "good"];
+
 /// `MS_*` (include/uapi/linux/mount.h).
 const MOUNT_FLAGS: &[(u64, &str)] = &[
     (4096, "bind"),
@@ -115,6 +118,9 @@ fn module(change: &KernelChange, id: FieldId) -> Option<Value<'_>> {
             None if change.name_unknown => Some(Value::Unknown),
             name => optional(name, 0),
         },
+        // Told with the name, or not at all.
+        FieldId::ModuleSignature if change.name_unknown => Some(Value::Unknown),
+        FieldId::ModuleSignature => Some(text(SIGNATURES.get(change.signature? as usize)?)),
         FieldId::ModuleParams => optional(change.parameters.as_deref(), change.parameters_flaws),
         _ => None,
     }

@@ -61,7 +61,10 @@ const TOOLS: [&str; 5] = [
 ];
 
 /// What the tests lay wires and layers with is no part of these kernels, but beside them.
-const MODULES: [&str; 2] = ["veth", "overlay"];
+const MODULES: [&str; 3] = ["veth", "overlay", "binfmt_misc"];
+
+/// What the tests load by themselves.
+const MODULE_FILES: [&str; 1] = ["dummy"];
 
 /// How long a guest may take, in seconds; there may be others beside it.
 const PATIENCE: &str = "1800";
@@ -117,6 +120,9 @@ pub fn boot(boot: &Boot, program: &Path, scratch: &Path) -> Result<Option<Said>,
     }
     for module in MODULES {
         command.args(["--module", module]);
+    }
+    for module in MODULE_FILES {
+        command.args(["--module-file", module]);
     }
     command.args([kernel, "--", "sh", "/sumun/guest.sh"]);
     let output = command.output().expect("the harness can be started");

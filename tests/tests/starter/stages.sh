@@ -101,6 +101,8 @@ negative() {
     "$bin/nc" -z 127.0.0.1 22
     perl -e 'print "socket"'
     perl -e '0 and "use IO::Socket; system q(true)"'
+    # setuid: a program of the system's with such rights
+    setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/passwd --help
     # unusual-places
     "$bin/notaminer"
     exec 9<"$bin/runc-child"
@@ -313,7 +315,13 @@ positive() {
     shm=$(mktemp -d /dev/shm/starter.XXXXXX)
     cp /bin/true "$shm/program"
     "$shm/program"
+    printf '#!/bin/sh\n:\n' >"$shm/script"
+    chmod 755 "$shm/script"
+    "$shm/script"
     rm -rf "$shm"
+    cp /bin/true /home/user/as-root
+    perl -e 'chmod 04755, shift' /home/user/as-root
+    setpriv --reuid 65534 --regid 65534 --clear-groups /home/user/as-root
     named gone
     exec 9<"$bin/gone"
     rm -f "$bin/gone"

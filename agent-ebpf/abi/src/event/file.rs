@@ -94,7 +94,7 @@ pub const NAMES_DIRECTORY: u32 = 1 << 0;
 /// A decision point saw the call.
 pub const NAMES_OBJECT: u32 = 1 << 1;
 
-/// Something about a file was changed, or it was given another name. Calls on a path carry the kernel's base
+/// Something about a file was changed, or it was given another name; or somebody tried to. Calls on a path carry the kernel's base
 /// directories and the caller's names; calls on a descriptor, and those that a decision point saw, have no base, and `name` is
 /// the object's path.
 #[repr(C)]
@@ -120,6 +120,10 @@ pub struct Change {
     pub mode: u32,
     /// With `CHANGE_OBJECT`: inode number.
     pub ino: u64,
+    /// 0, or a negative errno.
+    pub result: i32,
+    /// Zero.
+    pub pad: u32,
     /// Walked base directory of `name`; empty when that is absolute or an object's path.
     pub base: Span,
     /// The file; of `SYMLINK`, what the link says.
@@ -129,7 +133,7 @@ pub struct Change {
     /// The new name (links); of `SETXATTR`, the attribute.
     pub to_name: Span,
 }
-assert_size!(Change, 32 + 56 + 40 + 32);
+assert_size!(Change, 32 + 56 + 48 + 32);
 
 /// The call named a descriptor, or a decision point saw it: what is said of the file is the kernel's word.
 pub const CHANGE_OBJECT: u32 = 1 << 0;

@@ -43,8 +43,31 @@ pub struct Module {
     pub parameters: Span,
     /// Name: of a load the kernel's own, empty if it failed; of an unload the caller's word.
     pub name: [u8; MODULE_NAME],
+    /// Of a load with a name: one of `signature`.
+    pub signature: u64,
 }
-assert_size!(Module, 32 + 56 + 32 + 16 + 64);
+assert_size!(Module, 32 + 56 + 32 + 16 + 64 + 8);
+
+/// What the kernel made of a module's signature.
+pub mod signature {
+    /// It does not say: it was built without `CONFIG_MODULE_SIG`.
+    pub const UNCHECKED: u64 = 0;
+    /// There is none that it trusts, and it has loaded the module all the same (`module.sig_ok` is false).
+    pub const NONE: u64 = 1;
+    /// One that it trusts.
+    pub const GOOD: u64 = 2;
+}
+
+/// What is known of a module that was loaded, until its call returns (map `MODULES`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// As in `Module`.
+    pub name: [u8; MODULE_NAME],
+    /// As in `Module`.
+    pub signature: u64,
+}
+assert_size!(Loaded, 64 + 8);
 
 /// A BPF program was loaded or attached, or somebody tried to.
 #[repr(C)]
@@ -75,7 +98,7 @@ pub struct Program {
 }
 assert_size!(Program, 32 + 56 + 32 + 16);
 
-/// A mount was made, changed or removed, or a root changed. Directories are the kernel's objects, names the
+/// A mount was made, changed or removed, or a root changed, or somebody tried to. Directories are the kernel's objects, names the
 /// caller's word.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +113,10 @@ pub struct Mount {
     pub flags: u32,
     /// The call's own flags (`MS_*`, `MNT_*`, `MOVE_MOUNT_*`, `FSMOUNT_*`).
     pub call_flags: u64,
+    /// 0, or a negative errno.
+    pub result: i32,
+    /// Zero.
+    pub pad: u32,
     /// Walked base directory of `source`.
     pub source_base: Span,
     /// What is mounted: a device, a directory or a word; of pivot_root, where the old root goes.
@@ -101,7 +128,7 @@ pub struct Mount {
     /// Type of file system.
     pub fs: Span,
 }
-assert_size!(Mount, 32 + 56 + 16 + 40);
+assert_size!(Mount, 32 + 56 + 24 + 40);
 
 /// Bytes of a setting's name, with its NUL.
 pub const SETTING_NAME: usize = 256;

@@ -36,7 +36,7 @@ assert_size!(Creds, 32 + 24);
 /// `before` is not known: the call had begun before the hook at its entry was attached.
 pub const CREDS_BEFORE_UNKNOWN: u32 = 1 << 0;
 
-/// A call changed the credentials of its thread.
+/// A call changed the credentials of its thread, or its groups; or it tried to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
@@ -48,12 +48,16 @@ pub struct Credentials {
     pub number: u32,
     /// `CALL_COMPAT`, `CREDS_*`.
     pub flags: u32,
+    /// 0, or a negative errno.
+    pub result: i32,
+    /// Zero.
+    pub pad: u32,
     /// As the call began.
     pub before: Creds,
     /// As it returned.
     pub after: Creds,
 }
-assert_size!(Credentials, 32 + 56 + 8 + 56 + 56);
+assert_size!(Credentials, 32 + 56 + 16 + 56 + 56);
 
 /// A process as it was found through its number or its pidfd. All zero: there was none (any more).
 #[repr(C)]
@@ -102,7 +106,7 @@ pub struct Reach {
 }
 assert_size!(Reach, 32 + 56 + 24 + 32 + 8);
 
-/// Namespaces were made or entered.
+/// Namespaces were made or entered, or somebody tried to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spaces {
@@ -118,10 +122,14 @@ pub struct Spaces {
     pub namespaces: u32,
     /// clone and clone3: the child, in the caller's pid namespace; its fork record has its namespaces.
     pub child: u32,
+    /// 0, or a negative errno.
+    pub result: i32,
+    /// Zero.
+    pub pad: u32,
     /// The caller's namespaces after the call.
     pub ns: Namespaces,
 }
-assert_size!(Spaces, 32 + 56 + 16 + 32);
+assert_size!(Spaces, 32 + 56 + 24 + 32);
 
 /// `namespaces` could not be read.
 pub const SPACES_UNKNOWN: u32 = 1 << 0;

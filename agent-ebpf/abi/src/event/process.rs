@@ -139,6 +139,11 @@ pub struct Exec {
     pub args: Span,
     /// Total bytes of arguments (`arg_end - arg_start`), also what was cut.
     pub args_total: u64,
+    /// With [`EXE_INTERPRETED`]: the name that exec was given (`bprm->filename`), the kernel's copy; relative to `cwd` if it is
+    /// not absolute.
+    pub script: Span,
+    /// Name of the controlling terminal's device (`signal->tty->name`): `pts3`, `tty1`. Empty = it has none.
+    pub tty: Span,
     /// `outcome` of the kernel's verdicts on this exec.
     pub outcome: u32,
     /// With an outcome that names a rule: its number in the plan of the header's generation.
@@ -150,7 +155,7 @@ pub struct Exec {
 }
 assert_size!(
     Exec,
-    32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 8 + 40 + 24 + 8 + 16
+    32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 8 + 40 + 24 + 8 + 16 + 16
 );
 
 /// Who was the last to open a file for writing: also the value of the map `WRITERS`.
@@ -219,9 +224,11 @@ pub mod outcome {
     pub const DENIED: u32 = 8;
 }
 
-/// The file was made by a set-user-id or set-group-id exec (`bprm->secureexec`).
+/// The program runs with more than its caller's real ids have: it is set-user-id or set-group-id or has file capabilities, or
+/// real and effective ids differed before (`bprm->secureexec`, which the program sees as `AT_SECURE`).
 pub const EXE_SECURE: u32 = 1 << 0;
-/// The executable is a script: `exe` is the interpreter (`bprm->interp != filename`).
+/// What was executed is run by another program, as a script or by binfmt_misc: `exe` is the interpreter, the last one if there are
+/// several (`bprm->interp != filename`).
 pub const EXE_INTERPRETED: u32 = 1 << 1;
 /// The root of the process's mount namespace lies on an overlay, as those of containers do: the next flag says something.
 pub const EXE_LAYERED: u32 = 1 << 2;

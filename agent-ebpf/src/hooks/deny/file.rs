@@ -14,7 +14,7 @@ use sumun_abi::{
     verdict::denied,
 };
 
-use super::{answer, begin, is_canary, of_file, of_path, record};
+use super::{answer, begin, is_canary, of_file, of_path, record, refuse};
 use crate::{
     kernel::{
         Block,
@@ -187,6 +187,9 @@ fn deny_lsm_link(ctx: LsmContext) -> i32 {
     leads(run, to_dentry, mnt);
     let denied = record(run, kind::LINK).is_some()
         && deny::sumun_ask_file(run.level, index, denied::LINK as u32, dentry, mnt) != 0;
+    if denied {
+        refuse(denied::LINK);
+    }
     run.end();
     answer(denied)
 }

@@ -13,6 +13,7 @@ pub(super) mod process;
 
 use core::{arch::asm, ptr::addr_of_mut};
 
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use sumun_abi::{
     event::{deny::Asked, process::outcome},
     record::{RING_BULK, RING_LIFE},
@@ -104,11 +105,25 @@ fn ring(place: usize) -> u8 {
     }
 }
 
+/// Of the calls on one file, those that rules can ask for when they fail.
+const TOLD: u32 = 1 << denied::OPEN
+    | 1 << denied::MOUNT
+    | 1 << denied::TRUNCATE
+    | 1 << denied::CHMOD
+    | 1 << denied::CHOWN
+    | 1 << denied::PIVOT_ROOT;
+
+/// How long a call may take from being denied to its return.
+const RETURNS_NS: u64 = 1_000_000_000;
+
 /// The call of the current thread fails for this: what comes of it, when it returns, is on record.
 #[inline(always)]
 pub(super) fn refuse(place: usize) {
-    // Even, where a connect's is odd.
-    let _ = REFUSED.insert(&Task::current().tid(), &((place as u64) << 1), 0);
+    // Even, where a connect's is odd; above it when, as not every call comes by that asks.
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let word = now & !0xff | (place as u64) << 1;
+    let _ = REFUSED.insert(&Task::current().tid(), &word, 0);
 }
 
 /// True if this call, which failed with EPERM, was denied and is on record.
@@ -121,10 +136,10 @@ pub(super) fn was_denied(result: i32, place: usize) -> bool {
     let Some(refused) = REFUSED.get_ptr(&tid) else {
         return false;
     };
-    // SAFETY: a live map value.
-    let same = unsafe { refused.read_volatile() } == (place as u64) << 1;
+    // SAFETY: a live map value; no arguments.
+    let (word, now) = unsafe { (refused.read_volatile(), bpf_ktime_get_boot_ns()) };
     let _ = REFUSED.remove(&tid);
-    same
+    word & 0xff == (place as u64) << 1 && now.wrapping_sub(word & !0xff) < RETURNS_NS
 }
 
 /// An empty record of a call of the current process, of which the records are of this kind.
@@ -175,6 +190,9 @@ pub(super) fn of_file(
         unsafe { addr_of_mut!((*record).value).write(value) };
         let (dentry, mnt) = find(run);
         denied = deny::sumun_ask_file(run.level, index, place as u32, dentry, mnt) != 0;
+        if denied && TOLD >> place & 1 != 0 {
+            refuse(place);
+        }
     }
     run.end();
     answer(denied)

@@ -38,7 +38,7 @@ struct Asked {
     group: u64,
 }
 
-/// A call returned that has changed something about a file.
+/// A call returned that has changed something about a file, or was to.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
@@ -131,6 +131,8 @@ pub(crate) extern "C" fn sumun_change(call: u64) -> u64 {
         addr_of_mut!((*record).value).write(asked.value);
         addr_of_mut!((*record).uid).write(asked.user as u32);
         addr_of_mut!((*record).gid).write(asked.group as u32);
+        addr_of_mut!((*record).result).write(handed.result());
+        addr_of_mut!((*record).pad).write(0);
         let (name, above) = (addr_of_mut!((*record).name), addr_of_mut!((*record).base));
         if !known.is_null() {
             seen(record, known, &mut tail, flags);

@@ -191,6 +191,8 @@ extern "C" fn sumun_ring_changed(level: u32, asked: u32) -> u64 {
         addr_of_mut!((*record).value).write(u64::from(value));
         addr_of_mut!((*record).uid).write(u32::MAX);
         addr_of_mut!((*record).gid).write(u32::MAX);
+        addr_of_mut!((*record).result).write(0);
+        addr_of_mut!((*record).pad).write(0);
         change::seen(record, known, &mut tail, CALL_IO_URING);
     }
     run.send(RING_BULK, kind, filter.generation, tail.end());

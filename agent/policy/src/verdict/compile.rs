@@ -115,7 +115,7 @@ fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
 }
 
 /// An open or exec that the kernel judges here has succeeded: a result has only one that was denied,
-/// which leaves no record in the kernel.
+/// which leaves no record in the kernel, and one that failed by itself, which the agent judges.
 fn is_of_denied(field: FieldId, kind: Kind) -> bool {
     field == FieldId::Result && matches!(kind, Kind::Exec | Kind::Open)
 }

@@ -117,6 +117,7 @@ pub(super) fn kernel(dice: &mut Dice<'_>, unknowns: bool) -> KernelChange {
         fs_flaws,
         flags: Some(dice.pick(&[0, 1, 4096 | 16384])),
         entries: None,
+        signature: dice.chance(8).then(|| dice.pick(&[0, 1, 2])),
         value,
         value_flaws,
         name_flaws: 0,

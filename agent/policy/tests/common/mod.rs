@@ -191,6 +191,7 @@ const BOOLS: &[&str] = &[
     "net.dst.private",
     "proc.exe.deleted",
     "proc.exe.in_image",
+    "proc.exe.setid",
     "proc.exe.written_by_lineage",
     "file.deleted",
     "file.new_setuid",
@@ -381,6 +382,9 @@ fn image(dice: &mut Dice<'_>, parent: u32, unknowns: bool) -> Image {
             0
         },
         cwd: dice.pick(PATHS).to_owned(),
+        setid: dice.chance(8).then_some(dice.chance(3)),
+        script: dice.pick(&["", "", "/tmp/sh", "/usr/bin/sh"]).to_owned(),
+        tty: dice.pick(&["", "pts/0", "tty1"]).to_owned(),
         in_image: dice.chance(8).then_some(dice.chance(5)).filter(|_| seen),
         writer: dice.chance(6).then(|| Writer {
             exec_id: dice.pick(&[0, 7]),

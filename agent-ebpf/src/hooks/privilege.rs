@@ -108,6 +108,12 @@ pub(super) extern "C" fn sumun_begins() -> u64 {
     0
 }
 
+/// A call that may change credentials has failed, and nobody is told.
+#[inline(always)]
+pub(super) fn forget() {
+    let _ = BEFORE.remove(&Task::current().tid());
+}
+
 /// A call of this family returned.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -145,7 +151,13 @@ extern "C" fn sumun_credentials(call: u64) -> u64 {
     // thread's calls write it.
     unsafe {
         let before = addr_of_mut!((*record).before);
-        if let Some(found) = BEFORE.get_ptr(&tid)
+        let after = addr_of_mut!((*record).after);
+        task.creds(after);
+        if handed.result() < 0 {
+            // A call that failed has changed nothing, and may not have come by `sumun_begins`: seccomp refuses it before.
+            ptr::copy_nonoverlapping(after, before, 1);
+            known = true;
+        } else if let Some(found) = BEFORE.get_ptr(&tid)
             && (*found).start_ns == task.start()
         {
             ptr::copy_nonoverlapping(addr_of!((*found).creds), before, 1);
@@ -154,8 +166,6 @@ extern "C" fn sumun_credentials(call: u64) -> u64 {
             before.write(Creds::default());
         }
         let _ = BEFORE.remove(&tid);
-        let after = addr_of_mut!((*record).after);
-        task.creds(after);
         // Groups are not among them.
         let told = handed.result() != 0 || handed.action == action::SETGROUPS;
         if known && !told && same(before, after) {

@@ -312,6 +312,9 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         sumun_failed_seen_open();
     }
     if failed && !is_asked_for(action, result) {
+        if action & 63 == action::SETID & 63 || action & 63 == action::CAPSET & 63 {
+            super::privilege::forget();
+        }
         if DECIDED >> (action & 63) & 1 != 0 {
             sumun_failed_change();
         }

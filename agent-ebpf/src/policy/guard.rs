@@ -37,7 +37,7 @@ const fn name(text: &[u8], of: u64) -> (u32, [u64; 3], u64) {
     (text.len() as u32, words, of)
 }
 
-const NAMES: [(u32, [u64; 3], u64); 21] = [
+const NAMES: [(u32, [u64; 3], u64); 22] = [
     name(b"sumun-agent", AGENT),
     name(b"sshd", SSHD),
     name(b"sshd-session", SESSION),
@@ -45,6 +45,7 @@ const NAMES: [(u32, [u64; 3], u64); 21] = [
     name(b"systemd-logind", SERVICE),
     name(b"systemd-journald", SERVICE),
     name(b"systemd-udevd", SERVICE),
+    name(b"udevadm", SERVICE),
     name(b"kubelet", SERVICE),
     name(b"k3s", SERVICE),
     name(b"kubelite", SERVICE),

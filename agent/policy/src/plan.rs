@@ -384,7 +384,11 @@ pub fn scopes(policies: &[CheckedPolicy]) -> Vec<Scope> {
                     && KindFilter::of(asked.iter().map(|(_, rule)| &rule.predicate), *kind).plan
                         != KindPlan::None;
             let (mode, (rules, reason)) = if is_life(*kind) || everything {
-                (Mode::All, (Vec::new(), String::new()))
+                // Of calls that failed only what rules ask for is told.
+                let mut of_failures = asked;
+                of_failures
+                    .retain(|(_, rule)| tells_failures(*kind) && reads(rule, &[FieldId::Result]));
+                (Mode::All, recorded(&of_failures))
             } else if asked.is_empty() {
                 let reason = format!("no rule asks for {}", kind_name(*kind));
                 (Mode::None, (Vec::new(), reason))

@@ -21,10 +21,12 @@ const SSHD: &[u8] = b"sshd";
 /// What sshd hands a login to, from OpenSSH 9.8 and 10.0 on.
 const SESSIONS: [&[u8]; 2] = [b"sshd-session", b"sshd-auth"];
 /// What runs the host or its containers. The kernel side has the same list (`agent-ebpf/src/policy/guard.rs`).
-const SERVICES: [&[u8]; 17] = [
+const SERVICES: [&[u8]; 18] = [
     b"systemd-logind",
     b"systemd-journald",
     b"systemd-udevd",
+    // Newer versions' systemd-udevd is a link to it.
+    b"udevadm",
     b"kubelet",
     b"k3s",
     b"kubelite",
@@ -143,6 +145,12 @@ pub fn is_name_of_sshd(name: &[u8]) -> bool {
     name == SSHD || SESSIONS.contains(&name)
 }
 
+/// Whether a file of this name may be that of what runs the host or its containers.
+#[must_use]
+pub fn is_name_of_service(name: &[u8]) -> bool {
+    SERVICES.contains(&name)
+}
+
 /// Whether this is the host's sshd, or what it hands a login to; not, if that cannot be told.
 #[must_use]
 pub fn is_sshd(pid: u32) -> bool {
@@ -159,7 +167,8 @@ fn is_ssh_listener(pid: u32, starting: bool) -> Result<bool, (String, io::Error)
 /// and lies in folders into which nobody else can put anything; its root directory is that of process 1; and by its cgroups
 /// it is neither of a container nor of a login's session, in which people start what they like.
 fn is_service(pid: u32) -> Result<bool, (String, io::Error)> {
-    if program(pid, |name| SERVICES.contains(&name))?.is_none() {
+    // The file last: who is not root can have one of a file system that does not answer.
+    if !is_named(pid, is_name_of_service)? || real_uid(pid)? != Some(0) {
         return Ok(false);
     }
     let host = host_root()?;
@@ -173,9 +182,8 @@ fn is_service(pid: u32) -> Result<bool, (String, io::Error)> {
         _ => false,
     };
     Ok(same
-        && is_of_host(pid, |name| SERVICES.contains(&name))?
-        && real_uid(pid)? == Some(0)
         && is_of_no_session(pid)?
+        && is_of_host(pid, is_name_of_service)?
         && lies_safely(pid, host)?)
 }
 
@@ -229,7 +237,7 @@ fn lies_safely(pid: u32, host: &str) -> Result<bool, (String, io::Error)> {
 
 /// A program of the host by the name of its file.
 fn is_of_host(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<bool, (String, io::Error)> {
-    if program(pid, named)?.is_none() {
+    if !is_named(pid, &named)? {
         return Ok(false);
     }
     let spaces = [
@@ -240,21 +248,31 @@ fn is_of_host(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<bool, (String, 
         let space = fs::read_link(&path);
         there(&path, space)
     });
-    Ok(own? == host? && is_of_root(pid)?)
+    Ok(own? == host? && is_of_root(pid)? && program(pid, named)?.is_some())
+}
+
+/// Whether the file of a process's program has such a name.
+fn is_named(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<bool, (String, io::Error)> {
+    let exe = format!("/proc/{pid}/exe");
+    let Some(path) = there(&exe, fs::read_link(&exe))? else {
+        return Ok(false);
+    };
+    let path = path.as_os_str().as_bytes();
+    let path = path.strip_suffix(DELETED).unwrap_or(path);
+    Ok(path.rsplit(|byte| *byte == b'/').next().is_some_and(named))
 }
 
 /// The file of a process's program, if it has such a name and is root's alone.
 fn program(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<Option<Known>, (String, io::Error)> {
-    let exe = format!("/proc/{pid}/exe");
-    let Some(path) = there(&exe, fs::read_link(&exe))? else {
-        return Ok(None);
-    };
-    let path = path.as_os_str().as_bytes();
-    let path = path.strip_suffix(DELETED).unwrap_or(path);
-    if !path.rsplit(|byte| *byte == b'/').next().is_some_and(named) {
+    if !is_named(pid, named)? {
         return Ok(None);
     }
-    let file = there(&exe, known(&exe))?;
+    let exe = format!("/proc/{pid}/exe");
+    let file = match known(&exe) {
+        // A file system of somebody's own shows its files to nobody else: it is none of root's.
+        Err(_) if real_uid(pid)? != Some(0) => None,
+        found => there(&exe, found)?,
+    };
     Ok(file.filter(|file| file.uid == 0 && file.mode & 0o022 == 0))
 }
 
@@ -262,10 +280,10 @@ fn program(pid: u32, named: impl Fn(&[u8]) -> bool) -> Result<Option<Known>, (St
 /// forks alone. Anybody can give a file of root's any name, by a mount in a user namespace of their own or by a link, and
 /// can run sshd itself with a library of theirs.
 fn is_of_root(pid: u32) -> Result<bool, (String, io::Error)> {
-    let mut pid = pid;
+    let (first, mut pid) = (pid, pid);
     for _ in 0..FORKS_MAX {
         if real_uid(pid)? == Some(0) {
-            return Ok(true);
+            return Ok(pid == first || program(pid, is_name_of_sshd)?.is_some());
         }
         let Some((own, parent)) = stat(pid)?.map(|own| (own, own.parent())) else {
             return Ok(false);
@@ -273,11 +291,11 @@ fn is_of_root(pid: u32) -> Result<bool, (String, io::Error)> {
         let Some(above) = stat(parent)? else {
             return Ok(false);
         };
-        if program(parent, is_name_of_sshd)?.is_none() {
+        if !is_named(parent, is_name_of_sshd)? {
             return Ok(false);
         }
         if !own.is_fork_of(above) {
-            return Ok(real_uid(parent)? == Some(0));
+            return Ok(real_uid(parent)? == Some(0) && program(parent, is_name_of_sshd)?.is_some());
         }
         pid = parent;
     }

@@ -53,17 +53,18 @@ impl Proven {
     }
 
     /// Kills it. What `/proc` says of it is not to be had, so of what may not be killed more is left out than else: all that
-    /// could be sshd. A thread of the kernel has no program, and is not among these.
-    fn kill(&self) -> Done {
+    /// could be sshd or, unless the rule is `forced`, a service. A thread of the kernel has no program, and is not among these.
+    fn kill(&self, forced: bool) -> Done {
         match self.pid {
             1 => return Done::Guarded(Guarded::Init),
             own if own == std::process::id() => return Done::Guarded(Guarded::Agent),
             _ => {}
         }
         let name = self.program.as_bytes();
-        if guard::is_name_of_sshd(name.strip_suffix(guard::DELETED).unwrap_or(name)) {
+        let name = name.strip_suffix(guard::DELETED).unwrap_or(name);
+        if guard::is_name_of_sshd(name) || !forced && guard::is_name_of_service(name) {
             return Done::Failed(format!(
-                "/proc/{} is not to be seen: whether it listens for ssh is not known, so it is not killed",
+                "/proc/{} is not to be seen: whether it listens for ssh, or runs the host or its containers, is not known, so it is not killed",
                 self.pid
             ));
         }
@@ -122,7 +123,9 @@ impl Target {
 pub fn kill(target: &Target, proven: Option<&Proven>) -> Done {
     let held = match (hold(target), proven) {
         (Ok(held), _) => held,
-        (Err(Done::Gone | Done::Failed(_)), Some(proven)) => return proven.kill(),
+        (Err(Done::Gone | Done::Failed(_)), Some(proven)) => {
+            return proven.kill(target.how.forced);
+        }
         (Err(done), _) => return done,
     };
     let sharers = if target.with_sharers {

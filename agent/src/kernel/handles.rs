@@ -33,7 +33,7 @@ const EVENT: usize = size_of::<libc::fanotify_event_metadata>();
 const INFO: usize = 12;
 const HANDLE: usize = 8;
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the first namespace of processes, whose numbers records have.
-const FIRST_PIDS: u64 = 0xefff_fffc;
+pub(crate) const FIRST_PIDS: u64 = 0xefff_fffc;
 
 /// A file system, as `statfs` names it.
 pub type FsId = [u8; 8];

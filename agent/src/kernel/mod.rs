@@ -416,24 +416,38 @@ impl Kernel {
     }
 
     /// Detaches what agents with other maps have left, whose rules were in force until now; what they had not read is given up
-    /// with it. To be called once the rules of this one are in force: attached, with a lease.
+    /// with it. To be called once the rules of this one are in force: attached, with a lease. Whatever of it fails, the rest is done.
     ///
     /// # Errors
-    /// A pin cannot be removed. What is left is in force until its lease is over, and the next agent tries again.
-    pub fn retire_others(&mut self) -> Result<Vec<Retired>, Error> {
-        let others = self.pins.others()?;
-        let mut retired = Vec::with_capacity(others.len());
+    /// A pin cannot be removed, the first one. What is left is in force until its lease is over, and the next agent tries again.
+    pub fn retire_others(&mut self) -> (Vec<Retired>, Result<(), Error>) {
+        let mut done = self.pins.be_whole();
+        let others = match self.pins.others() {
+            Ok(others) => others,
+            Err(error) => return (Vec::new(), done.and(Err(error))),
+        };
+        let mut given_up = Vec::new();
+        let mut left = Vec::with_capacity(others.len());
         for other in others {
             // What is open goes on holding what its programs write until they are detached.
             let rings = ["LIFE", "BULK"].map(|name| open_left(&other.map(name)));
-            let given_up = other.remove_links()?;
-            links::wait_for_programs(&given_up);
+            match other.remove_links() {
+                Ok(links) => given_up.extend(links),
+                Err(error) => done = done.and(Err(error)),
+            }
+            left.push((other, rings));
+        }
+        if !links::wait_for_programs(&given_up) {
+            done = done.and(Err(Error::Held(links::DETACH_DEADLINE)));
+        }
+        let mut retired = Vec::with_capacity(left.len());
+        for (other, rings) in left {
             retired.push(Retired {
                 unread: rings.map(|ring| ring.map(count_unread)),
             });
-            other.remove()?;
+            done = done.and(other.remove().map(drop));
         }
-        Ok(retired)
+        (retired, done)
     }
 
     /// Makes filter `index` the active one.
@@ -669,8 +683,9 @@ fn count_unread(mut ring: Ring) -> u64 {
 /// that names the set, and whether it was there.
 fn adopt(pins: &Pins, (layout, maps): &([u64; 4], Vec<String>)) -> Result<(u64, bool), Error> {
     let path = pins.map("META");
-    // A set that is not whole was being made or removed when an agent ended. So was one beside another: that one is in force.
-    if pins.others()?.is_empty()
+    // A set that is not whole was being made or removed when an agent ended. So was one beside another, if its rules were never
+    // in force: the other's are.
+    if (pins.is_whole() || pins.others()?.is_empty())
         && path.exists()
         && maps.iter().all(|name| pins.map(name).exists())
         && let Ok(data) = MapData::from_pin(&path)

@@ -58,6 +58,28 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// There once its programs are attached and its rules are in force: a set of which that was never so was being made. A
+    /// directory, as nothing else can be made here.
+    fn whole(&self) -> PathBuf {
+        self.root.join("whole")
+    }
+
+    /// Its rules are in force from now on.
+    pub(super) fn be_whole(&self) -> Result<(), Error> {
+        let path = self.whole();
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::file("create", path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether its rules have ever been in force.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole().is_dir()
+    }
+
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -96,10 +118,10 @@ impl Pins {
         }
     }
 
-    /// Detaches everything. The links that the kernel has yet to let go of.
+    /// Detaches everything, whatever of it fails. The links that the kernel has yet to let go of.
     pub(super) fn remove_links(&self) -> Result<Vec<GivenUp>, Error> {
         let dir = self.links();
-        let mut given_up = Vec::new();
+        let (mut given_up, mut failed) = (Vec::new(), None);
         // One that was being made or removed when an agent ended has none.
         if !dir.is_dir() {
             return Ok(given_up);
@@ -107,9 +129,11 @@ impl Pins {
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
             given_up.extend(links::give_up(&path));
-            fs::remove_file(&path).map_err(Error::file("remove", path))?;
+            if let Err(error) = fs::remove_file(&path) {
+                failed.get_or_insert(Error::file("remove", path)(error));
+            }
         }
-        Ok(given_up)
+        failed.map_or(Ok(given_up), Err)
     }
 
     /// Removes everything: links first, so that nothing writes into maps that are gone. The links that the kernel has yet to
@@ -119,9 +143,14 @@ impl Pins {
         for entry in fs::read_dir(&self.root).map_err(Error::file("list", &self.root))? {
             let entry = entry.map_err(Error::file("list", &self.root))?;
             let path = entry.path();
-            if !path.is_dir() {
-                fs::remove_file(&path).map_err(Error::file("remove", path))?;
+            if path == self.links() {
+                continue;
             }
+            let removed = match path.is_dir() {
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            };
+            removed.map_err(Error::file("remove", path))?;
         }
         Ok(given_up)
     }

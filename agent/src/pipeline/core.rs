@@ -33,7 +33,7 @@ use crate::enrich::names::Names;
 use crate::enrich::process::{ImageKey, Node, Tree};
 use crate::enrich::runtime::cloud;
 use crate::enrich::workload::{Workload, Workloads};
-use crate::kernel::StreamId;
+use crate::kernel::{StreamId, handles};
 use crate::receive::record::{Body, Malformed, Record};
 use crate::receive::{cgroup, deny, file, kernel, network, privilege, process};
 
@@ -312,11 +312,14 @@ impl Core {
             // Other rules are not asked: nothing was opened, executed or changed.
             found.retain(|hit| hit.deny == Some(Mode::Enforce));
         }
-        // Rules are about those who steal credentials there; the agent is one of those who may ask.
+        // Rules are about those who steal credentials there; the agent is one of those who may ask. It is on record all the same.
         if cloud::is_asked(&batch.batch().events)
             && is_own(node, actor, (self.own_pid, self.own.as_deref()))
         {
-            found.clear();
+            for hit in &mut found {
+                hit.alert = false;
+                (hit.kill, hit.deny, hit.isolate) = (None, None, None);
+            }
         }
         let judged = Judged {
             stream,
@@ -391,10 +394,12 @@ impl Core {
             u64::from(node.ns.pid) == space && space != 0 && node.ns.pid_inside == own
         };
         let found = self.tree.living().find(inside);
-        let found = found.or_else(|| self.tree.living().find(|node| node.key.pid == own));
-        if let Some(node) = &found {
-            self.own_pid = node.key.pid;
-        }
+        // Where the host's numbers are the agent's.
+        let found = found.or_else(|| {
+            let mut all = self.tree.living();
+            all.find(|node| space == handles::FIRST_PIDS && node.key.pid == own)
+        });
+        self.own_pid = found.as_ref().map_or(0, |node| node.key.pid);
         self.own = found;
         self.own.as_ref()
     }
@@ -524,7 +529,14 @@ fn is_own(node: &Node, actor: &Actor, (own_pid, own): (u32, Option<&Node>)) -> b
     };
     let of_root = actor.uid == 0 && actor.euid == 0;
     let spaces = |node: &Node| (node.ns.user, node.ns.mnt);
+    // A service of root's with fewer rights cannot become the agent, and is not taken for it.
+    let rights = |node: &Node| node.program().map(|program| program.caps[1]);
+    let as_many = match (rights(node), rights(own)) {
+        (Some(rights), Some(needed)) => needed & !rights == 0,
+        _ => false,
+    };
     of_root
+        && as_many
         && own.ns.user != 0
         && own.ns.mnt != 0
         && spaces(node) == spaces(own)

@@ -1,4 +1,4 @@
-//! Secrets in what a batch says beside arguments: labels and tags, values of settings, sources of mounts, parameters of modules.
+//! Secrets in what a batch says beside arguments: labels and tags, values of settings, sources of mounts, parameters of modules, paths of scripts.
 //! Taken out when it is closed: rules have judged what was really said.
 
 use sumun_proto::v1::{Batch, Kind};
@@ -21,6 +21,12 @@ pub(super) fn redact(batch: &mut Batch, redactor: &Redactor) {
         labels(&mut facts.pod_labels, &mut facts.pod_labels_flaws);
         if let Some(cloud) = &mut facts.cloud {
             labels(&mut cloud.tags, &mut cloud.tags_flaws);
+        }
+    }
+    // The arguments of a script say its path once more.
+    for image in &mut batch.images {
+        if let Some(told) = redactor.redact_text(&image.script, false) {
+            image.script = told;
         }
     }
     let alerts = batch.alerts.iter_mut();

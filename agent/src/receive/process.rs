@@ -9,6 +9,7 @@ use sumun_abi::event::process::{
 use sumun_abi::record::{ARGS_MAX, FLAW_DELETED, FLAW_PARTIAL, FLAW_RACY, Span};
 use sumun_proto::text;
 use sumun_proto::v1::{self, Event, Kind};
+use sumun_proto::view::UNKNOWN_TEXT;
 
 use super::file::joined;
 use super::record::Record;
@@ -106,6 +107,7 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
     } else {
         0
     };
+    let (script, of_script) = script(record, exec);
     Began {
         actor: exec.actor,
         program: Program {
@@ -115,13 +117,13 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
             exe_ino: exec.exe_ino,
             in_image: in_image(exec.exe_flags),
             setid: (!bootstrapped).then_some(exec.exe_flags & EXE_SECURE != 0),
-            script: script(record, exec),
+            script,
             exe_changed_ns: exec.exe_changed_ns,
             args: split(record.text(exec.args)),
             args_flaws: flaws(exec.args) | racy,
             args_total: exec.args_total,
             cwd: text::from_bytes(record.text(exec.cwd)),
-            cwd_flaws: flaws(exec.cwd),
+            cwd_flaws: flaws(exec.cwd) | of_script,
             auid: (exec.auid != u32::MAX).then_some(exec.auid),
             session: exec.session,
             tty: tty(record.text(exec.tty)),
@@ -144,13 +146,13 @@ pub fn in_image(flags: u32) -> Option<bool> {
     (flags & EXE_LAYERED != 0).then_some(flags & EXE_IN_IMAGE != 0)
 }
 
-/// Path of what was executed, where that is run by another program; else empty.
-fn script(record: &Record<'_>, exec: &Exec) -> String {
+/// Path of what was executed, where that is run by another program, and what is wrong with it; else empty.
+fn script(record: &Record<'_>, exec: &Exec) -> (String, u32) {
     if exec.exe_flags & EXE_INTERPRETED == 0 {
-        return String::new();
+        return (String::new(), 0);
     }
-    let (path, _, _) = joined(record, exec.cwd, exec.script);
-    path.unwrap_or_default()
+    let (path, _, flaws) = joined(record, exec.cwd, exec.script);
+    (path.unwrap_or_default(), flaws & UNKNOWN_TEXT)
 }
 
 /// The device's name below `/dev`: the kernel's own of a pseudo terminal lacks the slash.

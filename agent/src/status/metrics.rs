@@ -180,11 +180,11 @@ impl Metrics<'_> {
 
     /// How the kernel kills, as it was tried on children of the agent's own.
     fn kills(&mut self, kills: &[KillStatus]) -> fmt::Result {
-        let help = "The kernel kills so on this host; 0: rules that do are carried out late";
+        let help = "The kernel kills so on this host, as it was tried; 0: rules that do are carried out late; none: it could not be tried";
         let mut encoder = self
             .0
             .encode_descriptor("kill_works", help, None, MetricType::Gauge)?;
-        for kill in kills {
+        for kill in kills.iter().filter(|kill| kill.is_known()) {
             let works = ConstGauge::new(i64::from(kill.available));
             works.encode(encoder.encode_family(&[("mode", kill.mode)])?)?;
         }

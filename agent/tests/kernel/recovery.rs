@@ -306,13 +306,14 @@ effect = "kill"
             next.attach().unwrap();
             next.hold_until(u64::MAX).unwrap();
             assert_eq!(sets(), 1 + if round == 1 { 2 } else { 1 });
-            let retired = next.retire_others().unwrap();
+            let (retired, done) = next.retire_others();
+            done.unwrap();
             assert_eq!(sets(), 1);
             let told: Vec<_> = retired.iter().map(|one| one.unread[0]).collect();
             println!("round {round}: {told:?} unread, at least {unread} bytes");
             assert!(told.last().copied().flatten().unwrap() > 0);
             assert_eq!(told.len(), if round == 1 { 2 } else { 1 });
-            assert!(next.retire_others().unwrap().is_empty());
+            assert!(next.retire_others().0.is_empty());
             bench.kernel = Some(next);
         }
         drop(stops);
@@ -333,17 +334,31 @@ effect = "kill"
 }
 
 #[test]
-fn a_set_beside_another_was_being_made_and_begins_anew() {
+fn a_set_whose_rules_were_in_force_is_kept_whatever_lies_beside_it() {
     let Some(mut bench) = bench::own("halfway", |_| {}) else {
         return;
     };
     let generation = bench.kernel().pin_generation();
     bench.quit();
     let pins = bench.config.bpffs.join(&bench.config.directory);
-    fs::create_dir_all(pins.join("v0")).unwrap();
-    let next = Kernel::load(&bench.config).unwrap();
+    // What an upgrade leaves that was turned back, with what only its agent knows.
+    let beside = pins.join("v0");
+    fs::create_dir_all(beside.join("links")).unwrap();
+    fs::create_dir_all(beside.join("more/of/it")).unwrap();
+    // It was never in force: so the other one is, and this one was being made.
+    let mut next = Kernel::load(&bench.config).unwrap();
     assert!(!next.reused());
-    assert_ne!(next.pin_generation(), generation);
+    let second = next.pin_generation();
+    assert_ne!(second, generation);
+    let (retired, done) = next.retire_others();
+    done.unwrap();
+    assert_eq!(retired.len(), 1);
+    assert!(!beside.exists());
+    drop(next);
+    fs::create_dir_all(&beside).unwrap();
+    let next = Kernel::load(&bench.config).unwrap();
+    assert!(next.reused(), "its rules have been in force");
+    assert_eq!(next.pin_generation(), second);
     drop(next);
     assert!(sumun_agent::kernel::release(&bench.config).unwrap());
     assert!(!pins.exists(), "another version's are removed, too");

@@ -245,6 +245,8 @@ impl Writer {
         let mut judged = Vec::with_capacity(group.len());
         for job in group {
             judged.push(self.judge(job, received_ns).await);
+            // A group takes one question to the database for each, and a busy database half a minute for one.
+            self.parts.pulse.step();
         }
         judged = self.make_durable(judged).await;
         let mut applied = Vec::new();
@@ -262,6 +264,7 @@ impl Writer {
             let outcome = self.outcome(&job.delivery, verdict);
             if let Outcome::Refused(reason) = &outcome {
                 self.remember(&job.delivery, reason).await;
+                self.parts.pulse.step();
             }
             if let Some((record, seq)) = record {
                 let segment = segments

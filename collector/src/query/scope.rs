@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sumun_lake::engine::Range;
 use sumun_policy::ir::{Expr, Operand};
+use sumun_policy::plan::tells_failures;
 use sumun_policy::{Predicate, alternatives, covers};
 use sumun_proto::FieldId;
 use sumun_proto::catalogue::kind_name;
@@ -111,7 +112,12 @@ impl<'a> HostScopes<'a> {
                 reason => format!(" ({reason})"),
             };
             match scope.scope.mode() {
-                Mode::All => {}
+                Mode::All if !coverage.asks_for_failures(kind) => {}
+                Mode::All if coverage.covered(&scope.scope) => {}
+                Mode::All => {
+                    let reason = format!("{name}: of calls that failed, what rules ask for{why}");
+                    add(scope.from_ns, to, Mode::Filtered, reason);
+                }
                 Mode::Filtered if coverage.covered(&scope.scope) => {}
                 Mode::Filtered => {
                     add(
@@ -157,19 +163,30 @@ impl<'a> Coverage<'a> {
         }
     }
 
-    /// True when each of what the query asks of the kind is within one of the rules.
-    fn covered(&mut self, scope: &Scope) -> bool {
-        let asked = self.asked.entry(scope.kind).or_insert_with(|| {
-            let all = alternatives(self.query, scope.kind());
+    fn asked(&mut self, kind: Kind) -> &mut Vec<Asked> {
+        self.asked.entry(kind.into()).or_insert_with(|| {
+            let all = alternatives(self.query, kind);
             let asked = all.into_iter().map(|predicate| Asked {
                 predicate,
                 known: BTreeMap::new(),
             });
             asked.collect()
-        });
-        asked
-            .iter_mut()
-            .all(|one| scope.rules.iter().any(|rule| one.is_within(rule)))
+        })
+    }
+
+    /// True when each of what the query asks of the kind is within one of the rules.
+    fn covered(&mut self, scope: &Scope) -> bool {
+        let mut asked = self.asked(scope.kind()).iter_mut();
+        asked.all(|one| scope.rules.iter().any(|rule| one.is_within(rule)))
+    }
+
+    /// True when it asks how calls of the kind ended, of which those that failed are told where rules ask for them.
+    fn asks_for_failures(&mut self, kind: Kind) -> bool {
+        tells_failures(kind)
+            && self
+                .asked(kind)
+                .iter()
+                .any(|one| one.predicate.fields().contains(&FieldId::Result))
     }
 }
 
@@ -293,6 +310,24 @@ mod tests {
         ] {
             assert!(!is_covered(&wider), "{wider}");
         }
+    }
+
+    /// Where everything of a kind is recorded, of calls that failed only what rules ask for is.
+    #[test]
+    fn calls_that_failed_are_covered_by_rules_that_ask_for_them() {
+        let mut all = scope(100, Kind::Open, Mode::All, "result == -13");
+        let query = |scopes: &Arc<HostScope>, query: &str| {
+            missing(std::slice::from_ref(scopes), query, 100).is_empty()
+        };
+        assert!(query(&all, "file.path == \"/x\""));
+        assert!(query(&all, "file.path == \"/x\" && result == -13"));
+        assert!(!query(&all, "result == -1"));
+        Arc::get_mut(&mut all)
+            .expect("nobody else has it")
+            .scope
+            .rules = Vec::new();
+        assert!(query(&all, "file.path == \"/x\""));
+        assert!(!query(&all, "result == -13"));
     }
 
     /// Of a list that the record has only the hash of, no item is known; what its rule matched is stored.

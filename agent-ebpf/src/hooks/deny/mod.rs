@@ -139,7 +139,10 @@ pub(super) fn was_denied(result: i32, place: usize) -> bool {
     // SAFETY: a live map value; no arguments.
     let (word, now) = unsafe { (refused.read_volatile(), bpf_ktime_get_boot_ns()) };
     let _ = REFUSED.remove(&tid);
-    word & 0xff == (place as u64) << 1 && now.wrapping_sub(word & !0xff) < RETURNS_NS
+    let by = (word & 0xff) as usize;
+    // An open that would empty the file is denied as that.
+    let same = by == place << 1 || place == denied::OPEN && by == denied::TRUNCATE << 1;
+    same && now.wrapping_sub(word & !0xff) < RETURNS_NS
 }
 
 /// An empty record of a call of the current process, of which the records are of this kind.

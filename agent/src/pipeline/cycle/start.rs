@@ -195,7 +195,7 @@ impl Pipeline {
             bulk,
             alert,
             folds,
-            own_pid: std::process::id(),
+            own_pid: 0,
             own: None,
             counts: crate::pipeline::Counts::default(),
             repair: false,
@@ -256,8 +256,12 @@ impl Pipeline {
         }
         let unsaid = pipeline.unsaid.is_left();
         // The filter first: what is attached is judged by it from the first record on.
-        let (on_trial, trial) = loaded.on_trial();
+        let (on_trial, mut trial) = loaded.on_trial();
         pipeline.apply(on_trial, true)?;
+        if pipeline.loaded.verdicts().clauses.is_empty() && trial.leave_out() {
+            // With its rules there was too much for the kernel's map; without, there may not be.
+            pipeline.apply(loaded.clone(), true)?;
+        }
         pipeline.kernel.attach()?;
         pipeline.kernel.note(HookStatus {
             hook: "integrity",
@@ -344,17 +348,14 @@ impl Pipeline {
 
     /// Detaches what an agent with other maps has left. What is to be said of it, if there was one.
     fn retire_others(&mut self) -> Option<String> {
-        let retired = match self.kernel.retire_others() {
-            Ok(retired) => retired,
-            Err(error) => {
-                let error = format!(
-                    "{error}; what an agent of another version has attached is in force beside this one's until its lease is over"
-                );
-                tracing::error!("{error}");
-                self.status.trouble(OTHERS, Some(error));
-                return None;
-            }
-        };
+        let (retired, done) = self.kernel.retire_others();
+        if let Err(error) = done {
+            let error = format!(
+                "{error}; what an agent of another version has attached is in force beside this one's until its lease is over"
+            );
+            tracing::error!("{error}");
+            self.status.trouble(OTHERS, Some(error));
+        }
         if retired.is_empty() {
             return None;
         }

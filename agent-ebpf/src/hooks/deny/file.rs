@@ -35,6 +35,9 @@ fn deny_lsm_open(ctx: LsmContext) -> i32 {
         return 0;
     };
     let denied = opened(run, index, run.number(ctx.arg(0)));
+    if denied {
+        refuse(denied::OPEN);
+    }
     run.end();
     answer(denied)
 }

@@ -49,7 +49,8 @@ build: setup
 	@deploy/setup/build
 
 packages: build
-	@deploy/packages/build
+	@deploy/packages/static
+	deploy/packages/build
 
 demo: build
 	@deploy/demo/run

@@ -2,6 +2,7 @@
 //! what a purge leaves. And the machine as an instance of EC2: [`cloud`].
 
 mod cloud;
+mod tarball;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,8 +53,20 @@ fn bring(machine: &Machine, packages: &Path) {
     }
 }
 
-/// Packages of a version of the programs under test.
+/// Packages of a version of the programs under test, one for each.
 fn build(kind: &str, version: Option<&str>, out: &Path) -> Vec<PathBuf> {
+    pack(kind, version, out);
+    let mut packages: Vec<PathBuf> = fs::read_dir(out)
+        .expect("the folder of packages")
+        .map(|entry| entry.expect("a package").path())
+        .collect();
+    packages.sort();
+    assert_eq!(packages.len(), 3, "{packages:?}");
+    packages
+}
+
+/// Runs the script that makes packages.
+fn pack(kind: &str, version: Option<&str>, out: &Path) {
     let programs = programs::path("sumun-agent");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/packages/build");
     let mut command = Command::new(script);
@@ -74,13 +87,6 @@ fn build(kind: &str, version: Option<&str>, out: &Path) -> Vec<PathBuf> {
         "{}",
         String::from_utf8_lossy(&built.stderr)
     );
-    let mut packages: Vec<PathBuf> = fs::read_dir(out)
-        .expect("the folder of packages")
-        .map(|entry| entry.expect("a package").path())
-        .collect();
-    packages.sort();
-    assert_eq!(packages.len(), 3, "{packages:?}");
-    packages
 }
 
 fn lintian(packages: &[PathBuf]) {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::container::capabilities;
-use crate::pod::cri;
+use crate::pod::{Shared, cri};
 
 /// A cluster's objects, and the node that they are on.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Node {
     volumes: PathBuf,
     /// Names that its DNS would tell.
     pub hosts: Vec<(String, String)>,
+    /// Pods have a network of their own, unless they ask for the node's.
+    pub networks: bool,
 }
 
 impl Node {
@@ -49,6 +51,7 @@ impl Node {
             folders: Vec::new(),
             volumes: scratch.join("volumes"),
             hosts: Vec::new(),
+            networks: false,
         }))
     }
 
@@ -79,6 +82,15 @@ impl Node {
             .iter()
             .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
             .with_context(|| format!("there is no {kind} {name}"))
+    }
+
+    /// What of the node a pod shares.
+    #[must_use]
+    pub fn shared(&self, pod: &Value) -> Shared {
+        Shared {
+            pid: pod["hostPID"] == true,
+            network: pod["hostNetwork"] == true || !self.networks,
+        }
     }
 
     /// A container of a pod for the runtime.
@@ -158,7 +170,11 @@ impl Node {
             log_path: format!("{name}.log"),
             linux: Some(cri::LinuxContainerConfig {
                 resources: Some(resources(&container["resources"])?),
-                security_context: Some(security(pod, &container["securityContext"])?),
+                security_context: Some(security(
+                    pod,
+                    &container["securityContext"],
+                    self.shared(pod),
+                )?),
             }),
             ..cri::ContainerConfig::default()
         })
@@ -252,7 +268,11 @@ fn resources(resources: &Value) -> Result<cri::LinuxContainerResources> {
     })
 }
 
-fn security(pod: &Value, own: &Value) -> Result<cri::LinuxContainerSecurityContext> {
+fn security(
+    pod: &Value,
+    own: &Value,
+    shared: Shared,
+) -> Result<cri::LinuxContainerSecurityContext> {
     let of_pod = &pod["securityContext"];
     known(
         own,
@@ -287,8 +307,8 @@ fn security(pod: &Value, own: &Value) -> Result<cri::LinuxContainerSecurityConte
         }),
         privileged: own["privileged"].as_bool().unwrap_or(false),
         namespace_options: Some(cri::NamespaceOption {
-            network: 2,
-            pid: if pod["hostPID"] == true { 2 } else { 0 },
+            network: if shared.network { 2 } else { 0 },
+            pid: if shared.pid { 2 } else { 0 },
         }),
         run_as_user: user.map(|value| cri::Int64Value { value }),
         readonly_rootfs: own["readOnlyRootFilesystem"].as_bool().unwrap_or(false),

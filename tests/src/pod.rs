@@ -25,8 +25,12 @@ use cri::runtime_service_client::RuntimeServiceClient;
 
 /// How long containerd may take until it serves.
 const READY: Duration = Duration::from_secs(60);
-/// A namespace of the node: the network always, so that none has to be set up.
+/// A namespace of the node.
 const NODE: i32 = 2;
+/// Where Debian and others put the plugins that set up networks of pods.
+const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+/// The bridge of the pods' network.
+const BRIDGE: &str = "sumun-pods0";
 /// The state of a container that has ended.
 const EXITED: i32 = 2;
 
@@ -35,6 +39,76 @@ const EXITED: i32 = 2;
 pub struct Containerd {
     socket: PathBuf,
     process: Process,
+    network: Option<Network>,
+}
+
+/// A network that pods may have of their own; its bridge goes with it.
+#[derive(Debug)]
+pub struct Network {
+    plugins: &'static str,
+    /// The node in it.
+    pub node: &'static str,
+    addresses: PathBuf,
+    /// Whether the node forwarded packets before: the plugin has it do so.
+    forwarded: String,
+}
+
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+impl Network {
+    /// Sets one up in a folder for the pods of a containerd. `None`: the plugins are not installed, or `ip`.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn new(folder: &Path) -> Result<Option<Self>> {
+        let whole = |folder: &&str| {
+            let mut names = ["bridge", "host-local", "loopback"].iter();
+            names.all(|name| Path::new(folder).join(name).exists())
+        };
+        let Some(plugins) = PLUGINS.into_iter().find(whole) else {
+            return Ok(None);
+        };
+        if Command::new("ip").arg("-V").output().is_err() {
+            return Ok(None);
+        }
+        let addresses = folder.join("addresses");
+        let config = serde_json::json!({
+            "cniVersion": "0.4.0", "name": "pods",
+            "plugins": [{
+                "type": "bridge", "bridge": BRIDGE, "isDefaultGateway": true,
+                "ipam": {
+                    "type": "host-local", "ranges": [[{ "subnet": "10.211.77.0/24", "gateway": "10.211.77.1" }]],
+                    "dataDir": addresses.display().to_string(),
+                },
+            }],
+        });
+        fs::create_dir_all(folder.join("networks"))?;
+        fs::write(folder.join("networks/pods.conflist"), config.to_string())?;
+        Ok(Some(Self {
+            plugins,
+            node: "10.211.77.1",
+            addresses,
+            forwarded: fs::read_to_string(FORWARD)?,
+        }))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", BRIDGE]).output();
+        if let Err(error) = fs::write(FORWARD, &self.forwarded) {
+            eprintln!("{FORWARD}: {error}");
+        }
+    }
+}
+
+/// What of the node a pod shares.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// Its processes.
+    pub pid: bool,
+    /// Its network.
+    pub network: bool,
 }
 
 /// What a pod is called.
@@ -58,6 +132,26 @@ impl Containerd {
     /// # Errors
     /// It does not serve; the message holds what it printed.
     pub fn start(folder: &Path, archive: &Path, image: &str) -> Result<Self> {
+        Self::start_with(folder, archive, image, None)
+    }
+
+    /// The same for pods with a network of their own.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub fn start_with(
+        folder: &Path,
+        archive: &Path,
+        image: &str,
+        network: Option<Network>,
+    ) -> Result<Self> {
+        let networks = network.as_ref().map_or_else(String::new, |network| {
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {:?}\nconf_dir = {:?}\n",
+                network.plugins,
+                folder.join("networks").display().to_string()
+            )
+        });
         let socket = folder.join("containerd.sock");
         let config = folder.join("containerd.toml");
         let text = format!(
@@ -65,7 +159,7 @@ impl Containerd {
              [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {image:?}\n\
              restrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n",
+             {networks}[plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n",
             folder.join("root").display().to_string(),
             folder.join("state").display().to_string(),
             socket.display().to_string(),
@@ -96,7 +190,11 @@ impl Containerd {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        let this = Self { socket, process };
+        let this = Self {
+            socket,
+            process,
+            network,
+        };
         this.import(archive)?;
         Ok(this)
     }
@@ -139,7 +237,7 @@ impl Containerd {
     /// # Errors
     /// containerd refuses; the message holds what it printed.
     pub fn run(&self, pod: &Pod, image: &str, command: &[&str]) -> Result<(String, String)> {
-        let sandbox = self.sandbox(pod, false)?;
+        let sandbox = self.sandbox(pod)?;
         let container = self.run_in(pod, &sandbox, image, command)?;
         Ok((sandbox.id, container))
     }
@@ -169,12 +267,41 @@ impl Containerd {
         self.container(pod, sandbox, &config)
     }
 
-    /// Makes a pod without a container; `host_pid`: with the node's processes.
+    /// Makes a pod in the node's network without a container.
     ///
     /// # Errors
     /// As of [`Self::run`].
-    pub fn sandbox(&self, pod: &Pod, host_pid: bool) -> Result<Sandbox> {
-        let config = sandbox(pod, host_pid);
+    pub fn sandbox(&self, pod: &Pod) -> Result<Sandbox> {
+        let shared = Shared {
+            pid: false,
+            network: true,
+        };
+        self.sandbox_with(pod, shared)
+    }
+
+    /// The address of a pod in a network of its own.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn address(&self, sandbox: &Sandbox) -> Result<String> {
+        let network = self.network.as_ref().context("no network")?;
+        for entry in fs::read_dir(network.addresses.join("pods"))? {
+            let path = entry?.path();
+            let whose = fs::read_to_string(&path).unwrap_or_default();
+            if whose.starts_with(&sandbox.id) {
+                let name = path.file_name().context("a name")?;
+                return Ok(name.to_string_lossy().into_owned());
+            }
+        }
+        bail!("pod {} has no address", sandbox.id)
+    }
+
+    /// Makes a pod without a container.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn sandbox_with(&self, pod: &Pod, shared: Shared) -> Result<Sandbox> {
+        let config = sandbox(pod, shared);
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
         };
@@ -294,10 +421,11 @@ pub struct Sandbox {
     config: cri::PodSandboxConfig,
 }
 
-fn sandbox(pod: &Pod, host_pid: bool) -> cri::PodSandboxConfig {
+fn sandbox(pod: &Pod, shared: Shared) -> cri::PodSandboxConfig {
+    let of = |shared| if shared { NODE } else { 0 };
     let namespaces = cri::NamespaceOption {
-        network: NODE,
-        pid: if host_pid { NODE } else { 0 },
+        network: of(shared.network),
+        pid: of(shared.pid),
     };
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
@@ -307,7 +435,10 @@ fn sandbox(pod: &Pod, host_pid: bool) -> cri::PodSandboxConfig {
             attempt: 0,
         }),
         // With the node's network comes its name.
-        hostname: String::new(),
+        hostname: match shared.network {
+            true => String::new(),
+            false => pod.name.clone(),
+        },
         log_directory: pod.logs.clone(),
         labels: pod.labels.iter().cloned().collect(),
         linux: Some(cri::LinuxPodSandboxConfig {

@@ -2,6 +2,7 @@
 //! containerd. The agent in its pod sees and stops what is done in another one.
 
 use std::fs;
+use std::io;
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -15,11 +16,12 @@ use sumun_tests::container::{Rootfs, has, pod_uid};
 use sumun_tests::ctl::Ctl;
 use sumun_tests::host::{Turn, scratch};
 use sumun_tests::kubelet::Node;
-use sumun_tests::pod::{self, Containerd, Pod, Sandbox};
+use sumun_tests::pod::{self, Containerd, Network, Pod, Sandbox};
 use sumun_tests::programs;
 
 const PAGE: &str = include_str!("../../docs/install-kubernetes.md");
 const LIMIT: Duration = Duration::from_secs(60);
+const SERVICE: &str = "sumun-collector.sumun.svc";
 const BOX: &str = "sumun.test/box:1.0";
 
 fn policy(node: &Path, port: u16) -> String {
@@ -103,9 +105,14 @@ impl Cluster {
         };
         let sandbox = self
             .containerd
-            .sandbox(&pod, spec["hostPID"] == true)
+            .sandbox_with(&pod, self.node.shared(spec))
             .expect("a pod");
         self.pods.push(sandbox.clone());
+        if kind == "StatefulSet" && self.node.networks {
+            // What the service's name leads to.
+            let address = self.containerd.address(&sandbox).expect("an address");
+            self.node.hosts = vec![(SERVICE.into(), address)];
+        }
         for init in spec["initContainers"].as_array().expect("init containers") {
             let config = self.node.container(spec, init).expect("a container");
             let id = self.containerd.container(&pod, &sandbox, &config);
@@ -155,8 +162,10 @@ impl Cluster {
             ["kubectl", "apply", "-k", "deploy/kubernetes"] => {
                 // The objects are there: of them the collector can start, the agents wait for their secret.
                 self.collector = Some(self.start("StatefulSet", "sumun-collector"));
+                let (_, address) = &self.node.hosts[0];
+                let place = format!("{address}:7443");
                 let begun = Instant::now();
-                while TcpStream::connect("127.0.0.1:7443").is_err() {
+                while TcpStream::connect(&place).is_err() {
                     assert!(begun.elapsed() < LIMIT, "{}", self.logs());
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -203,8 +212,21 @@ impl Cluster {
                     .collect();
                 self.node.secret(name, &files);
             }
-            // The pod has the node's network here.
-            ["kubectl", "-n", "sumun", "port-forward", ..] => {}
+            [
+                "kubectl",
+                "-n",
+                "sumun",
+                "port-forward",
+                "service/sumun-collector",
+                ports,
+                ..,
+            ] => {
+                assert_eq!(*ports, "7443:7443", "{line}");
+                // A pod in the node's network is there already.
+                if self.node.networks {
+                    forward(&self.node.hosts[0].1).expect("a port");
+                }
+            }
             ["sumunctl", "--config", file, rest @ ..] => {
                 let ctl = Ctl::new(self.folder.join(file));
                 let output = ctl.run(rest);
@@ -216,6 +238,30 @@ impl Cluster {
             _ => panic!("{line}: this cannot be followed"),
         }
     }
+}
+
+/// Passes on what comes to the node's port 7443 to that of a pod, until the test ends.
+fn forward(address: &str) -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:7443")?;
+    let place = format!("{address}:7443");
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(pod) = TcpStream::connect(&place) else {
+                continue;
+            };
+            for (from, to) in [(&client, &pod), (&pod, &client)] {
+                let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else {
+                    continue;
+                };
+                std::thread::spawn(move || {
+                    // Whoever breaks off has his reasons.
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    Ok(())
 }
 
 /// The lines of a part of the page that are for a shell.
@@ -303,7 +349,15 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
     );
     let runtime = dir.path().join("runtime");
     fs::create_dir(&runtime).expect("a folder");
-    let containerd = match Containerd::start(&runtime, &image(dir.path()), BOX) {
+    let network = Network::new(&runtime).expect("a network");
+    if network.is_none() {
+        println!(
+            "SKIPPED {name}, pods in a network of their own: the plugins of containernetworking-plugins or ip are not installed (make setup-test)"
+        );
+    }
+    node.networks = network.is_some();
+    let node_address = network.as_ref().map_or("127.0.0.1", |network| network.node);
+    let containerd = match Containerd::start_with(&runtime, &image(dir.path()), BOX, network) {
         Ok(containerd) => containerd,
         Err(error) => return println!("SKIPPED {name}: {error:#}"),
     };
@@ -317,7 +371,7 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
         ("/var/lib/sumun".into(), home.clone()),
         ("/run/containerd".into(), runtime.clone()),
     ];
-    node.hosts = vec![("sumun-collector.sumun.svc".into(), "127.0.0.1".into())];
+    node.hosts = vec![(SERVICE.into(), "127.0.0.1".into())];
     let mut cluster = Cluster {
         node,
         containerd,
@@ -334,7 +388,7 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
         cluster.follow(line);
     }
     // What is there when the agent comes, and what it finds on the node.
-    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let server = TcpListener::bind("0.0.0.0:0").expect("a port");
     let port = server.local_addr().expect("an address").port();
     fs::create_dir_all(home.join("identity/policies")).expect("a folder");
     fs::write(home.join("secret"), "of the node\n").expect("a file");
@@ -372,10 +426,12 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
         logs: dir.path().display().to_string(),
     };
     let script = format!(
-        "/prog-first; a=$?; /prog-second; b=$?; /bin/busybox nc 127.0.0.1 {port} </dev/null; c=$?; \
+        "/prog-first; a=$?; /prog-second; b=$?; /bin/busybox nc {node_address} {port} </dev/null; c=$?; \
          [ $a = 1 ] && [ $b = 137 ] && [ $c = 1 ] && exit 42; exit 7"
     );
-    let sandbox = cluster.containerd.sandbox(&pod, false).expect("a pod");
+    let shared = cluster.node.shared(&Value::Null);
+    let sandbox = cluster.containerd.sandbox_with(&pod, shared);
+    let sandbox = sandbox.expect("a pod");
     cluster.pods.push(sandbox.clone());
     let container = cluster
         .containerd

@@ -111,7 +111,7 @@ fn without_an_agent(
     let pods = [(pod("cart", 30_000), true), (pod("basket", 30_001), false)];
     let sandboxes = pods
         .each_ref()
-        .map(|(pod, _)| containerd.sandbox(pod, false).expect("a pod"));
+        .map(|(pod, _)| containerd.sandbox(pod).expect("a pod"));
     let all = |name: &str| {
         for ((pod, stopped), sandbox) in pods.iter().zip(&sandboxes) {
             let status = run_in(containerd, (pod, sandbox), (name, image), &["/evil"]);
@@ -156,7 +156,7 @@ fn first_processes(containerd: &Containerd, image: &str, ctl: &Ctl, listener: Tc
                 labels: vec![("app".into(), label.into())],
                 logs: String::new(),
             };
-            let sandbox = containerd.sandbox(&pod, false).expect("a pod");
+            let sandbox = containerd.sandbox(&pod).expect("a pod");
             let run = |name, command: &[&str]| {
                 run_in(containerd, (&pod, &sandbox), (name, image), command)
             };

@@ -1,14 +1,19 @@
 //! What container runtimes say: names, images and labels, from real ones, also on events that came before the answer.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sumun_tests::check::{list, text};
 use sumun_tests::clock::unix_ns;
-use sumun_tests::container::{Rootfs, has, pod_uid};
+use sumun_tests::container::{self, Cgroup, Rootfs, has, pod_uid};
+use sumun_tests::elf;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
 use sumun_tests::pod::{self, Containerd, Pod};
 use sumun_tests::process::Process;
@@ -365,5 +370,124 @@ fn a_container_of_podman_is_told_without_a_service() {
         );
     }
     said(podman().args(["rm", "-f", "web-1"]));
+    agent.stop().expect("the agent stops when told to");
+}
+
+/// Docker as slow as one likes: it takes questions, and answers none of a container until it may. One is of the app shop, one of cart.
+fn slow_docker(socket: &Path, (shop, cart): (&str, &str), may: &Arc<AtomicBool>) {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    let (shop, cart, may) = (shop.to_owned(), cart.to_owned(), Arc::clone(may));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (shop, cart, may) = (shop.clone(), cart.clone(), Arc::clone(&may));
+            std::thread::spawn(move || {
+                let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                let lines: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let first = lines.first().cloned().unwrap_or_default();
+                let id = first.strip_prefix("GET /containers/");
+                let id = id
+                    .and_then(|rest| rest.split('/').next())
+                    .unwrap_or_default();
+                let known = id == shop || id == cart;
+                while known && !may.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                let app = if id == cart { "cart" } else { "shop" };
+                let body = match known {
+                    true => format!(
+                        r#"{{"Id":"{id}","Name":"/{app}","Image":"","Config":{{"Image":"x","Labels":{{"app":"{app}"}}}}}}"#
+                    ),
+                    false => "{}".to_owned(),
+                };
+                let status = if known { 200 } else { 404 };
+                // Whoever has gone meanwhile asks again.
+                let _ = write!(
+                    &stream,
+                    "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+            });
+        }
+    });
+}
+
+fn kills(name: &str, pending: &str) -> String {
+    format!(
+        "[policy]\nname = \"{name}\"\nversion = 1\nmode = \"enforce\"\n\n\
+         [selector]\ncontainer = {{ labels = {{ app = \"cart\" }} }}\n{pending}\n\
+         [[rule]]\nid = \"{name}\"\non = [\"exec\"]\nwhen = 'proc.exe.name == \"prog-{name}\"'\neffect = \"kill\"\n"
+    )
+}
+
+#[test]
+fn a_container_that_is_not_named_yet_is_inside_where_the_policy_says_so() {
+    let name = "pending inside";
+    let Some(turn) = Turn::take(name) else { return };
+    let dir = scratch();
+    let program = |name: &str| {
+        let path = dir.path().join(name);
+        elf::write(&path).expect("a program");
+        path
+    };
+    let (inside, by_default) = (program("prog-inside"), program("prog-usual"));
+    let (shop, cart) = (container::id(9100), container::id(9200));
+    let (socket, may) = (
+        dir.path().join("docker.sock"),
+        Arc::new(AtomicBool::new(false)),
+    );
+    slow_docker(&socket, (&shop, &cart), &may);
+    let collector = Collector::start().expect("a collector");
+    let identity = format!("docker = [{:?}]", socket.display().to_string());
+    let mut agent = agent(turn, &collector, &identity);
+    let policies = [("inside", "pending = \"inside\"\n"), ("usual", "")];
+    for (name, pending) in policies {
+        agent.policy(name, &kills(name, pending)).expect("a policy");
+    }
+    agent.reload();
+    let since = unix_ns();
+    let begun = Instant::now();
+    let until = |holds: &dyn Fn() -> bool, what: &str| {
+        while !holds() {
+            assert!(begun.elapsed() < LIMIT, "never: {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let is_killed = |cgroup: &Cgroup, program: &Path| {
+        let ended = cgroup.run(program).map_err(|error| error.to_string());
+        ended.is_err_and(|error| error.contains("signal: 9"))
+    };
+    let slow = Cgroup::make(&format!("/docker/{shop}")).expect("a cgroup");
+    until(
+        &|| is_killed(&slow, &inside),
+        "the policy is in force for what is pending",
+    );
+    // The other policy, which says nothing, waits for the name.
+    assert!(!is_killed(&slow, &by_default));
+    assert!(is_killed(&slow, &inside), "it is still pending");
+    may.store(true, Ordering::Relaxed);
+    until(
+        &|| !is_killed(&slow, &inside),
+        "told that it is another, it is outside",
+    );
+    let named = Cgroup::make(&format!("/docker/{cart}")).expect("a cgroup");
+    until(
+        &|| is_killed(&named, &by_default),
+        "told that it is one, it is inside",
+    );
+    assert!(is_killed(&named, &inside));
+    // What was killed while nobody knew its name is told with it.
+    let killed = r#"rule.id == "inside" && container.name == "shop""#;
+    until(
+        &|| {
+            let alerts = collector.ctl().alerts(since, killed);
+            alerts.is_ok_and(|alerts| {
+                alerts
+                    .rows
+                    .iter()
+                    .any(|row| text(row, "verdict.outcome") == "killed")
+            })
+        },
+        "an alert of what was killed",
+    );
     agent.stop().expect("the agent stops when told to");
 }

@@ -118,6 +118,9 @@ fn exec(collector: &Collector, since: u64, program: &str) -> Value {
     }
 }
 
+const TASK_ARN: &str =
+    "arn:aws:ecs:eu-west-1:123456789012:task/prod/0123456789abcdef0123456789abcdef";
+
 /// First program at once, second once the runtime has certainly told of the container.
 const WORK: &str = "/prog-first; /bin/busybox sleep 4; /prog-second; true";
 
@@ -198,6 +201,12 @@ fn a_container_of_docker_is_told() {
         "--network=none",
         "--name=web-1",
         "--label=app=cart",
+        // As ECS's agent starts a task's container.
+        "--cgroup-parent=/ecs/0123456789abcdef0123456789abcdef",
+        "--label=com.amazonaws.ecs.cluster=prod",
+        "--label=com.amazonaws.ecs.container-name=web",
+        "--label=com.amazonaws.ecs.task-definition-family=shop",
+        &format!("--label=com.amazonaws.ecs.task-arn={TASK_ARN}"),
         "sumun-test/box:1.0",
         "/bin/busybox",
         "sh",
@@ -207,7 +216,23 @@ fn a_container_of_docker_is_told() {
     said(docker().args(["wait", "web-1"]));
     told(&collector, since, &id, "docker");
     let row = exec(&collector, since, "prog-second");
-    assert_eq!(list(&row, "container.labels"), ["app=cart"], "{row}");
+    assert_eq!(list(&row, "container.labels")[0], "app=cart", "{row}");
+    assert_eq!(
+        row["ecs"],
+        serde_json::json!({
+            "cluster": "prod", "container": { "name": "web" },
+            "task": { "arn": TASK_ARN, "family": "shop", "id": "0123456789abcdef0123456789abcdef" },
+        }),
+        "{row}"
+    );
+    // It is of no registry.
+    let image = said(docker().args(["inspect", "--format={{.Image}}", "web-1"]));
+    assert_eq!(text(&row, "container.image_id"), image, "{row}");
+    assert_eq!(text(&row, "container.image_digest"), image, "{row}");
+    let of_task =
+        r#"ecs.cluster == "prod" && ecs.container.name == "web" && ecs.task.arn.endsWith("cdef")"#;
+    let found = collector.ctl().events(since, None, of_task);
+    assert!(!found.expect("an answer").rows.is_empty());
     // The policy is about this container, and one of its rules about another.
     assert_eq!(list(&row, "rules"), ["shop/second"], "{row}");
     let alerts = collector
@@ -369,6 +394,22 @@ fn a_container_of_podman_is_told_without_a_service() {
             "{filter}"
         );
     }
+    let row = exec(&collector, since, "prog-second");
+    let image = [
+        "image",
+        "inspect",
+        "--format={{.Digest}} sha256:{{.Id}}",
+        "localhost/box:1.0",
+    ];
+    assert_eq!(
+        format!(
+            "{} {}",
+            text(&row, "container.image_digest"),
+            text(&row, "container.image_id")
+        ),
+        said(podman().args(image)),
+        "{row}"
+    );
     said(podman().args(["rm", "-f", "web-1"]));
     agent.stop().expect("the agent stops when told to");
 }

@@ -53,7 +53,15 @@ const TABLES: &[(&str, &[(&str, &str)])] = &[
             ("uid", "k8s.pod.uid"),
         ],
     ),
-    ("ecs", &[("task", "ecs.task.id")]),
+    (
+        "ecs",
+        &[
+            ("cluster", "ecs.cluster"),
+            ("container", "ecs.container.name"),
+            ("family", "ecs.task.family"),
+            ("task", "ecs.task.id"),
+        ],
+    ),
     (
         "login",
         &[("session", "login.session"), ("uid", "login.uid")],

@@ -10,18 +10,23 @@ use crate::v1::{Cloud, Facts};
 pub const TOLD_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// Of [`OF_FACTS`] so many are of workloads.
-const OF_WORKLOADS: usize = 16;
+const OF_WORKLOADS: usize = 21;
 
 /// Those of workloads, then those of hosts.
-pub const OF_FACTS: [FieldId; 31] = [
+pub const OF_FACTS: [FieldId; 36] = [
     FieldId::WorkloadSource,
     FieldId::WorkloadPendingMs,
     FieldId::ContainerName,
     FieldId::ContainerImage,
     FieldId::ContainerImageTag,
     FieldId::ContainerImageDigest,
+    FieldId::ContainerImageId,
     FieldId::ContainerLabels,
     FieldId::ContainerLabelsFlaws,
+    FieldId::EcsCluster,
+    FieldId::EcsTaskArn,
+    FieldId::EcsTaskFamily,
+    FieldId::EcsContainerName,
     FieldId::K8sPodName,
     FieldId::K8sNamespace,
     FieldId::K8sLabels,
@@ -105,7 +110,12 @@ pub fn value(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
         | FieldId::ContainerImage
         | FieldId::ContainerImageTag
         | FieldId::ContainerImageDigest
+        | FieldId::ContainerImageId
         | FieldId::ContainerLabels
+        | FieldId::EcsCluster
+        | FieldId::EcsTaskArn
+        | FieldId::EcsTaskFamily
+        | FieldId::EcsContainerName
         | FieldId::K8sPodName
         | FieldId::K8sNamespace
         | FieldId::K8sLabels => facts.untold,
@@ -150,6 +160,11 @@ fn told(facts: &Facts, id: FieldId) -> Option<Value<'_>> {
         FieldId::ContainerImage => told(&facts.image),
         FieldId::ContainerImageTag => told(&facts.image_tag),
         FieldId::ContainerImageDigest => told(&facts.image_digest),
+        FieldId::ContainerImageId => told(&facts.image_id),
+        FieldId::EcsCluster => told(&facts.ecs_cluster),
+        FieldId::EcsTaskArn => told(&facts.ecs_task_arn),
+        FieldId::EcsTaskFamily => told(&facts.ecs_family),
+        FieldId::EcsContainerName => told(&facts.ecs_container),
         FieldId::ContainerLabels => {
             has_container.then(|| labels(&facts.container_labels, facts.container_labels_flaws))
         }

@@ -126,9 +126,16 @@ fn container(status: ContainerStatus) -> Facts {
     let mut facts = Facts {
         source: "cri".into(),
         container_name: status.metadata.unwrap_or_default().name,
-        image_digest: status.image_ref,
         ..Facts::default()
     };
+    // REPOSITORY@DIGEST, or the image's id where it has none.
+    match status.image_ref.split_once('@') {
+        Some((_, digest)) => digest.clone_into(&mut facts.image_digest),
+        None => {
+            facts.image_digest.clone_from(&status.image_ref);
+            facts.image_id = status.image_ref;
+        }
+    }
     (facts.image, facts.image_tag) = reference(&status.image.unwrap_or_default().image);
     (facts.container_labels, facts.container_labels_flaws) = labels(status.labels);
     facts

@@ -83,6 +83,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Bytes of all labels of a container or pod; what is more is cut, which is said (`container.labels_flaws`).
 pub const LABELS_MAX: usize = 64 * 1024;
+/// Images of a source of which the digest is kept.
+const DIGESTS_MAX: usize = 256;
 /// Bytes of a name that is not a label.
 const NAME_MAX: usize = 1024;
 
@@ -401,6 +403,8 @@ struct Source {
     /// The id of no container. By chance: nobody can make one of this name.
     nobody: String,
     rest: Mutex<Rest>,
+    /// Digests of images by id and name, [`DIGESTS_MAX`] of them; when it is full it is begun anew.
+    digests: Mutex<BTreeMap<(String, String), Option<String>>>,
 }
 
 /// When a source that failed is asked again.
@@ -420,7 +424,36 @@ impl Source {
             seen: AtomicBool::new(false),
             nobody: format!("{:064x}", RandomState::new().hash_one(socket)),
             rest: Mutex::default(),
+            digests: Mutex::default(),
         }
+    }
+
+    /// With the digest of the image that Docker has named by its id. That it cannot be told holds up nothing else.
+    async fn with_digest(&self, mut facts: Facts) -> Facts {
+        if facts.image_id.is_empty() || facts.image_id.len() > NAME_MAX {
+            return facts;
+        }
+        let key = (facts.image_id.clone(), facts.image.clone());
+        let known = self.digests.lock().await.get(&key).cloned();
+        let digest = match known {
+            Some(digest) => digest,
+            None => {
+                let asked = docker::digest(&self.socket, &facts.image_id, &facts.image);
+                let Ok(Ok(digest)) = tokio::time::timeout(TRIAL, asked).await else {
+                    return facts;
+                };
+                let mut digests = self.digests.lock().await;
+                if digests.len() >= DIGESTS_MAX {
+                    digests.clear();
+                }
+                digests.insert(key, digest.clone());
+                digest
+            }
+        };
+        if let Some(digest) = digest {
+            facts.image_digest = digest;
+        }
+        facts
     }
 
     /// Whether it can be asked now; if not, whether it may be again. Nobody waits for the word of a runtime that was never there, or
@@ -484,7 +517,11 @@ impl Source {
             answer.map_err(|error| error.to_string())
         };
         let answer = tokio::time::timeout(patience, asked).await;
-        answer.unwrap_or_else(|_| Err(LATE.into()))
+        let answer = answer.unwrap_or_else(|_| Err(LATE.into()))?;
+        match answer {
+            Some(facts) if self.name != "cri" => Ok(Some(self.with_digest(facts).await)),
+            answer => Ok(answer),
+        }
     }
 
     /// Asks of a container. Of what it cannot say of this one, whatever that is, nobody else has to suffer: only if it cannot say either
@@ -842,6 +879,11 @@ fn bounded(mut facts: Facts) -> Facts {
         &mut facts.image,
         &mut facts.image_tag,
         &mut facts.image_digest,
+        &mut facts.image_id,
+        &mut facts.ecs_cluster,
+        &mut facts.ecs_task_arn,
+        &mut facts.ecs_family,
+        &mut facts.ecs_container,
         &mut facts.pod_name,
         &mut facts.pod_uid,
         &mut facts.namespace,

@@ -62,7 +62,7 @@ impl RuntimeService for Runtime {
             image: Some(ImageSpec {
                 image: "docker.io/library/nginx:1.25".into(),
             }),
-            image_ref: "sha256:0123".into(),
+            image_ref: "docker.io/library/nginx@sha256:0123".into(),
             labels,
         };
         Ok(Response::new(ContainerStatusResponse {
@@ -176,6 +176,7 @@ fn a_container_and_its_pod_are_told_and_labels_are_cut() {
         assert!(small == "small=1" && large.starts_with("large=xxx"));
         assert_eq!(small.len() + large.len(), LABELS_MAX);
         assert_eq!(facts.container_labels_flaws, u32::from(FLAW_TRUNCATED));
+        assert_eq!(facts.image_digest, "sha256:0123");
         // Of its pod that says nothing.
         assert_eq!(facts.pod_labels, ["app=cart"]);
         assert_eq!((facts.pod_labels_flaws, facts.cut), (0, false));
@@ -348,14 +349,21 @@ fn docker_answers_in_json_and_podman_leaves_files() {
                 let mut bytes = vec![0; 4096];
                 let len = stream.read(&mut bytes).await.unwrap_or(0);
                 let request = String::from_utf8_lossy(&bytes[..len]).into_owned();
-                let known = request.starts_with("GET /containers/abc/json ");
-                let body = match known {
-                    true => {
-                        r#"{"Id":"abc","Name":"/shop_web_1","Image":"sha256:77","Config":{"Image":"registry:5000/nginx","Labels":{"a":"1"}}}"#
-                    }
-                    false => "{}",
+                let (status, body) = if request.starts_with("GET /containers/abc/json ") {
+                    (
+                        200,
+                        r#"{"Id":"abc","Name":"/shop_web_1","Image":"sha256:77","Config":{"Image":"registry:5000/nginx","Labels":{"a":"1",
+                           "com.amazonaws.ecs.cluster":"prod","com.amazonaws.ecs.container-name":"web","com.amazonaws.ecs.task-definition-family":"shop",
+                           "com.amazonaws.ecs.task-arn":"arn:aws:ecs:eu-west-1:123456789012:task/prod/0123"}}}"#,
+                    )
+                } else if request.starts_with("GET /images/sha256:77/json ") {
+                    (
+                        200,
+                        r#"{"Id":"sha256:77","RepoDigests":["nginx@sha256:a1","registry:5000/nginx@sha256:b2"]}"#,
+                    )
+                } else {
+                    (404, "{}")
                 };
-                let status = if known { 200 } else { 404 };
                 let text = format!(
                     "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
                     body.len()
@@ -369,6 +377,10 @@ fn docker_answers_in_json_and_podman_leaves_files() {
             r#"{\"image-name\":\"localhost/app:2\",\"image-id\":\"99\",\"name\":\"quiet\"}"#;
         let list = format!(r#"[{{"id":"def","names":["quiet"],"metadata":"{metadata}"}}]"#);
         std::fs::write(store.join("containers.json"), list).expect("a file");
+        let images = dir.path().join("overlay-images");
+        std::fs::create_dir(&images).expect("a folder");
+        let list = r#"[{"id":"98","digest":"sha256:c0"},{"id":"99","digest":"sha256:c3"}]"#;
+        std::fs::write(images.join("images.json"), list).expect("a file");
         let settings = Settings {
             docker: vec![socket],
             stores: vec![dir.path().to_owned()],
@@ -386,13 +398,25 @@ fn docker_answers_in_json_and_podman_leaves_files() {
             (web.image.as_str(), web.image_tag.as_str()),
             ("registry:5000/nginx", "")
         );
-        assert_eq!(web.container_labels, ["a=1"]);
+        assert_eq!(web.container_labels[0], "a=1");
+        // Of its registry, and not of another that has the same image.
+        assert_eq!(web.image_digest, "sha256:b2");
+        assert_eq!(web.image_id, "sha256:77");
+        let task = [
+            &web.ecs_cluster,
+            &web.ecs_container,
+            &web.ecs_family,
+            &web.ecs_task_arn,
+        ];
+        let arn = "arn:aws:ecs:eu-west-1:123456789012:task/prod/0123";
+        assert_eq!(task, ["prod", "web", "shop", arn]);
         let quiet = known(sources.ask(&question("def")).await).expect("facts");
         assert_eq!(
             (quiet.container_name.as_str(), quiet.image_tag.as_str()),
             ("quiet", "2")
         );
-        assert_eq!(quiet.image_digest, "sha256:99");
+        assert_eq!(quiet.image_digest, "sha256:c3");
+        assert_eq!(quiet.image_id, "sha256:99");
         // Its labels stand elsewhere: they are not known, which is not that there are none.
         assert!(quiet.container_labels.is_empty());
         assert_eq!(quiet.container_labels_flaws, u32::from(FLAW_LOST));

@@ -21,7 +21,7 @@ use sumun_abi::{
 use sumun_policy::doors::{DENIABLE, Doors};
 use sumun_proto::v1::Kind;
 
-use super::{Error, HookStatus, Kernel, cgroup_root, chain, tries, verdicts};
+use super::{Error, HookStatus, Kernel, cgroup_root, chain, tries, verdicts, verifier};
 
 /// The rung of BPF LSM.
 const LSM: &str = "lsm";
@@ -407,9 +407,11 @@ impl Kernel {
                 continue;
             }
             let loaded = match (program, door.at) {
-                (Program::CgroupSockAddr(program), _) => program.load(),
-                (Program::CgroupSysctl(program), _) => program.load(),
-                (Program::Lsm(program), At::Lsm(hook)) => program.load(hook, btf),
+                (Program::CgroupSockAddr(program), _) => verifier::load(|| program.load()),
+                (Program::CgroupSysctl(program), _) => verifier::load(|| program.load()),
+                (Program::Lsm(program), At::Lsm(hook)) => {
+                    verifier::load(|| program.load(hook, btf))
+                }
                 _ => return Err(format!("{name} is no program of a door")),
             };
             loaded.map_err(|error| refused(name, &error))?;
@@ -461,7 +463,7 @@ impl Kernel {
                         let btf = Btf::from_sys_fs().map_err(|error| chain(&error))?;
                         program
                             .unload()
-                            .and_then(|()| program.load(hook, &btf))
+                            .and_then(|()| verifier::load(|| program.load(hook, &btf)))
                             .and_then(|()| program.attach())
                     }
                     attached => attached,

@@ -39,6 +39,7 @@ pub mod tasks;
 mod trie;
 mod tries;
 mod verdicts;
+mod verifier;
 mod writers;
 
 use std::{
@@ -485,7 +486,7 @@ impl Kernel {
             if program.fd().is_ok() {
                 continue;
             }
-            program.load(hook.tracepoint, btf).map_err(|error| {
+            verifier::load(|| program.load(hook.tracepoint, btf)).map_err(|error| {
                 format!("the kernel refuses the program {name}: {}", chain(&error))
             })?;
         }

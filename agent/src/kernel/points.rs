@@ -21,7 +21,7 @@ use sumun_abi::{
 };
 use sumun_proto::v1::Kind;
 
-use super::{Error, Kernel, chain, doors, tries};
+use super::{Error, Kernel, chain, doors, tries, verifier};
 
 /// A decision point, or another function of the kernel's that a program is at.
 #[derive(Debug)]
@@ -112,8 +112,8 @@ impl Traced<'_> {
 
     fn load(&mut self, function: &str, btf: &Btf) -> Result<(), ProgramError> {
         match self {
-            Traced::Entry(program) => program.load(function, btf),
-            Traced::Exit(program) => program.load(function, btf),
+            Traced::Entry(program) => verifier::load(|| program.load(function, btf)),
+            Traced::Exit(program) => verifier::load(|| program.load(function, btf)),
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use aya::programs::{Iter, links::FdLink};
 use sumun_abi::verdict::{SHARERS_ENTRIES, Sharer};
 
-use super::{Kernel, chain};
+use super::{Kernel, chain, verifier};
 
 /// A pinned iterator: each time it is opened, it goes through all processes.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ impl Kernel {
             .try_into()
             .map_err(|error: aya::programs::ProgramError| chain(&error))?;
         if program.fd().is_err() {
-            program.load("task", btf).map_err(|error| chain(&error))?;
+            verifier::load(|| program.load("task", btf)).map_err(|error| chain(&error))?;
         }
         let link = program
             .attach()

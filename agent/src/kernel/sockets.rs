@@ -8,7 +8,7 @@ use sumun_abi::{
     slot as s,
 };
 
-use super::{HookStatus, Kernel, cgroup_root::host_root, chain, program_array};
+use super::{HookStatus, Kernel, cgroup_root::host_root, chain, program_array, verifier};
 
 /// A program on the sockets of a cgroup.
 pub(super) struct SocketHook {
@@ -225,8 +225,8 @@ pub(super) fn load(program: &mut Program) -> Result<(), String> {
         return Ok(());
     }
     match program {
-        Program::CgroupSkb(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSkb(program) => verifier::load(|| program.load()),
+        Program::CgroupSockAddr(program) => verifier::load(|| program.load()),
         _ => return Err("it is of another type".into()),
     }
     .map_err(|error| chain(&error))

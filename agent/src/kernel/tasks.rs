@@ -10,7 +10,7 @@ use sumun_abi::{
     record::{ARGS_MAX, FLAW_RACY, FLAW_TRUNCATED, RECORD_MAX, SOURCE_CALLER, Span},
 };
 
-use super::{Error, Kernel, chain, folder};
+use super::{Error, Kernel, chain, folder, verifier};
 
 /// The kernel's own list of who runs, about to be read. Reading it needs nothing else of the kernel side: another thread can.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Kernel {
         if program.fd().is_ok() {
             return Ok(());
         }
-        program.load("task", btf).map_err(|error| chain(&error))
+        verifier::load(|| program.load("task", btf)).map_err(|error| chain(&error))
     }
 
     fn tasks(&mut self) -> Result<&mut Iter, String> {

@@ -296,6 +296,13 @@ impl Bench {
         }
     }
 
+    /// Where the links of its programs are pinned: the set is the only one.
+    pub(crate) fn links(&self) -> std::path::PathBuf {
+        let sets = self.config.bpffs.join(&self.config.directory);
+        let mut sets = std::fs::read_dir(sets).unwrap();
+        sets.next().unwrap().unwrap().path().join("links")
+    }
+
     /// How many records were lost since the test began.
     pub(crate) fn lost(&mut self) -> u64 {
         let streams = self.kernel().streams().unwrap();

@@ -6,7 +6,6 @@ use std::{
     io::{self, ErrorKind},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -377,9 +376,7 @@ fn others_at_the_same_place_keep_working() {
     ruled.load("connect", "net.dst.port == 1 && proc.uid == 4294967294");
     let _free = TcpStream::connect(one).unwrap();
     let links = |ruled: &Ruled| {
-        let folder = Path::new("/sys/fs/bpf").join(&ruled.bench.config.directory);
-        let folder = folder.join(format!("v{}", sumun_abi::ABI)).join("links");
-        let entries = fs::read_dir(folder).unwrap();
+        let entries = fs::read_dir(ruled.bench.links()).unwrap();
         entries
             .filter(|entry| {
                 entry

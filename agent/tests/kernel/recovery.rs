@@ -312,6 +312,9 @@ effect = "kill"
             next.try_doors().unwrap();
             put(&mut next);
             next.attach().unwrap();
+            let mut hooks = next.hooks().iter();
+            let exec = hooks.find(|hook| hook.hook == "sched_process_exec");
+            assert_eq!(exec.unwrap().reason, None);
             next.hold_until(u64::MAX).unwrap();
             assert_eq!(sets(), 1 + if round == 1 { 2 } else { 1 });
             let (retired, done) = next.retire_others();

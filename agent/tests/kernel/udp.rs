@@ -169,12 +169,7 @@ fn what_nobody_asks_for_is_not_attached() {
     let Some(mut bench) = bench::take("udp-off") else {
         return;
     };
-    let links = bench
-        .config
-        .bpffs
-        .join(&bench.config.directory)
-        .join(format!("v{}", sumun_abi::ABI))
-        .join("links");
+    let links = bench.links();
     let attached = |name: &str| links.join(name).exists();
     let all = [
         "udp_connect4",

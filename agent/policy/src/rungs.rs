@@ -263,7 +263,7 @@ mod tests {
             (
                 "alert",
                 "sysctl",
-                "sysctl.write",
+                r#"sysctl.name == "kernel.modprobe""#,
                 &["cgroup: alert, airtight"],
             ),
         ] {

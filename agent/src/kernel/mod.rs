@@ -43,6 +43,7 @@ mod verifier;
 mod writers;
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
     thread,
@@ -147,6 +148,8 @@ pub struct Kernel {
     hooks: Vec<HookStatus>,
     streams: PerCpuArray<MapData, Of<Stream>>,
     busy: PerCpuArray<MapData, [u64; LEVELS as usize]>,
+    /// The doors that were asked how often they were left out, by their programs.
+    doors: HashMap<&'static str, streams::Door>,
     control: Array<MapData, u64>,
     maps: filter::Maps,
     verdicts: verdicts::Maps,
@@ -265,6 +268,7 @@ impl Kernel {
             hooks: Vec::new(),
             streams,
             busy,
+            doors: HashMap::new(),
             control,
             maps,
             verdicts,

@@ -1,11 +1,14 @@
 //! What each stream has given out and lost.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read as _, Seek as _},
     os::fd::{AsFd as _, AsRawFd as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
 };
 
-use aya::programs::ProgramInfo;
+use aya::programs::{ProgramFd, ProgramInfo};
 use sumun_abi::{
     loss::Stream,
     record::{LEVELS, RINGS},
@@ -72,27 +75,26 @@ impl Kernel {
     ///
     /// # Errors
     /// The counters cannot be read.
-    pub fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+    pub fn missed(&mut self) -> Result<Vec<(&'static str, u64)>, Error> {
         let mut found: Vec<(&'static str, u64)> = Vec::new();
         for hook in HOOKS {
             // The door counts, which a previous agent may have attached.
             let door = self.pins.door(hook.program);
-            if !door.exists() {
+            let Ok(pinned) = fs::metadata(&door) else {
+                self.doors.remove(hook.program);
                 continue;
-            }
-            let info = ProgramInfo::from_pin(&door)
-                .and_then(|info| info.fd())
-                .map_err(|error| Error::Hook {
+            };
+            if self.doors.get(hook.program).map(|door| door.pin) != Some(pinned.ino()) {
+                let opened = Door::open(&door, pinned.ino()).map_err(|reason| Error::Hook {
                     hook: hook.program,
-                    reason: super::chain(&error),
+                    reason,
                 })?;
-            let path = format!("/proc/self/fdinfo/{}", info.as_fd().as_raw_fd());
-            let text = fs::read_to_string(&path).map_err(Error::file("read", path))?;
-            let misses = text
-                .lines()
-                .find_map(|line| line.strip_prefix("recursion_misses:"))
-                .and_then(|count| count.trim().parse().ok())
-                .unwrap_or(0);
+                self.doors.insert(hook.program, opened);
+            }
+            let Some(opened) = self.doors.get_mut(hook.program) else {
+                continue;
+            };
+            let misses = opened.misses().map_err(Error::file("read", &opened.path))?;
             let first = hook.program.strip_suffix("_again");
             match found.iter_mut().find(|(name, _)| Some(*name) == first) {
                 Some((_, both)) => *both = misses.min(*both),
@@ -100,5 +102,46 @@ impl Kernel {
             }
         }
         Ok(found)
+    }
+}
+
+/// A hook's program, and where the kernel says how often it was left out. It is asked at each watermark, so it is kept open as long as the
+/// pin is the same.
+pub(super) struct Door {
+    /// Inode of the pin.
+    pin: u64,
+    /// What `info` is of.
+    _program: ProgramFd,
+    info: File,
+    path: String,
+    text: String,
+}
+
+impl Door {
+    fn open(pin: &Path, inode: u64) -> Result<Self, String> {
+        let program = ProgramInfo::from_pin(pin)
+            .and_then(|info| info.fd())
+            .map_err(|error| super::chain(&error))?;
+        let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
+        let info = File::open(&path).map_err(|error| format!("cannot open {path}: {error}"))?;
+        Ok(Self {
+            pin: inode,
+            _program: program,
+            info,
+            path,
+            text: String::new(),
+        })
+    }
+
+    /// Since the door was attached. Kernels that leave none out have no such line.
+    fn misses(&mut self) -> io::Result<u64> {
+        self.text.clear();
+        self.info.rewind()?;
+        self.info.read_to_string(&mut self.text)?;
+        let mut lines = self.text.lines();
+        let count = lines.find_map(|line| line.strip_prefix("recursion_misses:"));
+        Ok(count
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0))
     }
 }

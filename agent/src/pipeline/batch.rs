@@ -73,6 +73,23 @@ pub struct BatchBuilder {
     times: Option<(u64, u64)>,
 }
 
+/// The room that a batch took, for the next one: under load the heap would take it from the kernel for each anew, and grow it by halves.
+#[derive(Default)]
+pub struct Room {
+    events: Vec<Event>,
+    images: Vec<Image>,
+    entries: HashMap<Entry, u32>,
+}
+
+impl Room {
+    /// Takes what a batch that has been written leaves.
+    pub fn keep(&mut self, batch: Batch) {
+        (self.events, self.images) = (batch.events, batch.images);
+        self.events.clear();
+        self.images.clear();
+    }
+}
+
 /// A batch that is complete, with what the spool keeps beside it.
 pub struct Closed {
     /// The message.
@@ -109,16 +126,25 @@ impl BatchBuilder {
         }
     }
 
-    /// Gives an empty batch the room of one that is over.
-    pub fn with_room(&mut self, events: Vec<Event>) {
-        if self.batch.events.is_empty() && events.is_empty() {
-            self.batch.events = events;
-        }
+    /// Gives a new batch the room of one that is over.
+    #[must_use]
+    pub fn with_room(mut self, room: &mut Room) -> Self {
+        let Room {
+            events,
+            images,
+            entries,
+        } = std::mem::take(room);
+        (self.batch.events, self.batch.images, self.entries) = (events, images, entries);
+        self
     }
 
-    /// Takes the events out, to keep their room.
-    pub fn take_room(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.batch.events)
+    /// Nothing is added any more: the room that was only needed for that, and all of an empty batch.
+    pub fn leave_room(&mut self, room: &mut Room) {
+        room.entries = std::mem::take(&mut self.entries);
+        room.entries.clear();
+        if self.is_empty() {
+            room.keep(std::mem::take(&mut self.batch));
+        }
     }
 
     /// The message so far.

@@ -35,11 +35,13 @@ pub use start::Setup;
 
 /// Bytes read from a ring in one cycle at most: bounds the memory of a cycle.
 const CYCLE_BYTES: u64 = 512 * 1024;
-/// A cycle that read more than this is followed by the next at once.
+/// Where this waits in the rings there is no pause.
 const BUSY_BYTES: u64 = 256 * 1024;
-/// Pause after a cycle that read no more than `BUSY_BYTES`. A batch, its write, its sync and its way to the collector cost the same
+/// Pause after a cycle. A batch, its write, its sync and its way to the collector cost the same
 /// whatever is in it: with a third of this, an exec took twice the processor time (docs/performance.md).
 const PAUSE: Duration = Duration::from_millis(15);
+/// So many of them under load, one after the other as long as no more than `BUSY_BYTES` waits, where nothing but storing comes of a record.
+const PAUSES_UNDER_LOAD: u32 = 3;
 /// Pause while the kernel's rules wait for what a runtime says of a workload.
 const ASKING_PAUSE: Duration = Duration::from_millis(5);
 /// A cycle that read at least this leaves free pages in the heap.
@@ -142,15 +144,14 @@ impl Pipeline {
             }
             let pause = self.cycle();
             self.status.progress.turned();
-            if !pause.is_zero() {
-                std::thread::sleep(pause);
-            }
+            self.rest(pause);
         }
         self.keeper.stop();
         // Until the rings are empty, but not for ever: others go on writing.
         for _ in 0..8 {
             self.last_watermark = None;
-            if self.cycle() >= PAUSE {
+            let pause = self.cycle();
+            if pause >= TROUBLE_PAUSE || self.backlog() < STRAIN_BYTES {
                 break;
             }
         }
@@ -272,13 +273,44 @@ impl Pipeline {
         self.look_at_kernel(bulk_emptied);
         self.relax(read);
         self.expire();
-        match read {
+        let scoped = self.core.scopes.are_asked();
+        if self.backlog() >= BUSY_BYTES {
+            Duration::ZERO
+        } else if scoped && self.core.workloads.stats().pending > 0 {
             // The kernel's rules wait for what a runtime says.
-            BUSY_BYTES.. => Duration::ZERO,
-            _ if self.core.scopes.are_asked() && self.core.workloads.stats().pending > 0 => {
-                ASKING_PAUSE
+            ASKING_PAUSE
+        } else if read < STRAIN_BYTES
+            || scoped
+            || self.loaded.acts()
+            || self.core.changes.is_watching()
+        {
+            // Somebody may wait for what comes of a record: a new cgroup for its rules, a kill that the kernel could not do; and who
+            // renamed something is looked for while the thread is there.
+            PAUSE
+        } else {
+            PAUSE * PAUSES_UNDER_LOAD
+        }
+    }
+
+    /// Bytes that wait in the rings.
+    fn backlog(&self) -> u64 {
+        self.kernel.life.backlog() + self.kernel.bulk.backlog()
+    }
+
+    /// Waits; under load only as long as little has come.
+    fn rest(&self, pause: Duration) {
+        if pause >= TROUBLE_PAUSE {
+            std::thread::sleep(pause);
+            return;
+        }
+        let mut left = pause;
+        while !left.is_zero() {
+            let step = left.min(PAUSE);
+            std::thread::sleep(step);
+            left -= step;
+            if self.backlog() >= BUSY_BYTES {
+                break;
             }
-            _ => PAUSE,
         }
     }
 

@@ -7,9 +7,9 @@
 use std::collections::HashMap;
 
 use prost::Message as _;
-use sumun_proto::v1::{Event, Facts, Gap, Lane};
+use sumun_proto::v1::{Facts, Gap, Lane};
 
-use super::batch::{BatchBuilder, Closed, Origin};
+use super::batch::{BatchBuilder, Closed, Origin, Room};
 use crate::kernel::StreamId;
 use crate::spool::{self, Spool};
 
@@ -24,14 +24,8 @@ pub struct LaneWriter {
     closed: Vec<Closed>,
     /// Highest number of each stream that the lane holds.
     held: HashMap<StreamId, u64>,
-    /// Room of a batch that has been written, for the next one: under load the heap would
-    /// take it from the kernel for each anew.
     room: Room,
-}
-
-#[derive(Default)]
-struct Room {
-    events: Vec<Event>,
+    /// As it is written.
     body: Vec<u8>,
 }
 
@@ -54,6 +48,7 @@ impl LaneWriter {
             closed: Vec::new(),
             held,
             room: Room::default(),
+            body: Vec::new(),
         }
     }
 
@@ -131,9 +126,9 @@ impl LaneWriter {
             last.batch.through_boot_ns = through_boot_ns;
         }
         let mut last = None;
-        for mut part in closed {
+        for part in closed {
             let events = part.batch.events.len() + part.batch.alerts.len();
-            let body = &mut self.room.body;
+            let body = &mut self.body;
             body.clear();
             body.reserve(part.batch.encoded_len());
             part.batch.encode_raw(body);
@@ -156,15 +151,14 @@ impl LaneWriter {
                 *held = (*held).max(seq);
             }
             last = Some(written);
-            part.batch.events.clear();
-            self.room.events = part.batch.events;
+            self.room.keep(part.batch);
         }
         Ok(last)
     }
 
     /// Gives up the room that is kept for the next batches.
     pub fn relax(&mut self) {
-        self.room = Room::default();
+        (self.room, self.body) = (Room::default(), Vec::new());
         if self.open.is_empty() {
             self.discard();
         }
@@ -183,14 +177,12 @@ impl LaneWriter {
     }
 
     fn roll(&mut self) {
-        if self.open.is_empty() {
-            self.room.events = self.open.take_room();
-        }
-        let mut next = self.next();
-        next.with_room(std::mem::take(&mut self.room.events));
-        let full = std::mem::replace(&mut self.open, next);
-        if !full.is_empty() {
-            self.closed.push(full.close());
+        let empty = self.open.is_empty();
+        self.open.leave_room(&mut self.room);
+        let next = self.next().with_room(&mut self.room);
+        let over = std::mem::replace(&mut self.open, next);
+        if !empty {
+            self.closed.push(over.close());
         }
     }
 }

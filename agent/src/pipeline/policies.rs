@@ -208,6 +208,17 @@ impl Loaded {
         (rules, asked)
     }
 
+    /// A rule kills or isolates in `enforce`: the agent may have to do it.
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        let mut enforced = self
+            .policies
+            .iter()
+            .filter(|policy| policy.mode == sumun_policy::Mode::Enforce)
+            .flat_map(|policy| &policy.rules);
+        enforced.any(|rule| matches!(rule.effect, Effect::Kill | Effect::Isolate))
+    }
+
     /// How rules that deny in `enforce` are carried out on a kind, by their place among all.
     #[must_use]
     pub fn denied(

@@ -171,9 +171,9 @@ fn split(arguments: &[u8]) -> Vec<String> {
         return Vec::new();
     }
     let body = arguments.strip_suffix(&[0]).unwrap_or(arguments);
-    body.split(|byte| *byte == 0)
-        .map(text::from_bytes)
-        .collect()
+    let mut found = Vec::with_capacity(body.iter().filter(|byte| **byte == 0).count() + 1);
+    found.extend(body.split(|byte| *byte == 0).map(text::from_bytes));
+    found
 }
 
 #[cfg(test)]

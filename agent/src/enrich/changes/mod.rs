@@ -235,6 +235,12 @@ impl Changes {
         Ok(())
     }
 
+    /// File systems are watched.
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        self.source.is_some()
+    }
+
     /// What is not watched, in a few words; empty if everything is that could be.
     ///
     /// # Errors

@@ -3,6 +3,10 @@
 //!
 //! Either Debian's `rustc-web` with its prebuilt `core` for BPF, or a rustup
 //! nightly with `rust-src`, whichever is there; `make setup` installs one.
+//! With `SUMUN_BPF_LINES` in its environment the object stays as it was linked: then the verifier's log names source lines.
+
+#[path = "build/strip.rs"]
+mod strip;
 
 use std::{
     env,
@@ -26,7 +30,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=SUMUN_BPF_LINKER");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let object = build(&sources, &out)?;
-    fs::copy(object, out.join("sumun-ebpf.o"))?;
+    println!("cargo::rerun-if-env-changed=SUMUN_BPF_LINES");
+    let linked = fs::read(&object).map_err(|error| format!("{}: {error}", object.display()))?;
+    let embedded = match env::var_os("SUMUN_BPF_LINES") {
+        Some(_) => linked,
+        None => strip::strip(&linked)
+            .ok_or_else(|| format!("{}: not as bpf-linker writes it", object.display()))?,
+    };
+    fs::write(out.join("sumun-ebpf.o"), embedded)?;
     fs::write(out.join("starter.rs"), starter(&manifest)?)?;
     Ok(())
 }

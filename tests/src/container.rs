@@ -21,6 +21,19 @@ pub fn hierarchy() -> PathBuf {
     }
 }
 
+/// Where all hierarchies are mounted.
+fn hierarchies() -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    if top.join("cgroup.procs").exists() {
+        return vec![top.into()];
+    }
+    let found = fs::read_dir(top).into_iter().flatten().flatten();
+    let found = found.map(|entry| entry.path());
+    found
+        .filter(|path| path.join("cgroup.procs").exists())
+        .collect()
+}
+
 /// Whether a program is installed.
 #[must_use]
 pub fn has(program: &str) -> bool {
@@ -266,14 +279,16 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Those above it, as far as nobody else is in them.
-        let top = hierarchy();
-        let mut path = self.path.as_path();
-        while path != top && fs::remove_dir(path).is_ok() {
-            path = match path.parent() {
-                Some(parent) => parent,
-                None => break,
-            };
+        let Ok(below) = self.path.strip_prefix(hierarchy()) else {
+            return;
+        };
+        // Where a runtime has made it in every hierarchy, it leaves those above it in every one.
+        for top in hierarchies() {
+            let mut path = below;
+            // As far as nobody else is in them.
+            while !path.as_os_str().is_empty() && fs::remove_dir(top.join(path)).is_ok() {
+                path = path.parent().unwrap_or(Path::new(""));
+            }
         }
     }
 }

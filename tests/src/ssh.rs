@@ -13,6 +13,8 @@ const SSHD: &str = "/usr/sbin/sshd";
 /// Where it separates what is not trusted yet; made at boot by the package's service.
 const EMPTY: &str = "/run/sshd";
 const LIMIT: Duration = Duration::from_secs(20);
+/// What a login goes through; of Debian's it is that every process of it bears who has logged in.
+const PAM: &str = "/etc/pam.d/sshd";
 
 /// Whether it is installed.
 #[must_use]
@@ -49,9 +51,10 @@ impl Sshd {
         let address = free.local_addr()?;
         drop(free);
         let place = |name: &str| dir.join(name).display().to_string();
+        let pam = if Path::new(PAM).exists() { "yes" } else { "no" };
         let config = format!(
             "Port {}\nListenAddress {ip}\nHostKey {}\nAuthorizedKeysFile {}\nPermitRootLogin yes\nStrictModes no\n\
-             UsePAM no\nPidFile none\nLogLevel ERROR\n",
+             UsePAM {pam}\nPidFile none\nLogLevel ERROR\n",
             address.port(),
             place("host"),
             place("authorized")
@@ -88,9 +91,22 @@ impl Sshd {
     /// A login that runs this.
     #[must_use]
     pub fn login(&self, remote: &str) -> Command {
+        self.ssh("-T", remote)
+    }
+
+    /// One that runs it on a terminal of its own.
+    #[must_use]
+    pub fn login_on_terminal(&self, remote: &str) -> Command {
+        let mut command = self.ssh("-tt", remote);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn ssh(&self, terminal: &str, remote: &str) -> Command {
         let mut command = Command::new("ssh");
         command
             .args([
+                terminal,
                 "-F",
                 "/dev/null",
                 "-o",

@@ -333,24 +333,86 @@ fn what_was_there_before_the_agent_is_known_and_goes_on_after_a_restart() {
     drop((nested, imitation));
 }
 
-const FROM_LOOPBACK: &str = r#"
+const LOGIN: &str = r#"
 [policy]
 name = "login"
 version = 1
 
+[lists]
+here = ["127.0.0.1", "::1"]
+
 [[rule]]
 id = "by-ssh"
 on = ["exec"]
-when = 'login.src.ip in ["127.0.0.1", "::1"] && proc.exe.name.startsWith("prog-")'
+when = 'login.src.ip in lists.here && proc.exe.name.startsWith("prog-")'
+
+[[rule]]
+id = "on-a-terminal"
+on = ["exec"]
+when = 'proc.tty.startsWith("pts/") && proc.exe.name.startsWith("prog-")'
+
+[[rule]]
+id = "of-a-user"
+on = ["exec"]
+when = 'proc.auid == 4711 && proc.exe.name.startsWith("prog-")'
+
+[[rule]]
+id = "set-id"
+on = ["exec"]
+when = 'proc.exe.setid && proc.exe.name.startsWith("prog-")'
+
+[[rule]]
+id = "script"
+on = ["exec"]
+when = 'proc.script.path.endsWith("/script") && proc.exe.name.startsWith("prog-")'
 "#;
 
+/// What a shell of a login says of itself, before anybody has written to its environment.
+const WHO: &str =
+    "echo $SSH_CONNECTION $(cat /proc/self/loginuid) $(cut -d' ' -f6 /proc/$$/stat) $(tty)";
+
+/// A login as its own shell tells of it.
+#[derive(Debug)]
+struct Login {
+    ip: &'static str,
+    /// The port at the client's end.
+    port: i64,
+    /// Who has logged in; `None`: this kernel or this PAM do not say.
+    auid: Option<i64>,
+    session: i64,
+    /// As below `/dev`.
+    tty: String,
+}
+
+impl Login {
+    fn of(ip: &'static str, said: &str) -> Self {
+        let words: Vec<&str> = said.split_ascii_whitespace().collect();
+        let number = |at: usize| -> i64 {
+            let number = words.get(at).and_then(|word| word.parse().ok());
+            number.unwrap_or_else(|| panic!("nobody said who it is: {said:?}"))
+        };
+        Self {
+            ip,
+            port: number(1),
+            auid: login_user(number(4)),
+            session: number(5),
+            tty: words[6].strip_prefix("/dev/").unwrap_or_default().into(),
+        }
+    }
+}
+
+/// A login user id as the kernel shows it: of nobody it is the highest number.
+fn login_user(shown: i64) -> Option<i64> {
+    (shown != i64::from(u32::MAX)).then_some(shown)
+}
+
 #[test]
-fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
-    let Some(turn) = Turn::take("what_a_login_by_ssh_does") else {
+fn who_has_logged_in_and_how_is_on_what_a_login_does() {
+    let Some(turn) = Turn::take("who_has_logged_in_and_how") else {
         return;
     };
     if !ssh::has() {
-        println!("SKIPPED what_a_login_by_ssh_does: OpenSSH is not installed (make setup-test)");
+        println!("SKIPPED who_has_logged_in_and_how: OpenSSH is not installed (make setup-test)");
         return;
     }
     let scratch = scratch();
@@ -362,15 +424,10 @@ fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
         path.display().to_string()
     };
     let server = Sshd::start(&scratch.path().join("sshd"), "127.0.0.1").expect("sshd");
-    // The port at the client's end, as sshd itself says: in an environment that nobody has written to yet.
-    let port = |said: &str| -> i64 {
-        let port = said.split(' ').nth(1).and_then(|port| port.parse().ok());
-        port.unwrap_or_else(|| panic!("no connection: {said:?}"))
-    };
 
     // One who is there before the agent …
     let mut early = server
-        .login("echo $SSH_CONNECTION; exec /bin/sh -s")
+        .login(&format!("{WHO}; exec /bin/sh -s"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -378,9 +435,9 @@ fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
     let mut said = String::new();
     let mut answers = BufReader::new(early.stdout.take().expect("a pipe"));
     answers.read_line(&mut said).expect("an answer");
-    let early_port = port(&said);
+    let first = Login::of("127.0.0.1", &said);
     let collector = Collector::start().expect("a collector");
-    let mut agent = Agent::start(turn, &collector, &[("login", FROM_LOOPBACK)]).expect("an agent");
+    let mut agent = Agent::start(turn, &collector, &[("login", LOGIN)]).expect("an agent");
     let since = unix_ns();
     let mut commands = early.stdin.take().expect("a pipe");
     writeln!(commands, "{}", program("prog-early")).expect("a command");
@@ -388,56 +445,142 @@ fn what_a_login_by_ssh_does_bears_the_address_that_it_came_from() {
     early.wait().expect("it ends");
 
     // … and one who comes later, and says of itself what it likes.
+    let owned = program("prog-owned");
+    fs::set_permissions(&owned, fs::Permissions::from_mode(0o4755)).expect("a mode");
     let remote = format!(
-        "echo $SSH_CONNECTION; {}; export SSH_CLIENT='203.0.113.9 1 22' SSH_CONNECTION='203.0.113.9 1 10.0.0.1 22'; \
-         {}; setpriv --reuid=65534 --clear-groups {}; setsid -f {}",
+        "{WHO}; {}; export SSH_CLIENT='203.0.113.9 1 22' SSH_CONNECTION='203.0.113.9 1 10.0.0.1 22'; \
+         {}; setpriv --reuid=65534 --clear-groups {}; setpriv --reuid=65534 --clear-groups {owned}; setsid -f {}",
         program("prog-plain"),
         program("prog-forged"),
         program("prog-other-user"),
         program("prog-left"),
     );
-    let output = server.login(&remote).output().expect("ssh");
-    let late_port = port(&String::from_utf8_lossy(&output.stdout));
+    let ask = |mut command: Command| {
+        let output = command.output().expect("ssh");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let late = Login::of("127.0.0.1", &ask(server.login(&remote)));
+    let terminal = server.login_on_terminal(&format!("{WHO}; {}", program("prog-terminal")));
+    let terminal = Login::of("127.0.0.1", &ask(terminal));
+    assert!(terminal.tty.starts_with("pts/"), "{terminal:?}");
     // A login from here to here is another one.
     let six = TcpListener::bind("[::1]:0").is_ok().then(|| {
         let server = Sshd::start(&scratch.path().join("sshd6"), "::1").expect("sshd");
-        let remote = format!("echo $SSH_CONNECTION; {}", program("prog-six"));
-        let output = server.login(&remote).output().expect("ssh");
-        port(&String::from_utf8_lossy(&output.stdout))
+        Login::of(
+            "::1",
+            &ask(server.login(&format!("{WHO}; {}", program("prog-six")))),
+        )
     });
-    // Nobody's, or of whoever runs this test.
-    let _ = Command::new(program("prog-local")).status();
+    // Nobody's, or of whoever runs this test; on no terminal.
+    let local = Command::new("setsid")
+        .arg("-w")
+        .arg(program("prog-local"))
+        .status();
+    assert!(local.is_ok(), "{local:?}");
+    // What a login does besides, without one: its user is not 0, which a field might be that nobody has filled in.
+    let user = format!(
+        "echo 4711 >/proc/self/loginuid && exec {} has run",
+        program("prog-user")
+    );
+    let user = Command::new("sh").args(["-c", &user]).output().expect("sh");
+    let set = user.status.code() == Some(3);
+    let script = scratch.path().join("script");
+    fs::write(&script, format!("#!{}\n", program("prog-interpreter"))).expect("a script");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a mode");
+    let _ = Command::new(&script).status();
     let until = unix_ns();
 
     let ask = |name: &str| exec_of(&collector, (since, until), name);
+    let has_rules = |row: &Value, wanted: &[&str]| {
+        let wanted: Vec<_> = wanted.iter().map(|id| format!("login/{id}")).collect();
+        assert_eq!(list(row, "rules"), wanted, "{row}");
+    };
     let mut wanted = vec![
-        ("prog-early", "127.0.0.1", early_port),
-        ("prog-plain", "127.0.0.1", late_port),
-        ("prog-forged", "127.0.0.1", late_port),
-        ("prog-other-user", "127.0.0.1", late_port),
-        ("prog-left", "127.0.0.1", late_port),
+        ("prog-early", &first, &["by-ssh"][..]),
+        ("prog-plain", &late, &["by-ssh"]),
+        ("prog-forged", &late, &["by-ssh"]),
+        ("prog-other-user", &late, &["by-ssh"]),
+        ("prog-owned", &late, &["by-ssh", "set-id"]),
+        ("prog-left", &late, &["by-ssh"]),
+        ("prog-terminal", &terminal, &["by-ssh", "on-a-terminal"]),
     ];
-    wanted.extend(six.map(|port| ("prog-six", "::1", port)));
-    for (name, ip, port) in wanted {
+    wanted.extend(six.iter().map(|login| ("prog-six", login, &["by-ssh"][..])));
+    for (name, login, rules) in wanted {
         let row = ask(name);
-        assert_eq!(text(&row, "login.src.ip"), ip, "{name}: {row}");
-        assert_eq!(int(&row, "login.src.port"), Some(port), "{name}: {row}");
-        assert_eq!(list(&row, "rules"), ["login/by-ssh"], "{name}: {row}");
+        assert_eq!(text(&row, "login.src.ip"), login.ip, "{name}: {row}");
+        assert_eq!(
+            int(&row, "login.src.port"),
+            Some(login.port),
+            "{name}: {row}"
+        );
+        assert_eq!(int(&row, "proc.auid"), login.auid, "{name}: {row}");
+        assert_eq!(text(&row, "proc.tty"), login.tty, "{name}: {row}");
+        if name != "prog-left" {
+            assert_eq!(
+                int(&row, "proc.session"),
+                Some(login.session),
+                "{name}: {row}"
+            );
+        }
+        let (user, effective) = match name {
+            "prog-other-user" => (65534, 65534),
+            "prog-owned" => (65534, 0),
+            _ => (0, 0),
+        };
+        assert_eq!(int(&row, "proc.uid"), Some(user), "{name}: {row}");
+        assert_eq!(int(&row, "proc.euid"), Some(effective), "{name}: {row}");
+        assert_eq!(row["proc"]["exe"]["setid"], name == "prog-owned", "{row}");
+        has_rules(&row, rules);
+    }
+    if late.auid.is_none() {
+        println!("SKIPPED login user of ssh: {late:?}: PAM or the kernel do not set it here");
     }
     let row = ask("prog-local");
     let foreign = int(&row, "login.src.port");
     assert!(
-        foreign != Some(late_port) && foreign != Some(early_port),
+        foreign != Some(late.port) && foreign != Some(first.port),
         "{row}"
     );
+    let own = fs::read_to_string("/proc/self/loginuid").unwrap_or_default();
+    let own = own.trim().parse().ok().and_then(login_user);
+    assert_eq!(int(&row, "proc.auid"), own, "{row}");
+    assert_eq!(
+        (text(&row, "proc.tty"), text(&row, "proc.script.path")),
+        ("", ""),
+        "{row}"
+    );
+    if set {
+        let row = ask("prog-user");
+        assert_eq!(int(&row, "proc.auid"), Some(4711), "{row}");
+        has_rules(&row, &["of-a-user"]);
+    } else {
+        println!("SKIPPED a login user other than root: {user:?}");
+    }
+    let row = ask("prog-interpreter");
+    assert_eq!(
+        text(&row, "proc.script.path"),
+        script.display().to_string(),
+        "{row}"
+    );
+    has_rules(&row, &["script"]);
 
     // Searched for, too.
-    let filter = format!(
-        "kind == \"exec\" && login.src.port == {late_port} && proc.exe.name.startsWith(\"prog-\")"
-    );
-    let found = collector
-        .ctl()
-        .complete_events(since, until, &filter, LIMIT);
-    assert_eq!(found.expect("an answer").rows.len(), 4);
+    for (filter, count) in [
+        (format!("login.src.port == {}", late.port), 5),
+        (format!("proc.tty == {:?}", terminal.tty), 1),
+        (format!("proc.session == {}", late.session), 4),
+        ("proc.exe.setid".to_owned(), 1),
+        (
+            format!("proc.script.path == {:?}", script.display().to_string()),
+            1,
+        ),
+        ("proc.auid == 4711".to_owned(), usize::from(set)),
+    ] {
+        let filter = format!("kind == \"exec\" && {filter} && proc.exe.name.startsWith(\"prog-\")");
+        let found = collector
+            .ctl()
+            .complete_events(since, until, &filter, LIMIT);
+        assert_eq!(found.expect("an answer").rows.len(), count, "{filter}");
+    }
     agent.stop().expect("the agent stops when told to");
 }

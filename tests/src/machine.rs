@@ -22,9 +22,72 @@ const CALLS: &str =
 #[derive(Debug)]
 pub struct Machine {
     leader: u32,
-    // In this order: what runs in it ends before its files go.
+    /// Why its systemd makes no cgroups for its units that an agent sees.
+    pub without_units: Option<String>,
+    // In this order: what runs in it ends before its cgroups and files go.
     _process: Process,
+    _units: Option<Units>,
     root: TempDir,
+}
+
+/// The cgroups of v1 that name whose processes are, to which the machine's systemd writes as that of a host does; nspawn lets it only into
+/// those of systemd's own. What it has made there is removed when this is dropped.
+#[derive(Debug)]
+struct Units {
+    before: Vec<PathBuf>,
+}
+
+impl Units {
+    /// Nobody's, so far.
+    ///
+    /// # Errors
+    /// There is no such hierarchy, or another systemd is in it.
+    fn take() -> Result<Self, String> {
+        let root = Path::new(PIDS);
+        if !root.join("cgroup.procs").exists() {
+            return Err(format!("{PIDS} is no cgroup of v1"));
+        }
+        if root.join("system.slice").exists() {
+            return Err(format!("{PIDS} has units of another systemd"));
+        }
+        let before = folders(root);
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Units {
+    fn drop(&mut self) {
+        for folder in folders(Path::new(PIDS)) {
+            if !self.before.contains(&folder) && is_of_systemd(&folder) {
+                remove(&folder);
+            }
+        }
+    }
+}
+
+/// Where the cgroups are that name whose processes are.
+const PIDS: &str = "/sys/fs/cgroup/pids";
+
+fn is_of_systemd(folder: &Path) -> bool {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    let kinds = [".slice", ".scope", ".service", ".mount", ".socket", ".swap"];
+    name.is_some_and(|name| kinds.iter().any(|kind| name.ends_with(kind)))
+}
+
+fn folders(root: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Removes a cgroup with those below it, but for such as somebody is in.
+fn remove(cgroup: &Path) {
+    for below in folders(cgroup) {
+        remove(&below);
+    }
+    let _ = fs::remove_dir(cgroup);
 }
 
 /// The folder of the root, or why there is none.
@@ -98,12 +161,24 @@ impl Machine {
                 .arg(&machine),
             &copy.path().join("console.log"),
         )?;
+        let (units, without_units) = match Units::take() {
+            Ok(units) => (Some(units), None),
+            Err(reason) => (None, Some(reason)),
+        };
         let mut this = Self {
             leader: 0,
+            without_units,
             _process: process,
+            _units: units,
             root: copy,
         };
         this.up()?;
+        if this.without_units.is_none() {
+            // systemd asks once what it may write to.
+            this.run(&format!(
+                "mount -o remount,bind,rw {PIDS}; systemctl daemon-reexec"
+            ))?;
+        }
         Ok(this)
     }
 

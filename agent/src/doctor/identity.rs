@@ -43,6 +43,14 @@ fn cgroups(told: &mut Diagnosis) -> usize {
         },
         |_| {},
     );
+    let apart = cgroup::services_apart(controller);
+    if let Some(first) = apart.first() {
+        told.lacking(
+            "units",
+            format!("systemd keeps {} services out of the cgroups of {controller}, as {first}: what they do is of no unit", apart.len()),
+            "DefaultTasksAccounting=yes in /etc/systemd/system.conf, then restart the services or the host",
+        );
+    }
     match walked {
         Ok(walked) if walked.left_out == 0 => told.good(
             "cgroups",

@@ -167,6 +167,37 @@ fn mount(controller: &str) -> io::Result<PathBuf> {
         })
 }
 
+/// The hierarchy in which systemd keeps its units where controllers are on v1.
+const SYSTEMD: &str = "name=systemd";
+/// Services that are looked at, and told.
+const SERVICES_MAX: usize = 1_000;
+
+/// Services that run and have no cgroup in the hierarchy of a v1 controller, so that what they do is taken for that of the cgroup above:
+/// without `TasksAccounting` (the default before systemd 228) systemd makes none there for what is neither limited nor counted.
+#[must_use]
+pub fn services_apart(controller: &str) -> Vec<String> {
+    match (mount(SYSTEMD), mount(controller)) {
+        (Ok(systemd), Ok(named)) if controller != "unified" => apart(&systemd, &named),
+        _ => Vec::new(),
+    }
+}
+
+fn apart(systemd: &Path, named: &Path) -> Vec<String> {
+    const SLICE: &str = "system.slice";
+    let services = fs::read_dir(systemd.join(SLICE)).into_iter().flatten();
+    let services = services.flatten().take(SERVICES_MAX);
+    let names = services.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut apart: Vec<String> = names
+        .filter(|name| name.ends_with(".service"))
+        .filter(|name| {
+            let runs = fs::read(systemd.join(SLICE).join(name).join("cgroup.procs"));
+            runs.is_ok_and(|pids| !pids.is_empty()) && !named.join(SLICE).join(name).is_dir()
+        })
+        .collect();
+    apart.sort_unstable();
+    apart
+}
+
 fn is_root(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.ino() == ROOT_INO)
 }
@@ -255,6 +286,26 @@ mod tests {
         assert!(unread[0].starts_with("/a/d/"));
         let unit = seen.iter().position(|path| path == "/z/unit");
         assert!(unit.is_some_and(|at| at <= 5), "{unit:?}");
+    }
+
+    #[test]
+    fn services_that_systemd_keeps_to_itself_are_told() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (systemd, pids) = (dir.path().join("systemd"), dir.path().join("pids"));
+        let make = |hierarchy: &Path, name: &str, inside: &str| {
+            let folder = hierarchy.join("system.slice").join(name);
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::write(folder.join("cgroup.procs"), inside).expect("a file");
+        };
+        assert!(apart(&systemd, &pids).is_empty());
+        make(&systemd, "both.service", "7\n");
+        make(&pids, "both.service", "7\n");
+        make(&systemd, "ended.service", "");
+        make(&systemd, "b.mount", "8\n");
+        assert!(apart(&systemd, &pids).is_empty());
+        make(&systemd, "sshd.service", "9\n");
+        make(&systemd, "cron.service", "10\n");
+        assert_eq!(apart(&systemd, &pids), ["cron.service", "sshd.service"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod tarball;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sumun_tests::host::{Turn, scratch};
 use sumun_tests::machine::{self, Machine};
@@ -138,6 +138,55 @@ fn beside() -> Vec<String> {
     files
 }
 
+/// What systemd runs is of its unit and slice, as an admin finds it.
+fn units_are_told(machine: &Machine) {
+    if let Some(reason) = &machine.without_units {
+        return println!("SKIPPED units of systemd on events: {reason}");
+    }
+    let begun = Instant::now();
+    machine
+        .run(
+            "systemd-run -q --wait --unit=seen /bin/true
+             systemd-run -q --wait --unit=seen-in --slice=shop-web.slice /bin/true
+             systemd-run -q --scope --unit=session-7 --slice=user-4711.slice /bin/true",
+        )
+        .expect("units of systemd");
+    for (what, kind, filter) in [
+        (
+            "a service",
+            "unit",
+            r#"unit == "seen.service" && slice == "system.slice""#,
+        ),
+        (
+            "one of a slice of its own",
+            "unit",
+            r#"unit == "seen-in.service" && slice == "shop-web.slice""#,
+        ),
+        (
+            "a session",
+            "session",
+            r#"slice == "user-4711.slice" && login.uid == 4711 && login.session == "7""#,
+        ),
+        (
+            "a service that is older than the agent",
+            "unit",
+            r#"unit == "early.service" && slice == "system.slice""#,
+        ),
+    ] {
+        let filter = format!(
+            r#"kind == "exec" && proc.exe.name in ["true", "sleep"] && {filter} && workload.kind == "{kind}" && !has(container.id)"#
+        );
+        machine
+            .until(
+                &format!("[ -n \"$(sumunctl events list --since 10m --where '{filter}' -o jsonl 2>/dev/null)\" ]"),
+                LIMIT,
+            )
+            .unwrap_or_else(|error| panic!("{what}: {error:#}"));
+    }
+    machine.run("systemctl stop early").expect("it stops");
+    println!("units: {:.1} s", begun.elapsed().as_secs_f64());
+}
+
 #[test]
 fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
     let name = "install";
@@ -183,6 +232,9 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
         owner,
         "sumun-collector\nsumun-collector\nsumun-collector\nroot\n"
     );
+    machine
+        .run("systemd-run -q --unit=early /bin/sh -c 'while sleep 1; do :; done'")
+        .expect("a service");
     follow("An agent");
     assert_eq!(property(&machine, "sumun-agent", "ActiveState"), "active");
     let online = "sumunctl agents list -o jsonl 2>/dev/null | grep -q '\"online\"'";
@@ -202,6 +254,7 @@ fn the_packages_install_survive_a_crash_upgrade_and_leave_nothing() {
             "{good}:\n{doctor}"
         );
     }
+    units_are_told(&machine);
     let identity = "sed -n 's/^id = //p' /etc/sumun/agent.toml; ls /etc/sumun/policies | wc -l";
     let before = machine.run(identity).expect("its identity");
 

@@ -3,6 +3,7 @@
     $SUMUN_VENV/bin/python deploy/helm/render.py            writes deploy/kubernetes, for `kubectl apply -k`
     $SUMUN_VENV/bin/python deploy/helm/render.py --check    says whether it is as it would be written
     $SUMUN_VENV/bin/python deploy/helm/render.py --json     prints what is written there as one JSON array
+    $SUMUN_VENV/bin/python deploy/helm/render.py --json F   prints what the chart gives with the values of a YAML file
 
 The engine is in the package helm-python-sdk of deploy/setup/requirements.txt."""
 
@@ -49,6 +50,10 @@ def main() -> None:
     if sys.argv[1:] == ["--json"]:
         files = yaml.safe_load((PLAIN / "kustomization.yaml").read_text())["resources"]
         print(json.dumps(documents({name: (PLAIN / name).read_text() for name in files})))
+        return
+    if sys.argv[1:2] == ["--json"]:
+        values = yaml.safe_load(pathlib.Path(sys.argv[2]).read_text())
+        print(json.dumps(documents(render(values))))
         return
     if sys.argv[1:] == ["--check"]:
         wrong = [name for name, made in plain().items() if not (PLAIN / name).exists() or (PLAIN / name).read_text() != made]

@@ -27,6 +27,8 @@ pub struct Node {
     pub hosts: Vec<(String, String)>,
     /// Pods have a network of their own, unless they ask for the node's.
     pub networks: bool,
+    /// Tokens of service accounts, as the API server would sign them for a pod, by whom they are shown to.
+    pub tokens: BTreeMap<String, String>,
 }
 
 impl Node {
@@ -38,31 +40,45 @@ impl Node {
         let Some(python) = python() else {
             return Ok(None);
         };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/render.py");
-        let output = Command::new(python).arg(script).arg("--json").output()?;
-        ensure!(
-            output.status.success(),
-            "render.py --json: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
         Ok(Some(Self {
-            objects: serde_json::from_slice(&output.stdout)?,
+            objects: render(&python, None)?,
             name: name.to_owned(),
             folders: Vec::new(),
             volumes: scratch.join("volumes"),
             hosts: Vec::new(),
             networks: false,
+            tokens: BTreeMap::new(),
         }))
     }
 
-    /// Adds a secret, as `kubectl create secret generic NAME --from-file=…` does.
+    /// Adds a secret, as `kubectl create secret generic NAME --from-file=…` does, in place of one of this name.
     pub fn secret(&mut self, name: &str, files: &[(&str, &str)]) {
         let data: BTreeMap<_, _> = files.iter().copied().collect();
-        self.objects.push(serde_json::json!({
+        self.apply(vec![serde_json::json!({
             "kind": "Secret",
             "metadata": { "name": name },
             "stringData": data,
-        }));
+        })]);
+    }
+
+    /// Takes what `helm upgrade --values FILE` makes.
+    ///
+    /// # Errors
+    /// The chart does not take the values.
+    pub fn upgrade(&mut self, values: &Path) -> Result<()> {
+        let python = python().context("Python's packages")?;
+        self.apply(render(&python, Some(values))?);
+        Ok(())
+    }
+
+    fn apply(&mut self, objects: Vec<Value>) {
+        for object in objects {
+            self.objects.retain(|known| {
+                known["kind"] != object["kind"]
+                    || known["metadata"]["name"] != object["metadata"]["name"]
+            });
+            self.objects.push(object);
+        }
     }
 
     /// The template of a workload.
@@ -202,6 +218,7 @@ impl Node {
             return Ok(path);
         }
         fs::create_dir_all(&own)?;
+        let projected = self.projected(&volume["projected"])?;
         let files = if volume.get("emptyDir").is_some() {
             self.give(pod, &own)?;
             return Ok(own);
@@ -209,10 +226,15 @@ impl Node {
             self.object("Secret", text(&secret["secretName"]))?["stringData"].clone()
         } else if let Some(map) = volume.get("configMap") {
             self.object("ConfigMap", text(&map["name"]))?["data"].clone()
+        } else if let Some(files) = projected {
+            files
         } else {
             bail!("{volume} is not known");
         };
-        let mode = volume["secret"]["defaultMode"].as_u64().unwrap_or(0o644);
+        let mode = ["secret", "projected"]
+            .iter()
+            .find_map(|kind| volume[kind]["defaultMode"].as_u64())
+            .unwrap_or(0o644);
         for (file, content) in files.as_object().into_iter().flatten() {
             let path = own.join(file);
             let _ = fs::remove_file(&path);
@@ -220,6 +242,25 @@ impl Node {
             fs::set_permissions(&path, fs::Permissions::from_mode(u32::try_from(mode)?))?;
         }
         Ok(own)
+    }
+
+    /// The files of a projected volume; `None`: it is none.
+    fn projected(&self, volume: &Value) -> Result<Option<Value>> {
+        if volume.is_null() {
+            return Ok(None);
+        }
+        known(volume, &["defaultMode", "sources"])?;
+        let mut files = BTreeMap::new();
+        for source in list(&volume["sources"]) {
+            known(source, &["serviceAccountToken"])?;
+            let wanted = &source["serviceAccountToken"];
+            known(wanted, &["audience", "expirationSeconds", "path"])?;
+            let audience = text(&wanted["audience"]);
+            let token = self.tokens.get(audience);
+            let token = token.with_context(|| format!("no token for {audience:?}"))?;
+            files.insert(text(&wanted["path"]), token);
+        }
+        Ok(Some(serde_json::to_value(files)?))
     }
 
     /// To the pod's group, as its fsGroup asks.
@@ -241,6 +282,22 @@ impl Node {
         });
         moved.unwrap_or_else(|| path.into())
     }
+}
+
+/// The objects of `deploy/kubernetes`, or of the chart with values.
+fn render(python: &Path, values: Option<&Path>) -> Result<Vec<Value>> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/render.py");
+    let output = Command::new(python)
+        .arg(script)
+        .arg("--json")
+        .args(values)
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "render.py --json: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn resources(resources: &Value) -> Result<cri::LinuxContainerResources> {

@@ -16,6 +16,7 @@ pub mod duck;
 pub mod elf;
 pub mod generator;
 pub mod host;
+pub mod issuer;
 pub mod kubelet;
 pub mod machine;
 pub mod metadata;

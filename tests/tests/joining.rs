@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sumun_tests::check::text;
 use sumun_tests::clock::unix_ns;
 use sumun_tests::host::{Agent, Collector, Turn, scratch};
+use sumun_tests::issuer::Issuer;
 use sumun_tests::metadata::{Metadata, Mood, Signer, openssl};
 use sumun_tests::process::Process;
 use sumun_tests::programs;
@@ -246,65 +247,15 @@ fn an_instance_joins_once_by_what_amazon_signed() {
     assert_eq!(text(&log[5], "by"), "init");
 }
 
-/// Signs a token as a cluster's issuer does.
-fn token(dir: &Path, changes: &[(&str, Value)]) -> String {
-    let now = OffsetDateTime::now_utc().unix_timestamp();
-    let mut claims = json!({
-        "aud": ["sumun-collector"], "exp": now + 600, "iat": now, "nbf": now,
-        "iss": "https://kubernetes.default.svc.cluster.local",
-        "sub": "system:serviceaccount:sumun:sumun-agent",
-        "kubernetes.io": {
-            "namespace": "sumun",
-            "node": { "name": "node-1", "uid": NODE },
-            "pod": { "name": "sumun-agent-x", "uid": "1b5f8a3e-6c1d-4e0f-9a7b-1c2d3e4f5a6b" },
-        },
-    });
-    for (key, value) in changes {
-        claims[*key] = value.clone();
-    }
-    let header = json!({ "alg": "RS256", "kid": "one" });
-    let signed = format!(
-        "{}.{}",
-        url64(dir, header.to_string().as_bytes()),
-        url64(dir, claims.to_string().as_bytes())
-    );
-    fs::write(dir.join("to-sign"), &signed).expect("a file");
-    let signature =
-        openssl(dir, &["dgst", "-sha256", "-sign", "amazon.key", "to-sign"]).expect("signed");
-    format!("{signed}.{}", url64(dir, &signature))
-}
-
-/// Base64 for URLs, without its padding.
-fn url64(dir: &Path, bytes: &[u8]) -> String {
-    fs::write(dir.join("bytes"), bytes).expect("a file");
-    let text = openssl(dir, &["base64", "-A", "-in", "bytes"]).expect("base64");
-    let text = String::from_utf8(text).expect("text");
-    text.trim()
-        .trim_end_matches('=')
-        .replace('+', "-")
-        .replace('/', "_")
-}
-
 #[test]
 fn a_node_joins_by_the_token_of_its_pod() {
     if !with_openssl("joining") {
         return;
     }
     let dir = scratch();
-    Signer::new(dir.path(), "cluster").expect("a key");
-    let modulus = openssl(
-        dir.path(),
-        &["rsa", "-in", "amazon.key", "-noout", "-modulus"],
-    )
-    .expect("a modulus");
-    let modulus = String::from_utf8(modulus).expect("text");
-    let modulus = modulus.trim().trim_start_matches("Modulus=");
-    let bytes: Vec<u8> = (0..modulus.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&modulus[at..at + 2], 16).expect("hexadecimal"))
-        .collect();
-    let keys = json!({ "keys": [{ "kty": "RSA", "kid": "one", "n": url64(dir.path(), &bytes), "e": "AQAB" }] });
-    fs::write(dir.path().join("keys.json"), keys.to_string()).expect("keys");
+    let issuer = Issuer::new(dir.path()).expect("a key");
+    let keys = issuer.keys().expect("keys");
+    fs::write(dir.path().join("keys.json"), keys).expect("keys");
     let entry = format!(
         "[[join]]\nname = \"here\"\nmethod = \"kubernetes\"\nissuer = \"https://kubernetes.default.svc.cluster.local\"\n\
          audience = \"sumun-collector\"\nkeys = {:?}\nsubjects = [\"system:serviceaccount:sumun:sumun-agent\"]\n\n[metrics]",
@@ -318,6 +269,7 @@ fn a_node_joins_by_the_token_of_its_pod() {
         collector: &collector,
         out: dir.path().join(name),
     };
+    let token = |changes: &[_]| issuer.token(("node-1", NODE), changes).expect("a token");
     for (changes, part) in [
         (
             vec![("aud", json!("https://kubernetes.default.svc"))],
@@ -330,10 +282,10 @@ fn a_node_joins_by_the_token_of_its_pod() {
         ),
         (vec![("kubernetes.io", json!({}))], "not bound to a pod"),
     ] {
-        fs::write(&file, token(dir.path(), &changes)).expect("a token");
+        fs::write(&file, token(&changes)).expect("a token");
         refused(&host("wrong").enroll(&options), part);
     }
-    fs::write(&file, token(dir.path(), &[])).expect("a token");
+    fs::write(&file, token(&[])).expect("a token");
     joined(&host("node").enroll(&options));
     // Another pod of the same node, without the node's folder: an admin has to say so.
     refused(&host("other").enroll(&options), "has joined already");

@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -15,6 +16,7 @@ use sumun_tests::clock::unix_ns;
 use sumun_tests::container::{Rootfs, has, pod_uid};
 use sumun_tests::ctl::Ctl;
 use sumun_tests::host::{Turn, scratch};
+use sumun_tests::issuer::{self, Issuer};
 use sumun_tests::kubelet::Node;
 use sumun_tests::pod::{self, Containerd, Network, Pod, Sandbox};
 use sumun_tests::programs;
@@ -61,6 +63,10 @@ struct Cluster {
     ctl: Option<Ctl>,
     folder: PathBuf,
     collector: Option<String>,
+    /// Where the service of the collector leads to.
+    service: Arc<Mutex<String>>,
+    /// Who signs the tokens of its pods; `None` without OpenSSL.
+    issuer: Option<Issuer>,
     pods: Vec<Sandbox>,
     // Given back last, when nothing is in the kernel any more.
     _turn: Turn,
@@ -88,8 +94,27 @@ fn release() -> std::io::Result<std::process::Output> {
 }
 
 impl Cluster {
-    /// A pod of a workload, its init containers run; the containers' ids.
+    /// A pod of a workload, its init containers run; the id of its container.
     fn start(&mut self, kind: &str, name: &str) -> String {
+        let (pod, sandbox) = self
+            .begin(kind, name)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let spec = &self.node.template(kind, name).expect("a template")["spec"];
+        let container = &spec["containers"][0];
+        let config = self.node.container(spec, container).expect("a container");
+        let id = self
+            .containerd
+            .container(&pod, &sandbox, &config)
+            .expect("a container");
+        if let Some(probe) = container["startupProbe"]["exec"]["command"].as_array() {
+            let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
+            self.until(&id, &probe);
+        }
+        id
+    }
+
+    /// The pod with its init containers alone; else what the one that failed has said.
+    fn begin(&mut self, kind: &str, name: &str) -> Result<(Pod, Sandbox), String> {
         let template = self.node.template(kind, name).expect("a template");
         let spec = &template["spec"];
         let labels = template["metadata"]["labels"].as_object().expect("labels");
@@ -111,26 +136,52 @@ impl Cluster {
         if kind == "StatefulSet" && self.node.networks {
             // What the service's name leads to.
             let address = self.containerd.address(&sandbox).expect("an address");
-            self.node.hosts = vec![(SERVICE.into(), address)];
+            self.node.hosts = vec![(SERVICE.into(), address.clone())];
+            *self.service.lock().expect("no panic") = address;
         }
         for init in spec["initContainers"].as_array().expect("init containers") {
             let config = self.node.container(spec, init).expect("a container");
             let id = self.containerd.container(&pod, &sandbox, &config);
             let id = id.unwrap_or_else(|error| panic!("{}: {error:#}", init["name"]));
             let status = self.containerd.wait(&id, LIMIT).expect("it ends");
-            assert_eq!(status, 0, "{}: {}", init["name"], self.logs());
+            if status != 0 {
+                return Err(format!("{}: {status}: {}", init["name"], self.logs()));
+            }
         }
-        let container = &spec["containers"][0];
-        let config = self.node.container(spec, container).expect("a container");
-        let id = self
-            .containerd
-            .container(&pod, &sandbox, &config)
-            .expect("a container");
-        if let Some(probe) = container["startupProbe"]["exec"]["command"].as_array() {
-            let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
-            self.until(&id, &probe);
+        Ok((pod, sandbox))
+    }
+
+    /// The collector's pod, once its port is open.
+    fn start_collector(&mut self) {
+        self.collector = Some(self.start("StatefulSet", "sumun-collector"));
+        let (_, address) = &self.node.hosts[0];
+        let place = format!("{address}:7443");
+        let begun = Instant::now();
+        while TcpStream::connect(&place).is_err() {
+            assert!(begun.elapsed() < LIMIT, "{}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
         }
-        id
+    }
+
+    /// Ends pods, but for the first few.
+    fn keep(&mut self, count: usize) {
+        for pod in self.pods.split_off(count).iter().rev() {
+            self.containerd.remove(&pod.id).expect("a pod that ends");
+        }
+    }
+
+    /// The agent of a node, once it is online.
+    fn online(&self, ctl: &Ctl, node: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let agents = ctl.agents().expect("agents");
+            let online = |agent: &&Value| agent["state"] == "online" && agent["name"] == node;
+            if let Some(agent) = agents.iter().find(online) {
+                return agent.clone();
+            }
+            assert!(begun.elapsed() < LIMIT, "{agents:?}: {}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn until(&self, container: &str, probe: &[&str]) {
@@ -161,13 +212,21 @@ impl Cluster {
         match words.as_slice() {
             ["kubectl", "apply", "-k", "deploy/kubernetes"] => {
                 // The objects are there: of them the collector can start, the agents wait for their secret.
-                self.collector = Some(self.start("StatefulSet", "sumun-collector"));
-                let (_, address) = &self.node.hosts[0];
-                let place = format!("{address}:7443");
-                let begun = Instant::now();
-                while TcpStream::connect(&place).is_err() {
-                    assert!(begun.elapsed() < LIMIT, "{}", self.logs());
-                    std::thread::sleep(Duration::from_millis(50));
+                self.start_collector();
+            }
+            ["kubectl", "get", "--raw", what, files @ ..] => {
+                let issuer = self.issuer.as_ref().expect("an issuer");
+                let said = match *what {
+                    "/openid/v1/jwks" => issuer.keys().expect("keys"),
+                    "/.well-known/openid-configuration" => issuer::NAME.to_owned(),
+                    _ => panic!("{line}: nothing is there"),
+                };
+                match files {
+                    [file] => {
+                        let file = file.strip_prefix('>').expect("into a file");
+                        fs::write(self.folder.join(file), said).expect("a file");
+                    }
+                    _ => assert!(PAGE.contains(&format!("issuer = {said:?}")), "{said}"),
                 }
             }
             [
@@ -224,7 +283,7 @@ impl Cluster {
                 assert_eq!(*ports, "7443:7443", "{line}");
                 // A pod in the node's network is there already.
                 if self.node.networks {
-                    forward(&self.node.hosts[0].1).expect("a port");
+                    forward(Arc::clone(&self.service)).expect("a port");
                 }
             }
             ["sumunctl", "--config", file, rest @ ..] => {
@@ -241,12 +300,12 @@ impl Cluster {
 }
 
 /// Passes on what comes to the node's port 7443 to that of a pod, until the test ends.
-fn forward(address: &str) -> io::Result<()> {
+fn forward(service: Arc<Mutex<String>>) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:7443")?;
-    let place = format!("{address}:7443");
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            let Ok(pod) = TcpStream::connect(&place) else {
+            let place = format!("{}:7443", service.lock().expect("no panic"));
+            let Ok(pod) = TcpStream::connect(place) else {
                 continue;
             };
             for (from, to) in [(&client, &pod), (&pod, &client)] {
@@ -264,16 +323,79 @@ fn forward(address: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The lines of a part of the page that are for a shell.
-fn lines(heading: &str) -> Vec<&'static str> {
+/// The blocks of a language in a part of the page.
+fn blocks(heading: &str, language: &str) -> impl Iterator<Item = &'static str> {
     let from = PAGE
         .find(heading)
         .unwrap_or_else(|| panic!("a part {heading:?}"));
     let part = PAGE[from + 1..].split("\n## ").next().unwrap_or_default();
-    let blocks = part.split("```sh\n").skip(1);
+    let begin = format!("```{language}\n");
+    let blocks: Vec<&str> = part.split(begin.as_str()).skip(1).collect();
     blocks
-        .flat_map(|block| block.split("```").next().unwrap_or_default().lines())
-        .collect()
+        .into_iter()
+        .map(|block| block.split("```").next().unwrap_or_default())
+}
+
+/// The lines of a part of the page that are for a shell.
+fn lines(heading: &str) -> Vec<&'static str> {
+    blocks(heading, "sh").flat_map(str::lines).collect()
+}
+
+/// The part of the page about nodes that nobody has given a token: one joins by what the cluster signs for its pod, and once only.
+fn nodes_without_a_token(cluster: &mut Cluster, ctl: &Ctl) {
+    const PART: &str = "\n## Nodes without a token";
+    const NODE: &str = "0b5f8a3e-6c1d-4e0f-9a7b-1c2d3e4f5a6b";
+    let Some(issuer) = &cluster.issuer else {
+        return println!("SKIPPED nodes without a token: openssl is not installed");
+    };
+    let token = issuer.token(("node-2", NODE), &[]).expect("a token");
+    for line in lines(PART) {
+        cluster.follow(line);
+    }
+    let folder = cluster.folder.clone();
+    let read = |name: &str| fs::read_to_string(folder.join(name)).expect("it was made");
+    let given = blocks(PART, "yaml").next().expect("values");
+    let values = given.replace(r#"{"keys": [...]}"#, read("keys.json").trim());
+    assert_ne!(values, given, "the page has keys to fill in");
+    fs::write(folder.join("values.yaml"), values).expect("a file");
+    cluster
+        .node
+        .upgrade(&folder.join("values.yaml"))
+        .expect("the chart takes the page's values");
+    cluster
+        .node
+        .secret("sumun-join", &[("ca.pem", &read("ca.pem"))]);
+    // The annotation of its pods is another one, so Kubernetes starts them anew.
+    cluster.keep(0);
+    cluster.start_collector();
+    let home = folder.join("node-2");
+    cluster.node.name = "node-2".into();
+    cluster.node.folders[0].1 = home.clone();
+    cluster.node.tokens.insert("sumun-collector".into(), token);
+    cluster.start("DaemonSet", "sumun-agent");
+    let first = cluster.online(ctl, "node-2");
+    let bound = || {
+        let output = ctl.run(&["joins", "list", "-o", "json"]);
+        let rows: Vec<Value> = serde_json::from_slice(&output.stdout).expect("rows");
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        let subject = text(&rows[0], "subject").to_owned();
+        assert_eq!(subject, format!("this-cluster/node/{NODE}"));
+        (subject, rows[0]["agent"].clone())
+    };
+    let (subject, agent) = bound();
+    assert_eq!(agent, first["id"]);
+    // Without its folder it is refused, until an admin says so.
+    cluster.keep(1);
+    fs::remove_dir_all(&home).expect("the node's folder");
+    let refused = cluster
+        .begin("DaemonSet", "sumun-agent")
+        .expect_err("refused");
+    assert!(refused.contains("has joined already"), "{refused}");
+    cluster.keep(1);
+    let forgotten = ctl.run(&["joins", "forget", &subject]);
+    assert!(forgotten.status.success(), "{forgotten:?}");
+    cluster.begin("DaemonSet", "sumun-agent").expect("it joins");
+    assert_ne!(bound().1, agent);
 }
 
 /// An image of a shell and two programs.
@@ -378,6 +500,8 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
         ctl: None,
         folder: dir.path().to_owned(),
         collector: None,
+        service: Arc::default(),
+        issuer: Issuer::new(dir.path()).ok(),
         pods: Vec::new(),
         _turn: turn,
     };
@@ -402,19 +526,8 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
         cluster.follow(line);
     }
     let ctl = cluster.ctl.take().expect("a context");
-    let begun = Instant::now();
-    let id = loop {
-        let agents = ctl.agents().expect("agents");
-        if let [agent] = agents.as_slice()
-            && agent["state"] == "online"
-        {
-            // By the node's name, not the pod's.
-            assert_eq!(agent["name"], "node-1", "{agent}");
-            break agent["id"].clone();
-        }
-        assert!(begun.elapsed() < LIMIT, "{agents:?}: {}", cluster.logs());
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    // By the node's name, not the pod's.
+    let id = cluster.online(&ctl, "node-1")["id"].clone();
 
     // Another pod: a program that may run, one that may not, and a connection that may not be made.
     let since = unix_ns();
@@ -495,19 +608,9 @@ fn the_agent_s_pod_sees_and_stops_what_is_done_in_another() {
     assert_eq!(status, 0, "{doctor}");
 
     // A new pod of the node is the same agent.
-    for pod in cluster.pods.split_off(1).iter().rev() {
-        cluster.containerd.remove(&pod.id).expect("a pod that ends");
-    }
+    cluster.keep(1);
     cluster.start("DaemonSet", "sumun-agent");
-    let begun = Instant::now();
-    loop {
-        let agents = ctl.agents().expect("agents");
-        assert_eq!(agents.len(), 1, "{agents:?}");
-        assert_eq!(agents[0]["id"], id);
-        if agents[0]["state"] == "online" {
-            break;
-        }
-        assert!(begun.elapsed() < LIMIT, "{agents:?}: {}", cluster.logs());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    assert_eq!(cluster.online(&ctl, "node-1")["id"], id);
+    assert_eq!(ctl.agents().expect("agents").len(), 1);
+    nodes_without_a_token(&mut cluster, &ctl);
 }

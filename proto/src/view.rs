@@ -6,6 +6,8 @@ mod network;
 mod privilege;
 pub mod workload;
 
+pub use privilege::CAPABILITIES;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 
@@ -371,7 +373,10 @@ impl<'a> View<'a> {
             FieldId::LoginSrcIp => text((!image.login_ip.is_empty()).then_some(&image.login_ip)?),
             FieldId::LoginSrcPort => nonzero(image.login_port.into())?,
             FieldId::ProcSession => nonzero(image.session.into())?,
-            FieldId::ProcCapEffective => seen().map(|()| int(image.cap_effective))?,
+            FieldId::ProcCapEffective => match image.cap_effective {
+                Some(set) => int(set),
+                None => seen().map(|()| int(0))?,
+            },
             FieldId::ProcCapPermitted => seen().map(|()| int(image.cap_permitted))?,
             FieldId::ProcCgroupId => nonzero(image.cgroup_id)?,
             FieldId::ProcCgroupHierarchy => {

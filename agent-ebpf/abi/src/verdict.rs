@@ -101,6 +101,10 @@ pub mod id {
     pub const IN_IMAGE: u32 = 8;
     /// As [`IN_IMAGE`]: the root directory does not lie on an overlay.
     pub const NO_IMAGE: u32 = 2;
+    /// Effective capabilities 0 to 31, as bits.
+    pub const CAPS_LOW: u32 = 9;
+    /// Effective capabilities from 32 on.
+    pub const CAPS_HIGH: u32 = 10;
     /// Room for these; a power of two.
     pub const COUNT: usize = 16;
 }
@@ -115,8 +119,8 @@ pub struct Number {
     pub first: u32,
     /// … to this one.
     pub last: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The bits of it that are compared; all of a number, one of capabilities.
+    pub mask: u32,
     /// The atom's bit.
     pub atom: u64,
 }

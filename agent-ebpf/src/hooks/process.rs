@@ -286,7 +286,6 @@ fn who(record: *mut Exec, task: Task) {
         addr_of_mut!((*record).parent_start_ns).write(parent.start());
         addr_of_mut!((*record).parent_image).write(parent.image());
         let cred = task.cred();
-        addr_of_mut!((*record).cap_effective).write(cred.number(slot::CRED_CAP_EFFECTIVE));
         addr_of_mut!((*record).cap_permitted).write(cred.number(slot::CRED_CAP_PERMITTED));
         addr_of_mut!((*record).cap_inheritable).write(cred.number(slot::CRED_CAP_INHERITABLE));
         let auid = if value(slot::TASK_LOGINUID) == slot::NONE {

@@ -209,6 +209,7 @@ impl Task {
             // NONE + 1 is 0: the unified hierarchy.
             addr_of_mut!((*out).cgroup_hierarchy).write(hierarchy.wrapping_add(1));
             addr_of_mut!((*out).files_shared).write(u32::from(self.shares_files()));
+            addr_of_mut!((*out).cap_effective).write(cred.number(slot::CRED_CAP_EFFECTIVE));
         }
     }
 

@@ -448,7 +448,10 @@ pub(super) unsafe fn set_ids(scratch: *mut Scratch, actor: *const Actor) {
     // SAFETY: as the caller says; the values have room for every id.
     unsafe {
         let values: *mut u32 = addr_of_mut!((*scratch).values).cast();
+        let caps = addr_of!((*actor).cap_effective).read();
         for (id, value) in [
+            (id::CAPS_LOW, caps as u32),
+            (id::CAPS_HIGH, (caps >> 32) as u32),
             (id::UID, addr_of!((*actor).uid).read()),
             (id::GID, addr_of!((*actor).gid).read()),
             (id::EUID, addr_of!((*actor).euid).read()),
@@ -534,6 +537,7 @@ pub(super) fn numbers(plan: &Verdicts, scratch: *mut Scratch) -> u64 {
                 .add(number.id as usize & (id::COUNT - 1))
                 .read()
         };
+        let value = value & number.mask;
         let below = u64::from(value).wrapping_sub(u64::from(number.first));
         let above = u64::from(number.last).wrapping_sub(u64::from(value));
         yes |= number.atom & !spread(below | above);

@@ -3,6 +3,7 @@
 use cel::common::ast::{CallExpr, Expr as Node, IdedExpr, operators};
 use sumun_proto::FieldId;
 
+use crate::capability;
 use crate::check::{Checker, Term, describe};
 use crate::ir::{Compare, Expr, Operand, Set, TextTest, Type};
 use crate::literal;
@@ -201,6 +202,9 @@ impl Checker<'_> {
                 list: field,
                 value: operand,
             })),
+            Term::Value(Operand::Field(field)) if capability::is_set(field) => {
+                self.capability(value, &operand, field)
+            }
             Term::List(field) => {
                 let (ty, name) = (operand.ty(), field.info().name);
                 self.fault(node, format!("{operand} is {ty}, but {name} holds strings"))
@@ -269,6 +273,27 @@ impl Checker<'_> {
                     format!("{what} is no list: in needs one at its right"),
                 )
             }
+        }
+    }
+
+    /// `"CAP_…" in field`, or the number of one that has no name here.
+    fn capability(&mut self, value: &IdedExpr, given: &Operand, field: FieldId) -> Option<Term> {
+        let number = match given {
+            Operand::Str(name) => capability::number(name),
+            Operand::Int(number) => match u8::try_from(*number) {
+                Ok(number) if number < 64 => Ok(number),
+                _ => Err(format!(
+                    "{number} is no capability: they count from 0 to 63"
+                )),
+            },
+            other => Err(format!(
+                "{other} stands here, but {} holds capabilities: write one by its name, as \"CAP_SYS_ADMIN\"",
+                field.info().name
+            )),
+        };
+        match number {
+            Ok(number) => Some(Term::Truth(Expr::Capability { field, number })),
+            Err(message) => self.fault(value, message),
         }
     }
 

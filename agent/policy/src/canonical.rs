@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::capability;
 use crate::ir::{
     ANCESTOR_FIELDS, Compare, Expr, Operand, Pattern, Predicate, Quantifier, Set, TextTest, Type,
 };
@@ -50,6 +51,7 @@ impl fmt::Display for Expr {
                 | Expr::Or(_)
                 | Expr::Compare { .. }
                 | Expr::In { .. }
+                | Expr::Capability { .. }
                 | Expr::ListHas { .. } => write!(f, "!({inner})"),
                 _ => write!(f, "!{inner}"),
             },
@@ -79,6 +81,10 @@ impl fmt::Display for Expr {
             Expr::InNet { field, net } => {
                 write!(f, "cidr(\"{net}\").containsIP({})", field.info().name)
             }
+            Expr::Capability { field, number } => match capability::name(*number) {
+                Some(name) => write!(f, "\"{name}\" in {}", field.info().name),
+                None => write!(f, "{number} in {}", field.info().name),
+            },
             Expr::ListHas { list, value } => write!(f, "{value} in {}", list.info().name),
             Expr::Each {
                 quantifier,

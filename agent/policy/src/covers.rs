@@ -266,7 +266,9 @@ fn reads(given: &Expr, field: &Operand) -> bool {
         | Expr::Text { value: operand, .. }
         | Expr::Matches { value: operand, .. } => is(operand),
         Expr::Compare { left, right, .. } => is(left) || is(right),
-        Expr::InNet { field: id, .. } => *field == Operand::Field(*id),
+        Expr::InNet { field: id, .. } | Expr::Capability { field: id, .. } => {
+            *field == Operand::Field(*id)
+        }
         _ => false,
     }
 }

@@ -338,6 +338,7 @@ fn is_known(field: FieldId, kind: Kind) -> bool {
         // A program may be set-user-id.
         FieldId::ProcEuid
         | FieldId::ProcEgid
+        | FieldId::ProcCapEffective
         | FieldId::ProcTid
         | FieldId::FilePath
         | FieldId::FileName

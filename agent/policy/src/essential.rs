@@ -1,6 +1,7 @@
 //! Programs without which a host, or whoever tends it, is lost: a rule that kills says `force = true` if it means them.
 
 use sumun_proto::v1::{Batch, Event, Image, Kind};
+use sumun_proto::view::CAPABILITIES;
 use sumun_proto::{FieldId, Host, View};
 
 use crate::file::{Exception, Rule};
@@ -51,7 +52,7 @@ const ESSENTIAL: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What is known of each of them: root runs it.
+/// What is known of each of them: root runs it, with all that root may.
 const KNOWN: &[FieldId] = &[
     FieldId::Kind,
     FieldId::ProcExePath,
@@ -60,6 +61,7 @@ const KNOWN: &[FieldId] = &[
     FieldId::ProcGid,
     FieldId::ProcEuid,
     FieldId::ProcEgid,
+    FieldId::ProcCapEffective,
 ];
 
 /// What a rule would kill on a kind whatever else is the case, and its file. An exception of it that does not expire saves it. Nothing, if
@@ -74,6 +76,8 @@ pub(crate) fn killed(rule: &Rule, kind: Kind) -> Option<(&'static str, &'static 
                 images: vec![Image {
                     seen: true,
                     exe_path: (*path).to_owned(),
+                    // All there are.
+                    cap_effective: Some((1 << CAPABILITIES.len()) - 1),
                     ..Image::default()
                 }],
                 ..Batch::default()

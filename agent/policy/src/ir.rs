@@ -98,6 +98,13 @@ pub enum Expr {
         /// Host bits are zero.
         net: IpNet,
     },
+    /// `"cap_…" in field`.
+    Capability {
+        /// A set of capabilities.
+        field: FieldId,
+        /// Of the capability, below 64.
+        number: u8,
+    },
     /// `value in list`.
     ListHas {
         /// A list of text.
@@ -353,7 +360,7 @@ impl Expr {
                 left.visit(seen);
                 right.visit(seen);
             }
-            Expr::InNet { field, .. } => seen(*field),
+            Expr::InNet { field, .. } | Expr::Capability { field, .. } => seen(*field),
             Expr::ListHas { list, value } => {
                 seen(*list);
                 value.visit(seen);

@@ -73,6 +73,20 @@ fn canonical_texts() {
         ("'bash' in lists.shells", "true"),
         ("'-c' in proc.args", r#""-c" in proc.args"#),
         ("proc.args[0] == 'x'", r#"proc.args[0] == "x""#),
+        (
+            "'CAP_SYS_ADMIN' in proc.cap_effective && !('cap_bpf' in priv.old.cap_permitted)",
+            r#""cap_sys_admin" in proc.cap_effective && !("cap_bpf" in priv.old.cap_permitted)"#,
+        ),
+        // One of a newer kernel.
+        ("63 in proc.cap_effective", "63 in proc.cap_effective"),
+        (
+            "21 in proc.cap_effective",
+            r#""cap_sys_admin" in proc.cap_effective"#,
+        ),
+        (
+            "['CAP_BPF', 'CAP_PERFMON'].all(c, c in proc.cap_effective)",
+            r#""cap_bpf" in proc.cap_effective && "cap_perfmon" in proc.cap_effective"#,
+        ),
         ("proc.args.size() > 2", "size(proc.args) > 2"),
         ("size(proc.args[1]) == 3", "size(proc.args[1]) == 3"),
         (
@@ -206,6 +220,23 @@ fn faults_have_a_place_and_a_remedy() {
             "proc.pid",
             "1:1: proc.pid is int, but a condition is needed here",
         ),
+        (
+            "'CAP_SYS_ADMN' in proc.cap_effective",
+            "1:1: unknown capability \"CAP_SYS_ADMN\" (did you mean cap_sys_admin?): there are cap_chown, cap_dac_override",
+        ),
+        (
+            "'SYS_ADMIN' in proc.cap_permitted",
+            "cap_checkpoint_restore",
+        ),
+        (
+            "64 in proc.cap_effective",
+            "1:1: 64 is no capability: they count from 0 to 63",
+        ),
+        (
+            "proc.exe.name in proc.cap_effective",
+            "proc.cap_effective holds capabilities: write one by its name",
+        ),
+        ("'cap_bpf' in proc.uid", "proc.uid (int) is no list"),
         (
             "proc.args",
             "1:1: proc.args is a list, but a condition is needed here",

@@ -5,6 +5,7 @@
 pub mod asking;
 mod call;
 mod canonical;
+mod capability;
 mod check;
 mod clause;
 pub mod coarse;

@@ -39,6 +39,7 @@ enum Node {
     /// With the last components that a path has to have one of, if there are such.
     Matches(Operand, Box<Regex>, Option<Box<[String]>>),
     InNet(FieldId, IpNet),
+    Capability(FieldId, u8),
     ListHas(FieldId, Operand),
     Each(Quantifier, FieldId, Box<Node>),
 }
@@ -142,6 +143,7 @@ impl Node {
                 Err(_) => Node::Const(false),
             },
             Expr::InNet { field, net } => Node::InNet(*field, *net),
+            Expr::Capability { field, number } => Node::Capability(*field, *number),
             Expr::ListHas { list, value } => Node::ListHas(*list, value.clone()),
             Expr::Each {
                 quantifier,
@@ -237,6 +239,10 @@ impl Node {
             Node::InNet(field, net) => match view.ip(*field) {
                 Some(address) => Outcomes::of(net.contains(&address)),
                 None => missing(&view.get(*field)),
+            },
+            Node::Capability(field, number) => match view.get(*field) {
+                Value::Int(set) => Outcomes::of(set >> number & 1 == 1),
+                other => missing(&other),
             },
             Node::ListHas(list, operand) => match read(operand, view, item) {
                 Value::Str(wanted) => over(view, *list, Quantifier::Exists, |item| match item {

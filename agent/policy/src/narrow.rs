@@ -206,7 +206,7 @@ pub(crate) fn can_be_read(atom: &Expr, kind: Kind) -> bool {
         | Expr::Text { value, .. }
         | Expr::Matches { value, .. } => operand(value),
         Expr::Compare { left, right, .. } => operand(left) && operand(right),
-        Expr::InNet { field, .. } => on_kind(*field, kind),
+        Expr::InNet { field, .. } | Expr::Capability { field, .. } => on_kind(*field, kind),
         Expr::ListHas { list, value } => on_kind(*list, kind) && operand(value),
         Expr::Each { list, .. } => on_kind(*list, kind),
         _ => true,

@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use cel::extractors::This;
 use cel::{Context, Program, Value as Cel};
-use common::{Case, Dice, KINDS};
+use common::{CAPABILITY_SETS, Case, Dice, KINDS};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sumun_policy::{Lists, Matcher, Predicate, Verdict};
-use sumun_proto::view::ancestor_value;
+use sumun_proto::view::{CAPABILITIES, ancestor_value};
 use sumun_proto::{FIELDS, FieldId, FieldType, Value, View};
 
 /// The functions of predicates that CEL does not have.
@@ -120,6 +120,15 @@ impl Tree {
 
 fn cel_value(name: &str, value: Value<'_>) -> Option<Cel> {
     Some(match value {
+        // To CEL it is a list of their names.
+        Value::Int(set) if CAPABILITY_SETS.contains(&name) => {
+            let set = CAPABILITIES
+                .iter()
+                .filter(|(bit, _)| set & bit.cast_signed() != 0);
+            Cel::List(Arc::new(
+                set.map(|(_, name)| Cel::from((*name).to_owned())).collect(),
+            ))
+        }
         Value::Absent => return None,
         Value::Unknown => panic!("the oracle knows no unknown values: {name}"),
         Value::Bool(value) => Cel::Bool(value),

@@ -206,6 +206,9 @@ fn ancestors(dice: &mut Dice<'_>) -> String {
 }
 
 fn number(dice: &mut Dice<'_>) -> String {
+    if dice.chance(4) {
+        return dice.pick(CAPABILITIES).to_owned();
+    }
     let field = dice.pick(&["proc.uid", "proc.gid", "proc.euid", "proc.egid"]);
     let ids = ["0", "1", "7", "1000", "4294967295", "4294967296", "-1"];
     if dice.chance(6) {
@@ -215,6 +218,16 @@ fn number(dice: &mut Dice<'_>) -> String {
     let op = dice.pick(&["==", "!=", "<", "<=", ">", ">="]);
     format!("{field} {op} {}", dice.pick(&ids))
 }
+
+const CAPABILITIES: &[&str] = &[
+    "'CAP_CHOWN' in proc.cap_effective",
+    "!('CAP_CHOWN' in proc.cap_effective)",
+    "'cap_sys_admin' in proc.cap_effective",
+    "40 in proc.cap_effective",
+    "!(63 in proc.cap_effective)",
+    "['CAP_BPF', 'CAP_SYS_ADMIN'].exists(c, c in proc.cap_effective)",
+    "'CAP_CHOWN' in proc.cap_permitted",
+];
 
 /// A condition on whose the process is.
 fn workload(dice: &mut Dice<'_>) -> String {
@@ -426,6 +439,7 @@ fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
         image.gid = id(dice);
         image.euid = id(dice);
         image.egid = id(dice);
+        image.cap_effective = Some(dice.pick(&[0, 1, 1 << 21, 1 << 39, 1 << 40 | 1, u64::MAX]));
         if unknowns && dice.chance(2) {
             image.exe_flaws |= u32::from(dice.pick(&[FLAW_TRUNCATED, FLAW_LOST, FLAW_PARTIAL]));
         }
@@ -517,6 +531,9 @@ fn answer(atom: &Atom, view: &View<'_>) -> Option<bool> {
                 Id::Protocol => network?.protocol,
                 Id::Result => network?.result?.cast_unsigned() ^ RESULT_ZERO,
                 Id::InImage => own.in_image.map_or(NO_IMAGE, u32::from),
+                Id::Capability(number) => {
+                    own.cap_effective.map(|set| (set >> number & 1) as u32)?
+                }
             };
             Some((range.0..=range.1).contains(&number))
         }

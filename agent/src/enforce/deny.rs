@@ -340,6 +340,7 @@ mod tests {
             start_ns: 1,
             exe: None,
             ids: [0; 4],
+            cap_effective: 0,
             path: None,
             flaws: 0,
             flags: 0,

@@ -31,6 +31,7 @@ pub fn images(tree: &mut Tree, batch: &Batch) {
             cgroup_id: image.cgroup_id,
             cgroup_hierarchy: u32::from(image.cgroup_hierarchy != "unified"),
             files_shared: 0,
+            cap_effective: image.cap_effective.unwrap_or(0),
         };
         let node = tree.restore(
             &actor,
@@ -74,7 +75,7 @@ fn program(image: &Image) -> Program {
         session: image.session,
         tty: image.tty.clone(),
         caps: [
-            image.cap_effective,
+            image.cap_effective.unwrap_or(0),
             image.cap_permitted,
             image.cap_inheritable,
         ],

@@ -29,7 +29,7 @@ macro_rules! with_actor {
     ($($slot:expr),* $(,)?) => {
         &[
             s::TASK_PID, s::TASK_TGID, s::TASK_GROUP_LEADER, s::TASK_START, s::TASK_EXEC_ID,
-            s::TASK_CRED, s::CRED_UID, s::CRED_GID, s::CRED_EUID, s::CRED_EGID,
+            s::TASK_CRED, s::CRED_UID, s::CRED_GID, s::CRED_EUID, s::CRED_EGID, s::CRED_CAP_EFFECTIVE,
             s::TASK_FILES, s::FILES_COUNT, $($slot),*
         ]
     };

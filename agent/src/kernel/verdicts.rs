@@ -130,9 +130,9 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
                     trie.net(tags, *address, *bits, bit);
                 }
             }
-            Atom::Number { id, range } => {
+            Atom::Number { id: asked, range } => {
                 let number = verdicts.number.get_mut(verdicts.numbers as usize)?;
-                let id = match id {
+                let id = match asked {
                     Id::Uid => id::UID,
                     Id::Gid => id::GID,
                     Id::Euid => id::EUID,
@@ -142,13 +142,24 @@ pub(super) fn compile(plan: &VerdictPlan, generation: u32, trie: &mut Trie) -> O
                     Id::Protocol => id::PROTOCOL,
                     Id::Result => id::RESULT,
                     Id::InImage => id::IN_IMAGE,
+                    Id::Capability(0..=31) => id::CAPS_LOW,
+                    Id::Capability(_) => id::CAPS_HIGH,
+                };
+                // Of a capability it is whether it is there, 0 or 1, that is asked for.
+                let mask = match asked {
+                    Id::Capability(number) => 1 << (number % 32),
+                    _ => u32::MAX,
+                };
+                let place = |number: u32| match asked {
+                    Id::Capability(_) => number * mask,
+                    _ => number,
                 };
                 verdicts.numbered[id as usize] |= bit;
                 *number = Number {
                     id,
-                    first: range.0,
-                    last: range.1,
-                    pad: 0,
+                    first: place(range.0),
+                    last: place(range.1),
+                    mask,
                     atom: bit,
                 };
                 verdicts.numbers += 1;

@@ -41,6 +41,7 @@ pub struct Origin {
 struct Entry {
     key: ImageKey,
     ids: [u32; 4],
+    cap_effective: u64,
     cgroup: (u64, u32),
     part: Part,
 }
@@ -187,6 +188,7 @@ impl BatchBuilder {
         let entry = Entry {
             key: node.key,
             ids: [actor.uid, actor.gid, actor.euid, actor.egid],
+            cap_effective: actor.cap_effective,
             cgroup: (actor.cgroup_id, actor.cgroup_hierarchy),
             part,
         };
@@ -197,6 +199,8 @@ impl BatchBuilder {
         let mut image = base(node, parent);
         let [uid, gid, euid, egid] = entry.ids;
         (image.uid, image.gid, image.euid, image.egid) = (uid, gid, euid, egid);
+        // Of nobody it is not known.
+        image.cap_effective = (actor.pid != 0).then_some(actor.cap_effective);
         image.cgroup_id = actor.cgroup_id;
         image.cgroup_hierarchy = match actor.cgroup_hierarchy {
             0 => "unified".into(),
@@ -225,11 +229,7 @@ impl BatchBuilder {
             image.auid = program.auid;
             image.session = program.session;
             image.tty.clone_from(&program.tty);
-            [
-                image.cap_effective,
-                image.cap_permitted,
-                image.cap_inheritable,
-            ] = program.caps;
+            [_, image.cap_permitted, image.cap_inheritable] = program.caps;
             image.bootstrapped = program.bootstrapped;
             image.kernel_thread = program.kernel_thread;
             image.writer = program.writer.get().map(Writer::message);
@@ -414,6 +414,7 @@ impl BatchBuilder {
         let entry = Entry {
             key: node.key,
             ids: node.ids,
+            cap_effective: 0,
             cgroup: (0, 0),
             part: Part::Ancestor,
         };

@@ -247,6 +247,7 @@ impl Core {
             gid,
             euid,
             egid,
+            cap_effective: call.cap_effective,
             ..Actor::default()
         };
         let node = match self

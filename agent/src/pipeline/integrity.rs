@@ -190,6 +190,7 @@ pub(super) fn actor(node: &Node) -> Actor {
         egid,
         cgroup_id,
         cgroup_hierarchy,
+        cap_effective: node.program().map_or(0, |program| program.caps[0]),
         ..Actor::default()
     }
 }

@@ -127,7 +127,11 @@ fn began(record: &Record<'_>, exec: &Exec, bootstrapped: bool) -> Began {
             auid: (exec.auid != u32::MAX).then_some(exec.auid),
             session: exec.session,
             tty: tty(record.text(exec.tty)),
-            caps: [exec.cap_effective, exec.cap_permitted, exec.cap_inheritable],
+            caps: [
+                exec.actor.cap_effective,
+                exec.cap_permitted,
+                exec.cap_inheritable,
+            ],
             bootstrapped,
             kernel_thread,
             ..Program::default()

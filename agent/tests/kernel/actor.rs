@@ -33,7 +33,7 @@ pub(crate) fn program(path: PathBuf) -> PathBuf {
 
 /// The program as a child that does these things: `read PATH`, `write PATH`, `create PATH`, `rewrite PATH` (truncates),
 /// `close PATH` (writes and closes), `connect ADDRESS`, `begin ADDRESS` (without waiting in the call), `accept` (a
-/// connection of its own), `wait` (for the end of the input), `thread ACT` (in another thread).
+/// connection of its own), `drop NUMBER` (a capability, from the effective ones), `wait` (for the end of the input), `thread ACT` (in another thread).
 pub(crate) fn command(program: impl AsRef<OsStr>, acts: &[String]) -> Command {
     let mut command = Command::new(program);
     command
@@ -100,7 +100,25 @@ fn one(act: &str) {
             let _own = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             drop(listener.accept().unwrap());
         }
+        "drop" => give_up(with.parse().unwrap()),
         "wait" => drop(std::io::stdin().read_to_end(&mut Vec::new())),
         other => panic!("cannot {other}"),
     }
+}
+
+/// Takes a capability out of the thread's effective ones.
+#[expect(
+    unsafe_code,
+    reason = "a call that the standard library keeps away from"
+)]
+fn give_up(capability: usize) {
+    let header = [0x2008_0522_u32, 0];
+    // Effective, permitted and inheritable, and the same of the upper half.
+    let mut sets = [0_u32; 6];
+    // SAFETY: both lead to what the call expects, and live as long as it.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
+    sets[capability / 32 * 3] &= !(1 << (capability % 32));
+    // SAFETY: as above.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    assert_eq!((got, set), (0, 0));
 }

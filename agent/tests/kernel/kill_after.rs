@@ -239,6 +239,34 @@ fn an_open_kills_at_once_every_time_by_path_name_and_access() {
 }
 
 #[test]
+fn an_open_kills_by_the_capabilities_that_the_thread_has_by_then() {
+    let Some(mut case) = Case::new("kill-capability") else {
+        return;
+    };
+    let secret = case.file("secret");
+    let file = || Atom::File(name_is("secret"));
+    // CAP_SYS_CHROOT, and CAP_PERFMON of the upper half.
+    for capability in [18, 38] {
+        let has = || number(Id::Capability(capability), 1, 1);
+        let without = [format!("drop {capability}"), format!("read {secret}")];
+        case.load(Kind::Open, vec![file(), has()], vec![], vec![]);
+        assert!(case.kills(Kind::Open, format!("read {secret}")));
+        let (output, verdicts) = case.run(Kind::Open, &without);
+        assert!(is_through(&output));
+        let [verdict] = verdicts[..] else {
+            panic!("one record, not {verdicts:?}");
+        };
+        assert_eq!(verdict.outcome, outcome::NONE);
+        // And the other way round.
+        case.load(Kind::Open, vec![file()], vec![has()], vec![]);
+        assert!(!case.kills(Kind::Open, format!("read {secret}")));
+        let (output, verdicts) = case.run(Kind::Open, &without);
+        assert!(!is_through(&output));
+        assert_eq!(verdicts[0].outcome, outcome::KILLED);
+    }
+}
+
+#[test]
 fn verdicts_on_opens_expire_and_spare_the_guarded() {
     let Some(mut case) = Case::new("kill-hold") else {
         return;

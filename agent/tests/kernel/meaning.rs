@@ -56,7 +56,17 @@ fn condition(random: &mut StdRng, dir: &str, depth: u32) -> String {
     let id = ["uid", "gid", "euid", "egid"].choose(random).unwrap();
     let number = [0, 1, 1000, SOMEBODY].choose(random).unwrap();
     let order = ["==", "!=", "<", ">="].choose(random).unwrap();
-    match random.random_range(0..11) {
+    // Root has the first; of those that run here some have the second, and none has the third.
+    let capability = [
+        r#""CAP_CHOWN""#,
+        r#""CAP_SYS_RESOURCE""#,
+        r#""CAP_CHECKPOINT_RESTORE""#,
+        "63",
+    ];
+    let capability = capability.choose(random).unwrap();
+    match random.random_range(0..13) {
+        11 => format!("{capability} in proc.cap_effective"),
+        12 => format!("!({capability} in proc.cap_effective)"),
         0 => format!(r#"proc.exe.name == "{name}""#),
         1 => format!(r#"proc.exe.name in ["{name}", "two"]"#),
         2 => format!(r#"proc.exe.name != "{name}""#),

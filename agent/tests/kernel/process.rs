@@ -67,7 +67,7 @@ fn exec_names_the_file_and_every_argument() {
     assert_eq!(exec.args_total, arguments.len() as u64);
     assert_eq!(exec.parent_pid, std::process::id());
     assert_eq!((exec.actor.uid, exec.actor.euid), (0, 0));
-    assert_ne!(exec.cap_effective, 0);
+    assert_ne!(exec.actor.cap_effective, 0);
     assert_ne!(exec.actor.cgroup_id, 0);
     let meta = std::fs::metadata(&program).unwrap();
     use std::os::unix::fs::MetadataExt;

@@ -208,7 +208,7 @@ fn collect(expr: &Expr, fields: &mut Vec<FieldId>, patterns: &mut Vec<Pattern>) 
             operand(left, fields);
             operand(right, fields);
         }
-        Expr::InNet { field, .. } => fields.push(*field),
+        Expr::InNet { field, .. } | Expr::Capability { field, .. } => fields.push(*field),
         Expr::ListHas { list, value } => {
             fields.push(*list);
             operand(value, fields);
@@ -438,6 +438,10 @@ impl<'a> Row<'a> {
             }
             Expr::InNet { field, net } => match self.field(*field)? {
                 Val::Str(ip) => Some(net.contains(&ip.parse::<IpAddr>().ok()?)),
+                _ => None,
+            },
+            Expr::Capability { field, number } => match self.field(*field)? {
+                Val::Int(set) => Some(set >> number & 1 == 1),
                 _ => None,
             },
             Expr::ListHas { list, value } => {

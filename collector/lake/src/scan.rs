@@ -408,7 +408,9 @@ impl Place {
             {
                 NULL
             }
-            Expr::InNet { field, .. } if !self.present(*field) => NULL,
+            Expr::InNet { field, .. } | Expr::Capability { field, .. } if !self.present(*field) => {
+                NULL
+            }
             Expr::ListHas { list, .. } | Expr::Each { list, .. } if !self.present(*list) => NULL,
             _ => TRUE | FALSE | NULL,
         }

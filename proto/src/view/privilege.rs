@@ -6,8 +6,8 @@ use crate::v1::{Credentials, Kind, Privilege, Target};
 
 use super::{Items, UNKNOWN_TEXT, Value, View, int, list, nonzero, optional, text};
 
-/// Capabilities by number (include/uapi/linux/capability.h).
-const CAPABILITIES: &[(u64, &str)] = &[
+/// Capabilities by their bit in a set, in the order of their numbers (include/uapi/linux/capability.h).
+pub const CAPABILITIES: &[(u64, &str)] = &[
     (1 << 0, "cap_chown"),
     (1 << 1, "cap_dac_override"),
     (1 << 2, "cap_dac_read_search"),

@@ -51,4 +51,4 @@ pub struct Asked {
     /// What the rules made of it.
     pub verdict: Verdict,
 }
-assert_size!(Asked, 32 + 56 + 16 + 16 + 16 + 16 + 8 + 16 + 24);
+assert_size!(Asked, 32 + 64 + 16 + 16 + 16 + 16 + 8 + 16 + 24);

@@ -56,7 +56,7 @@ pub struct Open {
     /// What the rules that kill made of it.
     pub verdict: Verdict,
 }
-assert_size!(Open, 32 + 56 + 32 + 24);
+assert_size!(Open, 32 + 64 + 32 + 24);
 
 /// A rename or unlink that succeeded. With `NAMES_OBJECT` both names are whole paths of the kernel's own objects, as they stood
 /// when it decided about the call. Else directories are the kernel's objects as they stood when the call returned; names
@@ -87,7 +87,7 @@ pub struct Names {
     /// Second name (rename): where it went.
     pub to_name: Span,
 }
-assert_size!(Names, 32 + 56 + 24 + 32);
+assert_size!(Names, 32 + 64 + 24 + 32);
 
 /// rmdir, or unlinkat with AT_REMOVEDIR.
 pub const NAMES_DIRECTORY: u32 = 1 << 0;
@@ -133,7 +133,7 @@ pub struct Change {
     /// The new name (links); of `SETXATTR`, the attribute.
     pub to_name: Span,
 }
-assert_size!(Change, 32 + 56 + 48 + 32);
+assert_size!(Change, 32 + 64 + 48 + 32);
 
 /// The call named a descriptor, or a decision point saw it: what is said of the file is the kernel's word.
 pub const CHANGE_OBJECT: u32 = 1 << 0;
@@ -211,4 +211,4 @@ pub struct FailedOpen {
     /// The name, as the caller's memory has it. `FLAW_LOST`: it had none, as open_by_handle_at.
     pub name: Span,
 }
-assert_size!(FailedOpen, 32 + 56 + 8 + 16);
+assert_size!(FailedOpen, 32 + 64 + 8 + 16);

@@ -46,7 +46,7 @@ pub struct Module {
     /// Of a load with a name: one of `signature`.
     pub signature: u64,
 }
-assert_size!(Module, 32 + 56 + 32 + 16 + 64 + 8);
+assert_size!(Module, 32 + 64 + 32 + 16 + 64 + 8);
 
 /// What the kernel made of a module's signature.
 pub mod signature {
@@ -96,7 +96,7 @@ pub struct Program {
     /// Name, ended by NUL if it is shorter.
     pub name: [u8; PROGRAM_NAME],
 }
-assert_size!(Program, 32 + 56 + 32 + 16);
+assert_size!(Program, 32 + 64 + 32 + 16);
 
 /// A mount was made, changed or removed, or a root changed, or somebody tried to. Directories are the kernel's objects, names the
 /// caller's word.
@@ -128,7 +128,7 @@ pub struct Mount {
     /// Type of file system.
     pub fs: Span,
 }
-assert_size!(Mount, 32 + 56 + 24 + 40);
+assert_size!(Mount, 32 + 64 + 24 + 40);
 
 /// Bytes of a setting's name, with its NUL.
 pub const SETTING_NAME: usize = 256;
@@ -154,7 +154,7 @@ pub struct Setting {
     /// What the rules that deny made of it.
     pub verdict: Verdict,
 }
-assert_size!(Setting, 32 + 56 + 8 + 16 + 24);
+assert_size!(Setting, 32 + 64 + 8 + 16 + 24);
 
 /// Another kernel was put in place, or an io_uring set up.
 #[repr(C)]
@@ -175,4 +175,4 @@ pub struct Setup {
     /// The call's own flags.
     pub call_flags: u64,
 }
-assert_size!(Setup, 32 + 56 + 24);
+assert_size!(Setup, 32 + 64 + 24);

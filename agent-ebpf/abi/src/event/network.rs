@@ -60,7 +60,7 @@ pub struct Connection {
     /// What the rules that kill made of it.
     pub verdict: Verdict,
 }
-assert_size!(Connection, 32 + 56 + 8 + 32 + 8 + 8 + 24);
+assert_size!(Connection, 32 + 64 + 8 + 32 + 8 + 8 + 24);
 
 /// The address is the kernel's copy of what the caller gave, before anything was sent.
 pub const CONN_COPY: u16 = 1 << 5;
@@ -78,7 +78,7 @@ pub struct Datagram {
     /// Datagrams and connects to the same address that have had no record since the one before.
     pub folded: u64,
 }
-assert_size!(Datagram, 168 + 8);
+assert_size!(Datagram, 176 + 8);
 
 /// How long a process's talk to one address is one flow, in ns.
 pub const FLOW_NS: u64 = 60_000_000_000;
@@ -105,7 +105,7 @@ pub struct UnixConnect {
     /// a failed call the caller's word.
     pub path: Span,
 }
-assert_size!(UnixConnect, 32 + 56 + 16);
+assert_size!(UnixConnect, 32 + 64 + 16);
 
 /// A socket was made that few programs need, or somebody tried to.
 #[repr(C)]
@@ -128,7 +128,7 @@ pub struct Socket {
     /// Zero.
     pub pad: u32,
 }
-assert_size!(Socket, 32 + 56 + 24);
+assert_size!(Socket, 32 + 64 + 24);
 
 /// A message to or from port 53, as a packet had it.
 #[repr(C)]
@@ -149,7 +149,7 @@ pub struct Dns {
     /// The bytes.
     pub message: Span,
 }
-assert_size!(Dns, 32 + 56 + 16 + 8 + 8);
+assert_size!(Dns, 32 + 64 + 16 + 8 + 8);
 
 /// The message came from the server.
 pub const DNS_ANSWER: u16 = 1 << 0;

@@ -57,7 +57,7 @@ pub struct Credentials {
     /// As it returned.
     pub after: Creds,
 }
-assert_size!(Credentials, 32 + 56 + 16 + 56 + 56);
+assert_size!(Credentials, 32 + 64 + 16 + 56 + 56);
 
 /// A process as it was found through its number or its pidfd. All zero: there was none (any more).
 #[repr(C)]
@@ -104,7 +104,7 @@ pub struct Reach {
     /// Path of its executable.
     pub exe: Span,
 }
-assert_size!(Reach, 32 + 56 + 24 + 32 + 8);
+assert_size!(Reach, 32 + 64 + 24 + 32 + 8);
 
 /// Namespaces were made or entered, or somebody tried to.
 #[repr(C)]
@@ -129,7 +129,7 @@ pub struct Spaces {
     /// The caller's namespaces after the call.
     pub ns: Namespaces,
 }
-assert_size!(Spaces, 32 + 56 + 24 + 32);
+assert_size!(Spaces, 32 + 64 + 24 + 32);
 
 /// `namespaces` could not be read.
 pub const SPACES_UNKNOWN: u32 = 1 << 0;
@@ -163,7 +163,7 @@ pub struct Memory {
     /// Its path.
     pub path: Span,
 }
-assert_size!(Memory, 32 + 56 + 24 + 16 + 16);
+assert_size!(Memory, 32 + 64 + 24 + 16 + 16);
 
 /// There is a file, or was: nothing else is said of it if it was gone when looked for.
 pub const MEMORY_FILE: u32 = 1 << 0;
@@ -194,4 +194,4 @@ pub struct Control {
     /// The thread's name after the call, ended by NUL if it is shorter.
     pub name: [u8; TASK_NAME],
 }
-assert_size!(Control, 32 + 56 + 16 + 16 + 16);
+assert_size!(Control, 32 + 64 + 16 + 16 + 16);

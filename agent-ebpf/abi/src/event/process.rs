@@ -35,8 +35,10 @@ pub struct Actor {
     pub cgroup_hierarchy: u32,
     /// 1 if other tasks share the open files (`files->count > 1`).
     pub files_shared: u32,
+    /// Effective capabilities, bit n = capability n.
+    pub cap_effective: u64,
 }
-assert_size!(Actor, 56);
+assert_size!(Actor, 64);
 
 /// Namespace inode numbers (`ns_common.inum`); 0 = not known.
 #[repr(C)]
@@ -83,7 +85,7 @@ pub struct Fork {
     /// Namespaces of the child.
     pub ns: Namespaces,
 }
-assert_size!(Fork, 32 + 56 + 56 + 24 + 32);
+assert_size!(Fork, 32 + 64 + 64 + 24 + 32);
 
 /// An exec that succeeded (the actor is the new image), or a process found by the
 /// task iterator (kind `TASK`).
@@ -104,9 +106,7 @@ pub struct Exec {
     pub parent_image: u64,
     /// Namespaces.
     pub ns: Namespaces,
-    /// Effective capabilities, bit n = capability n.
-    pub cap_effective: u64,
-    /// Permitted capabilities.
+    /// Permitted capabilities, bit n = capability n.
     pub cap_permitted: u64,
     /// Inheritable capabilities.
     pub cap_inheritable: u64,
@@ -155,7 +155,7 @@ pub struct Exec {
 }
 assert_size!(
     Exec,
-    32 + 56 + 24 + 32 + 24 + 16 + 8 + 8 + 8 + 40 + 24 + 8 + 16 + 16
+    32 + 64 + 24 + 32 + 16 + 16 + 8 + 8 + 8 + 40 + 24 + 8 + 16 + 16
 );
 
 /// Who was the last to open a file for writing: also the value of the map `WRITERS`.
@@ -249,4 +249,4 @@ pub struct Exit {
     /// Zero.
     pub pad: u32,
 }
-assert_size!(Exit, 32 + 56 + 8);
+assert_size!(Exit, 32 + 64 + 8);

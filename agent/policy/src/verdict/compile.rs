@@ -184,6 +184,10 @@ fn condition(atom: &Expr) -> Result<Formula, &'static str> {
             net::private(*field).or_else(|| flag(*field)).ok_or("")
         }
         Expr::InNet { field, net } => net::within(*field, *net),
+        Expr::Capability { field, number } => match field {
+            FieldId::ProcCapEffective => Ok(Formula::number(Id::Capability(*number), vec![(1, 1)])),
+            _ => Err("of capabilities, it knows those that are effective at the event"),
+        },
         Expr::Compare {
             op: op @ (Compare::Eq | Compare::Ne),
             left: Operand::Field(field),

@@ -68,6 +68,17 @@ pub(super) enum Whose {
 impl Formula {
     /// The id lies in one of these ranges, which may overlap.
     pub(super) fn number(id: Id, mut ranges: Vec<(u32, u32)>) -> Self {
+        if let Id::Capability(_) = id {
+            // It is 0 or 1.
+            ranges.retain(|(first, _)| *first <= 1);
+            if ranges.iter().any(|range| range.0 == 0) && ranges.iter().any(|range| range.1 != 0) {
+                return Self::Const(true);
+            }
+            ranges = ranges
+                .iter()
+                .map(|range| (range.0, range.1.min(1)))
+                .collect();
+        }
         ranges.retain(|(first, last)| first <= last);
         ranges.sort_unstable();
         let mut apart: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
@@ -358,6 +369,17 @@ fn clauses(formula: &Formula, atoms: &mut Atoms) -> Result<Vec<Conjunction>, Too
             let atom = Atom::Number {
                 id: *id,
                 range: (0, u32::MAX),
+            };
+            vec![Conjunction::one(atoms.number(atom), false)]
+        }
+        // Whether it is there or not is one question.
+        Formula::Number {
+            id: id @ Id::Capability(_),
+            ranges,
+        } if *ranges == [(0, 0)] => {
+            let atom = Atom::Number {
+                id: *id,
+                range: (1, 1),
             };
             vec![Conjunction::one(atoms.number(atom), false)]
         }

@@ -152,6 +152,8 @@ pub enum Id {
     Result,
     /// Of an exec: 1 if `proc.exe.in_image`, 0 if not, [`NO_IMAGE`] if that is absent.
     InImage,
+    /// 1 if this capability is in `proc.cap_effective`, 0 if not.
+    Capability(u8),
 }
 
 /// As an [`Id::InImage`]: the root directory of the process is of no image.
@@ -355,7 +357,7 @@ fn comes_too_late(field: FieldId, kind: Kind) -> bool {
         | FieldId::NetSrcPrivate
         | FieldId::FileCreate => true,
         // The program may be set-user-id.
-        FieldId::ProcEuid | FieldId::ProcEgid => kind == Kind::Exec,
+        FieldId::ProcEuid | FieldId::ProcEgid | FieldId::ProcCapEffective => kind == Kind::Exec,
         _ => false,
     }
 }

@@ -218,6 +218,22 @@ fn what_the_kernel_judges() {
         ("1000 <= proc.uid && proc.uid < 2000", "Uid(1000..1999)"),
         ("proc.uid > 4294967294", "!Uid(0..4294967294)"),
         ("proc.uid == 4294967295", "!Uid(0..4294967294)"),
+        (
+            "'CAP_SYS_ADMIN' in proc.cap_effective",
+            "Capability(21)(1..1)",
+        ),
+        (
+            "!('cap_net_raw' in proc.cap_effective) && proc.exe.name == 'nc'",
+            "!Capability(13)(1..1) exe(nc)",
+        ),
+        (
+            "['CAP_BPF', 'CAP_PERFMON'].exists(c, c in proc.cap_effective)",
+            "Capability(38)(1..1) | Capability(39)(1..1)",
+        ),
+        (
+            "'CAP_SYS_ADMIN' in proc.cap_permitted",
+            "only the agent can judge \"cap_sys_admin\" in proc.cap_permitted (of capabilities, it knows those that are effective at the event)",
+        ),
         // Never, and always.
         ("proc.uid == 4294967296", ""),
         ("proc.uid < 0 || proc.uid == -1 || proc.uid in [-1]", ""),

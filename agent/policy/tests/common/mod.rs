@@ -212,6 +212,10 @@ const LISTS: &[&str] = &[
     "dns.flaws",
 ];
 
+/// Numbers whose bits have names.
+pub(crate) const CAPABILITY_SETS: &[&str] = &["proc.cap_effective", "proc.cap_permitted"];
+const CAPABILITIES: &[&str] = &["cap_chown", "cap_kill", "cap_sys_admin", "cap_bpf"];
+
 pub(crate) const KINDS: &[Kind] = &[
     Kind::Fork,
     Kind::Exec,
@@ -395,6 +399,10 @@ fn image(dice: &mut Dice<'_>, parent: u32, unknowns: bool) -> Image {
         auid: dice.chance(8).then_some(1000),
         kernel_thread: dice.chance(1),
         uid: dice.pick(&[0, 1, 1000]),
+        cap_effective: dice
+            .chance(12)
+            .then(|| dice.pick(&[0, 1, 1 << 21, 1 << 39 | 1, u64::MAX])),
+        cap_permitted: dice.pick(&[0, 1 << 5, u64::MAX]),
         ..Image::default()
     }
 }
@@ -546,6 +554,10 @@ fn atom(dice: &mut Dice<'_>) -> String {
                 "file.create",
             ]);
             format!("has({field})")
+        }
+        9 if dice.chance(6) => {
+            let (name, field) = (dice.pick(CAPABILITIES), dice.pick(CAPABILITY_SETS));
+            format!("{} in {field}", literal(name))
         }
         9 => {
             let list = dice.pick(LISTS);

@@ -106,6 +106,7 @@ impl Judge {
             start_ns: 0,
             exe: None,
             ids: [0; 4],
+            cap_effective: 0,
             path: object.reached.then(|| text::from_bytes(&object.paths[0])),
             flaws: object.flaws,
             flags: 0,
@@ -139,6 +140,7 @@ impl Judge {
         call.pid = opener.pid;
         call.start_ns = opener.stat.start_ns();
         call.ids = opener.ids;
+        call.cap_effective = opener.cap_effective;
         call.exe.clone_from(&opener.exe);
         let asks = self.rules.iter().filter(about).any(|rule| rule.asks);
         let whose = match asks {
@@ -249,6 +251,7 @@ impl Judge {
                 gid,
                 euid,
                 egid,
+                cap_effective: Some(call.cap_effective),
                 workload: u32::from(whose.workload.is_some()),
                 ..Image::default()
             }],

@@ -22,6 +22,8 @@ pub(super) struct Opener {
     pub stat: Stat,
     /// Real and effective ids: uid, gid, euid, egid.
     pub ids: [u32; 4],
+    /// Effective capabilities, bit n is capability n.
+    pub cap_effective: u64,
     /// `None`: not known.
     pub exe: Option<String>,
 }
@@ -53,6 +55,9 @@ impl Opener {
             .ok_or_else(bad)?;
         let ([uid, euid], [gid, egid]) =
             (ids(b"Uid:").ok_or_else(bad)?, ids(b"Gid:").ok_or_else(bad)?);
+        let cap_effective = field(b"CapEff:")
+            .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+            .ok_or_else(bad)?;
         let stat = Stat::of(pid)
             .map_err(|error| format!("cannot read /proc/{pid}/stat: {error}"))?
             .ok_or("the process has ended")?;
@@ -60,6 +65,7 @@ impl Opener {
             pid,
             stat,
             ids: [uid, gid, euid, egid],
+            cap_effective,
             exe: exe(tid),
         })
     }

@@ -309,6 +309,8 @@ pub struct Call {
     pub exe: Option<String>,
     /// Real and effective ids: uid, gid, euid, egid.
     pub ids: [u32; 4],
+    /// Effective capabilities, bit n is capability n.
+    pub cap_effective: u64,
     /// Path of the file as the call reached it.
     pub path: Option<String>,
     /// `FLAW_*` of it.

@@ -27,7 +27,7 @@ fn eperm<T>(result: io::Result<T>) -> bool {
 
 /// The one call that was asked about since, of a kind of record: denied.
 #[track_caller]
-fn denied(ruled: &mut Ruled, kind: u16, count: usize) -> Vec<(Seen, Asked)> {
+pub(crate) fn denied(ruled: &mut Ruled, kind: u16, count: usize) -> Vec<(Seen, Asked)> {
     let seen = ruled.bench.settle();
     for record in &seen {
         let failed = match &record.body {

@@ -13,6 +13,14 @@ mod bench;
 mod elf;
 #[cfg(target_arch = "x86_64")]
 mod low;
+#[expect(unsafe_code, reason = "memory that changes while the kernel reads it")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "other tests use more of it, and have it in a library"
+)]
+#[path = "../../../tests/src/raw/name.rs"]
+mod racing;
 #[expect(unsafe_code, reason = "rings are memory shared with the kernel")]
 #[allow(
     dead_code,
@@ -31,7 +39,6 @@ mod rules;
 mod wire;
 
 mod cgroup;
-mod changes;
 mod deny;
 mod deny_lsm;
 mod dns;
@@ -43,6 +50,8 @@ mod isolate;
 mod kernel;
 mod kill_after;
 mod meaning;
+mod misleading;
+mod names;
 mod network;
 mod points;
 mod privilege;

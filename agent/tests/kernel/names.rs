@@ -181,7 +181,7 @@ const KINDS: [Kind; 2] = [Kind::Rename, Kind::Unlink];
 
 #[test]
 fn what_was_named_and_done_is_the_kernels_word() {
-    let Some(mut both) = both("changes-names", &KINDS) else {
+    let Some(mut both) = both("names-names", &KINDS) else {
         return;
     };
     let dir = both.dir.clone();
@@ -257,7 +257,7 @@ fn what_was_named_and_done_is_the_kernels_word() {
 
 #[test]
 fn a_whole_tree_that_is_removed_is_told_as_it_was() {
-    let Some(mut both) = both("changes-tree", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-tree", &[Kind::Unlink]) else {
         return;
     };
     let mut expected = Vec::new();
@@ -294,7 +294,7 @@ fn a_whole_tree_that_is_removed_is_told_as_it_was() {
 /// A sibling rewrites the name while the call runs: what is told is what the call did.
 #[test]
 fn a_rewritten_name_misleads_nobody() {
-    let Some(mut both) = both("changes-rewritten", &KINDS) else {
+    let Some(mut both) = both("names-rewritten", &KINDS) else {
         return;
     };
     let dir = both.dir.clone();
@@ -393,7 +393,7 @@ fn a_rewritten_name_misleads_nobody() {
 /// A sibling swaps the folder on the way for another one while the call runs.
 #[test]
 fn a_swapped_parent_misleads_nobody() {
-    let Some(mut both) = both("changes-parents", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-parents", &[Kind::Unlink]) else {
         return;
     };
     let boxes = ["p", "q"].map(|name| both.at(name));
@@ -470,7 +470,7 @@ fn a_swapped_parent_misleads_nobody() {
 /// A sibling puts another folder behind the descriptor that the name is relative to.
 #[test]
 fn a_swapped_folder_behind_a_descriptor_misleads_nobody() {
-    let Some(mut both) = both("changes-descriptor", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-descriptor", &[Kind::Unlink]) else {
         return;
     };
     let boxes = ["p", "q"].map(|name| both.at(name));
@@ -519,7 +519,7 @@ fn a_swapped_folder_behind_a_descriptor_misleads_nobody() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn thirty_two_bit_calls_are_confirmed() {
-    let Some(mut both) = both("changes-compat", &KINDS) else {
+    let Some(mut both) = both("names-compat", &KINDS) else {
         return;
     };
     fs::write(both.at("a"), "").unwrap();
@@ -560,13 +560,13 @@ fn an_overflow_is_told_and_confirms_nothing_else() {
         // Nobody else's, and slow.
         fs::write(setting, "1500").unwrap();
     }
-    let Some(mut both) = both("changes-overflow", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-overflow", &[Kind::Unlink]) else {
         return;
     };
     let most = fs::read_to_string(setting);
     let most: usize = most.unwrap().trim().parse().unwrap();
     if most > 20_000 {
-        eprintln!("SKIPPED changes-overflow: {most} events may wait here");
+        eprintln!("SKIPPED names-overflow: {most} events may wait here");
         return;
     }
     let count = most + 1000;
@@ -603,7 +603,7 @@ fn an_overflow_is_told_and_confirms_nothing_else() {
 /// File systems that are mounted later are watched, and can be unmounted; what has no handles keeps the caller's word.
 #[test]
 fn new_mounts_are_followed_and_not_held() {
-    let Some(mut both) = both("changes-mounts", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-mounts", &[Kind::Unlink]) else {
         return;
     };
     let (new, merged) = (both.at("new"), both.at("merged"));
@@ -693,7 +693,7 @@ fn new_mounts_are_followed_and_not_held() {
 /// What io_uring's workers remove has no record: it is told alone, and of whom is not made up.
 #[test]
 fn what_io_uring_removes_is_told_alone() {
-    let Some(mut both) = both("changes-uring", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-uring", &[Kind::Unlink]) else {
         return;
     };
     both.cycle();
@@ -703,7 +703,7 @@ fn what_io_uring_removes_is_told_alone() {
     match rings::unlink(&path) {
         Ok(result) => result.unwrap(),
         Err(refused) => {
-            eprintln!("SKIPPED changes-uring: no io_uring here: {refused:?}");
+            eprintln!("SKIPPED names-uring: no io_uring here: {refused:?}");
             return;
         }
     }
@@ -721,7 +721,7 @@ fn what_io_uring_removes_is_told_alone() {
 /// A file system whose program answers nothing lies where a record's path leads to at the host: nobody waits for it.
 #[test]
 fn a_program_that_answers_nothing_holds_up_nobody() {
-    let Some(mut both) = both("changes-fuse", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-fuse", &[Kind::Unlink]) else {
         return;
     };
     let (hung, mine) = (both.at("hung"), both.at("mine"));
@@ -733,7 +733,7 @@ fn a_program_that_answers_nothing_holds_up_nobody() {
     let device = match File::options().read(true).write(true).open("/dev/fuse") {
         Ok(device) => device,
         Err(error) => {
-            eprintln!("SKIPPED changes-fuse: cannot open /dev/fuse: {error}");
+            eprintln!("SKIPPED names-fuse: cannot open /dev/fuse: {error}");
             return;
         }
     };
@@ -743,7 +743,7 @@ fn a_program_that_answers_nothing_holds_up_nobody() {
     );
     let (none, kind) = (Some("none"), Some("fuse"));
     if let Err(errno) = mount(none, &hung, kind, MsFlags::empty(), Some(options.as_str())) {
-        eprintln!("SKIPPED changes-fuse: cannot be mounted: {errno}");
+        eprintln!("SKIPPED names-fuse: cannot be mounted: {errno}");
         return;
     }
     std::thread::sleep(Duration::from_millis(300));
@@ -788,7 +788,7 @@ fn a_program_that_answers_nothing_holds_up_nobody() {
 /// What was told before nobody was there any more is of nobody's record.
 #[test]
 fn what_is_not_read_is_not_taken_for_what_comes() {
-    let Some(mut both) = both("changes-restart", &[Kind::Unlink]) else {
+    let Some(mut both) = both("names-restart", &[Kind::Unlink]) else {
         return;
     };
     for name in ["a", "b"] {

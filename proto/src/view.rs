@@ -374,6 +374,7 @@ impl<'a> View<'a> {
             FieldId::LoginSrcPort => nonzero(image.login_port.into())?,
             FieldId::ProcSession => nonzero(image.session.into())?,
             FieldId::ProcCapEffective => match image.cap_effective {
+                Some(u64::MAX) => return None,
                 Some(set) => int(set),
                 None => seen().map(|()| int(0))?,
             },

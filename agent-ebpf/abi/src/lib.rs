@@ -24,7 +24,7 @@ pub mod verdict;
 
 /// Version of everything in this crate. It is part of the pin path
 /// (`/sys/fs/bpf/sumun/v<ABI>-<hash of the maps>`), so agents of different versions never share maps.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Asserts a type's size where it is defined.
 macro_rules! assert_size {

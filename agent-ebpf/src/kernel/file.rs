@@ -134,8 +134,14 @@ impl File {
     /// True for an open that is no call's: of the file below an overlay's, or of a program that is executed.
     #[inline(always)]
     pub(crate) fn is_inner(block: Block) -> bool {
+        Self::is_below(block) || block.get::<u32>(slot::FILE_FLAGS) & FMODE_EXEC != 0
+    }
+
+    /// True for the file below an overlay's: the overlay opens it with the credentials of who has mounted it, once the caller's own open has
+    /// been let through.
+    #[inline(always)]
+    pub(crate) fn is_below(block: Block) -> bool {
         block.get::<u32>(slot::FILE_MODE) & (FMODE_BACKING | FMODE_NOACCOUNT) != 0
-            || block.get::<u32>(slot::FILE_FLAGS) & FMODE_EXEC != 0
     }
 
     /// True for a reference that was opened with `O_PATH`.

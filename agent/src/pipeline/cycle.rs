@@ -274,7 +274,8 @@ impl Pipeline {
         self.relax(read);
         self.expire();
         let scoped = self.core.scopes.are_asked();
-        if self.backlog() >= BUSY_BYTES {
+        // A record that is being written holds up those behind it: asking again at once would not help its writer.
+        if read > 0 && self.backlog() >= BUSY_BYTES {
             Duration::ZERO
         } else if scoped && self.core.workloads.stats().pending > 0 {
             // The kernel's rules wait for what a runtime says.
@@ -284,8 +285,8 @@ impl Pipeline {
             || self.loaded.acts()
             || self.core.changes.is_watching()
         {
-            // Somebody may wait for what comes of a record: a new cgroup for its rules, a kill that the kernel could not do; and who
-            // renamed something is looked for while the thread is there.
+            // Somebody may wait for what comes of a record: the kernel for an ancestry, a new cgroup for its rules, a kill that the
+            // kernel could not do; and who renamed something is looked for while the thread is there.
             PAUSE
         } else {
             PAUSE * PAUSES_UNDER_LOAD

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use sumun_abi::event::process::Actor;
+use sumun_abi::event::process::{Actor, CAPS_UNKNOWN};
 use sumun_abi::record::Header;
 use sumun_proto::v1::{Event, KernelChange, Kind};
 
@@ -147,6 +147,7 @@ impl Core {
             pid: process,
             tid: process,
             start_ns: finding.process.map_or(0, |process| process.start_ns),
+            cap_effective: CAPS_UNKNOWN,
             ..Actor::default()
         });
         let node = of_process.unwrap_or_else(|| self.tree.find(&actor));
@@ -190,7 +191,8 @@ pub(super) fn actor(node: &Node) -> Actor {
         egid,
         cgroup_id,
         cgroup_hierarchy,
-        cap_effective: node.program().map_or(0, |program| program.caps[0]),
+        // They can have changed since it began.
+        cap_effective: CAPS_UNKNOWN,
         ..Actor::default()
     }
 }

@@ -208,7 +208,7 @@ impl Loaded {
         (rules, asked)
     }
 
-    /// A rule kills or isolates in `enforce`: the agent may have to do it.
+    /// A rule kills, denies or isolates in `enforce`: the agent may have to do it, or to tell the kernel of whom it holds.
     #[must_use]
     pub fn acts(&self) -> bool {
         let mut enforced = self
@@ -216,7 +216,7 @@ impl Loaded {
             .iter()
             .filter(|policy| policy.mode == sumun_policy::Mode::Enforce)
             .flat_map(|policy| &policy.rules);
-        enforced.any(|rule| matches!(rule.effect, Effect::Kill | Effect::Isolate))
+        enforced.any(|rule| !matches!(rule.effect, Effect::Record | Effect::Alert))
     }
 
     /// How rules that deny in `enforce` are carried out on a kind, by their place among all.

@@ -35,10 +35,13 @@ pub struct Actor {
     pub cgroup_hierarchy: u32,
     /// 1 if other tasks share the open files (`files->count > 1`).
     pub files_shared: u32,
-    /// Effective capabilities, bit n = capability n.
+    /// Effective capabilities, bit n = capability n, in the user namespace of the credentials. Of who made no record: [`CAPS_UNKNOWN`].
     pub cap_effective: u64,
 }
 assert_size!(Actor, 64);
+
+/// Capabilities that are not known: more than the kernel has, so no task's.
+pub const CAPS_UNKNOWN: u64 = u64::MAX;
 
 /// Namespace inode numbers (`ns_common.inum`); 0 = not known.
 #[repr(C)]

@@ -52,6 +52,9 @@ fn opened(run: Run, index: u32, file: u64) -> bool {
     };
     // SAFETY: the scratch is this run's.
     let block = Block::read(file, unsafe { addr_of_mut!((*scratch).file) });
+    if File::is_below(block) {
+        return false;
+    }
     let mut flags = File::access(block) & !OPEN_CREATED;
     if u64::from(block.get::<u32>(slot::FILE_FLAGS)) & O_TRUNC != 0 {
         flags |= OPEN_TRUNCATE;

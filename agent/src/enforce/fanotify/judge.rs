@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
 
 use nix::sys::stat::{fstat, major, minor};
+use sumun_abi::event::process::CAPS_UNKNOWN;
 use sumun_abi::record::{FLAW_DELETED, FLAW_LOST, FLAW_TRUNCATED};
 use sumun_policy::Verdict;
 use sumun_proto::v1::{Batch, Event, File, Image, Kind, Source, Workload};
@@ -106,7 +107,7 @@ impl Judge {
             start_ns: 0,
             exe: None,
             ids: [0; 4],
-            cap_effective: 0,
+            cap_effective: CAPS_UNKNOWN,
             path: object.reached.then(|| text::from_bytes(&object.paths[0])),
             flaws: object.flaws,
             flags: 0,

@@ -348,6 +348,7 @@ fn nodes_without_a_token(cluster: &mut Cluster, ctl: &Ctl) {
     let Some(issuer) = &cluster.issuer else {
         return println!("SKIPPED nodes without a token: openssl is not installed");
     };
+    let begun = Instant::now();
     let token = issuer.token(("node-2", NODE), &[]).expect("a token");
     for line in lines(PART) {
         cluster.follow(line);
@@ -396,6 +397,10 @@ fn nodes_without_a_token(cluster: &mut Cluster, ctl: &Ctl) {
     assert!(forgotten.status.success(), "{forgotten:?}");
     cluster.begin("DaemonSet", "sumun-agent").expect("it joins");
     assert_ne!(bound().1, agent);
+    println!(
+        "nodes without a token: {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
 }
 
 /// An image of a shell and two programs.

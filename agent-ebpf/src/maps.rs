@@ -328,6 +328,10 @@ pub(crate) static KNOWN: HashMap<u32, [u8; KNOWN_BYTES]> = HashMap::pinned(KNOWN
 #[map]
 pub(crate) static OPENED: HashMap<u32, [u8; OPENED_BYTES]> = HashMap::pinned(KNOWN_ENTRIES, 0);
 
+/// What the iterator `memory` reads: see `sumun_abi::memory`.
+#[map]
+pub(crate) static MEMORY: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+
 /// Counters of decision points, by `event::file::point`.
 #[map]
 pub(crate) static POINTS: Array<u64> = Array::with_max_entries(POINT_COUNT, 0);

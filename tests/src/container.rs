@@ -56,7 +56,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
 #[must_use]
 pub fn capabilities(names: Vec<String>) -> Vec<String> {
     // include/uapi/linux/capability.h
-    const NUMBERS: [(&str, u32); 11] = [
+    const NUMBERS: [(&str, u32); 12] = [
         ("DAC_OVERRIDE", 1),
         ("DAC_READ_SEARCH", 2),
         ("KILL", 5),
@@ -65,6 +65,7 @@ pub fn capabilities(names: Vec<String>) -> Vec<String> {
         ("SYS_PTRACE", 19),
         ("SYS_ADMIN", 21),
         ("SYS_RESOURCE", 24),
+        ("SYSLOG", 34),
         ("PERFMON", 38),
         ("BPF", 39),
         ("CHECKPOINT_RESTORE", 40),

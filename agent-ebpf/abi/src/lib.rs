@@ -12,6 +12,7 @@
 pub mod event;
 pub mod isolate;
 pub mod loss;
+pub mod memory;
 #[expect(
     unsafe_code,
     reason = "reading plain data out of bytes is what this module is"

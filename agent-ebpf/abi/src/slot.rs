@@ -185,6 +185,16 @@ slots! {
     FILE_MODE = Field("file", "f_mode");
     FILE_FLAGS = Field("file", "f_flags");
     FILE_PRIVATE = Field("file", "private_data");
+    FILE_OP = Field("file", "f_op");
+    // Functions by which directories are listed and names are found, and by which a list's lines are shown.
+    FILE_OPS_SIZE = Size("file_operations");
+    FILE_OPS_SHARED = Field("file_operations", "iterate_shared");
+    INODE_OP = Field("inode", "i_op");
+    INODE_OPS_SIZE = Size("inode_operations");
+    INODE_OPS_LOOKUP = Field("inode_operations", "lookup");
+    SEQ_OP = Field("seq_file", "op");
+    SEQ_OPS_SIZE = Size("seq_operations");
+    SEQ_OPS_SHOW = Field("seq_operations", "show");
 
     DENTRY_PARENT = Field("dentry", "d_parent");
     DENTRY_NAME = Field("dentry", "d_name.name");

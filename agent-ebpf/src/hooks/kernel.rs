@@ -1,10 +1,13 @@
 //! Modules, BPF programs, mounts, another kernel and io_uring, when the call returns. A module's name
-//! comes from the tracepoint that its loading passes.
+//! comes from the tracepoint that its loading passes. And the kernel's memory, when the agent asks for it.
 
 use core::ptr::{self, addr_of, addr_of_mut};
 
 use aya_ebpf::{
-    helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str},
+    helpers::generated::{
+        bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+        bpf_probe_read_user_str, bpf_seq_write,
+    },
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -16,27 +19,30 @@ use sumun_abi::{
         },
         kind,
     },
+    memory::READ_MAX,
     policy::{action, whole},
-    record::{FLAW_LOST, FLAW_RACY},
+    record::{FLAW_LOST, FLAW_RACY, RING_LIFE},
     slot,
     verdict::denied,
 };
 
 use super::{
     file::base,
+    process::IterTask,
     syscall::{Call, Handed},
 };
 use crate::{
     kernel::{
         field,
         file::{File, read_user},
-        get,
+        get, opaque,
         path::{Tail, Text},
         task::Task,
         value,
     },
-    maps::MODULES,
-    policy, run,
+    maps::{MEMORY, MODULES},
+    policy,
+    run::{self, Run},
 };
 
 /// `AT_FDCWD`
@@ -369,4 +375,41 @@ extern "C" fn sumun_setup(call: u64) -> u64 {
         addr_of_mut!((*record).call_flags).write(call_flags);
     }
     handed.send(kind, size_of::<Setup>() as u32)
+}
+
+/// Writes into the iterator's file what `MEMORY` asks for, once.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn memory(ctx: *const IterTask) -> i32 {
+    // SAFETY: the kernel passes this context to programs of this type.
+    let (meta, pointer) = unsafe { ((*ctx).meta, (*ctx).task) };
+    // SAFETY: as above.
+    if pointer == 0 || unsafe { (*meta).num } != 0 {
+        return 0;
+    }
+    let Some(wanted) = MEMORY.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: a live map value; the agent writes it before it opens the file.
+    let [address, len] = unsafe { ptr::read_volatile(wanted) };
+    if let Some(run) = Run::begin(RING_LIFE) {
+        if let Some(scratch) = run::scratch(run.level) {
+            let len = opaque(len);
+            // SAFETY: the scratch is this run's, `len` is inside its record, and `seq` is the kernel's.
+            unsafe {
+                let out: *mut u8 = addr_of_mut!((*scratch).record).cast();
+                if address == 0 {
+                    let own = run.number(Task::current_plain().0.address);
+                    out.cast::<u64>().write(own);
+                    bpf_seq_write((*meta).seq.cast(), out.cast(), size_of::<u64>() as u32);
+                } else if len <= READ_MAX as u64
+                    && bpf_probe_read_kernel(out.cast(), len as u32, address as *const _) == 0
+                {
+                    bpf_seq_write((*meta).seq.cast(), out.cast(), len as u32);
+                }
+            }
+        }
+        run.end();
+    }
+    0
 }

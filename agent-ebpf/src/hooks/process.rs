@@ -373,17 +373,17 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 
 /// Context of a task iterator (`struct bpf_iter__task`).
 #[repr(C)]
-struct IterTask {
-    meta: *const IterMeta,
-    task: u64,
+pub(super) struct IterTask {
+    pub(super) meta: *const IterMeta,
+    pub(super) task: u64,
 }
 
 /// `struct bpf_iter_meta`.
 #[repr(C)]
-struct IterMeta {
-    seq: *mut core::ffi::c_void,
+pub(super) struct IterMeta {
+    pub(super) seq: *mut core::ffi::c_void,
     sid: u64,
-    num: u64,
+    pub(super) num: u64,
 }
 
 /// Writes one `TASK` record per process into the iterator's file. The kernel

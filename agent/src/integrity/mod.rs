@@ -2,7 +2,7 @@
 //!
 //! Whoever has taken over a kernel can lie to this, too. What is found here is what known rootkits and the tricks without
 //! one leave behind: a process that records or the task iterator tell of and `/proc` does not show, a module that one list
-//! has and another has not, a function that leads elsewhere. Each finding is looked at twice, a while apart, so that what
+//! has and another has not, a function or an entry of a table that leads elsewhere. Each finding is looked at twice, a while apart, so that what
 //! begins or ends meanwhile is none; what cannot be looked at on this host is said.
 //!
 //! A thread of its own reads all of it, the task iterator too, which is asked only if somebody was not found. It owns nothing
@@ -12,6 +12,7 @@
 mod hooks;
 mod module;
 mod process;
+pub mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use sumun_abi::{event::process::Exec, plain};
 
+use crate::kernel::memory::Memory;
 use crate::kernel::pidfd::PidFd;
 use crate::kernel::tasks::Tasks;
 
@@ -53,15 +55,21 @@ pub enum Check {
     FunctionHook,
     /// Probes on functions that rootkits probe.
     Kprobe,
+    /// Tables of system calls of which an entry leads elsewhere.
+    SyscallTable,
+    /// Functions of `/proc` that lead elsewhere.
+    ProcHook,
 }
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::HiddenProcess,
         Self::HiddenModule,
         Self::FunctionHook,
         Self::Kprobe,
+        Self::SyscallTable,
+        Self::ProcHook,
     ];
 
     /// As `integrity.check` has it.
@@ -72,6 +80,8 @@ impl Check {
             Self::HiddenModule => "hidden_module",
             Self::FunctionHook => "function_hook",
             Self::Kprobe => "kprobe",
+            Self::SyscallTable => "syscall_table",
+            Self::ProcHook => "proc_hook",
         }
     }
 }
@@ -81,7 +91,7 @@ impl Check {
 pub struct Finding {
     /// Found by.
     pub check: Check,
-    /// What it is about: a pid, the name of a module or function.
+    /// What it is about: a pid, the name of a module or function, an entry of a table.
     pub object: String,
     /// The process, of [`Check::HiddenProcess`].
     pub process: Option<Process>,
@@ -149,6 +159,8 @@ pub enum Ask {
         processes: Vec<Process>,
         /// Modules that were loaded since the agent runs, and not removed.
         modules: BTreeSet<String>,
+        /// What reads the kernel's memory, or why there is nothing.
+        memory: Result<Memory, String>,
     },
     /// Of those that were not found, these may still live, and the kernel's own list of who does; why there is none.
     Alive(Vec<Process>, Result<Tasks, String>),
@@ -293,6 +305,7 @@ impl Watch {
         &mut self,
         processes: Vec<Process>,
         modules: BTreeSet<String>,
+        memory: Result<Memory, String>,
     ) -> Result<(), String> {
         if self.looker.is_none() {
             match start() {
@@ -303,7 +316,11 @@ impl Watch {
                 }
             }
         }
-        self.tell(Ask::Look { processes, modules });
+        self.tell(Ask::Look {
+            processes,
+            modules,
+            memory,
+        });
         self.state = State::Looking {
             since: Instant::now(),
         };
@@ -332,10 +349,16 @@ fn start() -> io::Result<Looker> {
         .spawn(move || {
             while let Ok(ask) = asked.recv() {
                 // A late word on a look that was given up.
-                let Ask::Look { processes, modules } = ask else {
+                let Ask::Look {
+                    processes,
+                    modules,
+                    mut memory,
+                } = ask
+                else {
                     continue;
                 };
-                let (report, held) = look(&processes, &modules, &say, &asked);
+                let mut read = || things(&modules, &mut memory);
+                let (report, held) = look(&processes, &mut read, &say, &asked);
                 if say.send(Answer::Done(report, held)).is_err() {
                     return;
                 }
@@ -345,10 +368,13 @@ fn start() -> io::Result<Looker> {
 }
 
 /// The objects of a check that are found, with what is wrong with them.
-type Found = BTreeMap<String, String>;
+pub type Found = BTreeMap<String, String>;
 
 /// One look at everything but processes: each check that could be made.
-fn things(modules: &BTreeSet<String>) -> Vec<(Check, Result<Found, String>)> {
+fn things(
+    modules: &BTreeSet<String>,
+    memory: &mut Result<Memory, String>,
+) -> Vec<(Check, Result<Found, String>)> {
     let named = |hooks: Vec<hooks::Hooked>| -> Found {
         let named = hooks.into_iter().map(|hook| (hook.function, hook.detail));
         named.collect()
@@ -357,7 +383,13 @@ fn things(modules: &BTreeSet<String>) -> Vec<(Check, Result<Found, String>)> {
         let hidden = shown.hidden(modules).into_iter();
         hidden.map(|(name, why)| (name, why.to_owned())).collect()
     });
+    let mut of_memory = |read: fn(&mut Memory) -> Result<Found, String>| match memory {
+        Ok(memory) => read(memory),
+        Err(reason) => Err(reason.clone()),
+    };
     vec![
+        (Check::SyscallTable, of_memory(tables::calls)),
+        (Check::ProcHook, of_memory(tables::of_proc)),
         (Check::HiddenModule, of_modules),
         (Check::FunctionHook, hooks::redirected().map(named)),
         (Check::Kprobe, hooks::probed().map(named)),
@@ -367,7 +399,7 @@ fn things(modules: &BTreeSet<String>) -> Vec<(Check, Result<Found, String>)> {
 /// Looks twice. Of a module that is removed meanwhile only the pipeline knows: it leaves out those ([`Finding::needs_module`]).
 fn look(
     processes: &[Process],
-    modules: &BTreeSet<String>,
+    things: &mut dyn FnMut() -> Vec<(Check, Result<Found, String>)>,
     say: &SyncSender<Answer>,
     asked: &Receiver<Ask>,
 ) -> (Report, Held) {
@@ -394,7 +426,7 @@ fn look(
             Vec::new()
         }
     };
-    let before = things(modules);
+    let before = things();
     let suspected = |(_, found): &(Check, Result<Found, String>)| {
         found.as_ref().is_ok_and(|found| !found.is_empty())
     };
@@ -428,7 +460,7 @@ fn look(
         }
     }
     let after = match before.iter().any(suspected) {
-        true => things(modules),
+        true => things(),
         false => Vec::new(),
     };
     for (check, found) in before {
@@ -545,6 +577,10 @@ fn again(
 mod tests {
     use super::*;
 
+    fn none() -> Result<Memory, String> {
+        Err("no kernel side".into())
+    }
+
     #[test]
     fn a_look_is_begun_only_when_it_is_asked_for() {
         let mut never = Watch::new(None);
@@ -567,7 +603,7 @@ mod tests {
             start_ns: 1,
         };
         watch
-            .look(vec![own, gone, own], BTreeSet::new())
+            .look(vec![own, gone, own], BTreeSet::new(), none())
             .expect("a thread");
         let begun = Instant::now();
         let mut confirmed = false;
@@ -610,7 +646,8 @@ mod tests {
         let mut watch = Watch::new(Some(Duration::from_hours(1)));
         watch.looker = Some(Looker { ask, answer });
         watch.within = Duration::from_millis(50);
-        watch.look(Vec::new(), BTreeSet::new()).expect("a thread");
+        let looks = watch.look(Vec::new(), BTreeSet::new(), none());
+        looks.expect("a thread");
         assert!(matches!(asked.try_recv(), Ok(Ask::Look { .. })));
         assert!(matches!(watch.turn(true), Turn::Nothing));
         thread::sleep(Duration::from_millis(60));

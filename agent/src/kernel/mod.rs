@@ -21,6 +21,7 @@ mod kills;
 pub mod known;
 mod links;
 mod lock;
+pub mod memory;
 pub mod pidfd;
 mod pins;
 mod points;
@@ -34,6 +35,7 @@ mod slots;
 mod sockets;
 pub mod stat;
 mod streams;
+pub mod symbols;
 pub mod syscalls;
 pub mod tasks;
 mod trie;
@@ -73,7 +75,7 @@ pub use self::{
     verdicts::{Known, Seed},
     writers::Forgotten,
 };
-use self::{hooks::HOOKS, pins::Pins, slots::Slots};
+use self::{hooks::HOOKS, pins::Pins, slots::Slots, symbols::Symbols};
 
 /// The kernel side, built by `build.rs`. ELF wants eight-byte alignment.
 static OBJECT: &Aligned<[u8]> = &Aligned {
@@ -141,6 +143,8 @@ pub struct Kernel {
     /// The kernel's types, parsed: some 25 MiB, so only until the programs are loaded.
     btf: Option<aya::Btf>,
     slots: Slots,
+    /// Or why there are none.
+    symbols: Result<Symbols, String>,
     pins: Pins,
     active: u32,
     generation: u64,
@@ -192,6 +196,7 @@ impl Kernel {
         })?;
         let kallsyms = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
         let mut slots = Slots::resolve(&btf_bytes, &kallsyms)?;
+        let symbols = Symbols::parse(&kallsyms);
         drop((btf_bytes, kallsyms));
 
         let missing = probe::missing_capabilities();
@@ -261,6 +266,7 @@ impl Kernel {
             ebpf,
             btf: Some(btf),
             slots,
+            symbols,
             pins,
             active,
             generation,
@@ -309,6 +315,12 @@ impl Kernel {
             tracing::warn!(
                 reason,
                 "processes that share the open files of one that a rule has killed will not be found"
+            );
+        }
+        if let Err(reason) = self.pin_memory(&btf) {
+            tracing::warn!(
+                reason,
+                "whether the kernel's tables of functions lead elsewhere cannot be looked at"
             );
         }
         drop(btf);

@@ -6,10 +6,9 @@ use std::{
     path::PathBuf,
 };
 
-use aya::programs::{Iter, links::FdLink};
 use sumun_abi::verdict::{SHARERS_ENTRIES, Sharer};
 
-use super::{Kernel, chain, verifier};
+use super::{Kernel, tasks};
 
 /// A pinned iterator: each time it is opened, it goes through all processes.
 #[derive(Clone, Debug, Default)]
@@ -46,26 +45,7 @@ impl Kernel {
     /// Loads the iterator and pins it in place of a previous agent's.
     pub(super) fn pin_sharers(&mut self, btf: &aya::Btf) -> Result<(), String> {
         let pin = self.pins.link(PROGRAM);
-        let program: &mut Iter = self
-            .ebpf
-            .program_mut(PROGRAM)
-            .ok_or("the object has no program sharers")?
-            .try_into()
-            .map_err(|error: aya::programs::ProgramError| chain(&error))?;
-        if program.fd().is_err() {
-            verifier::load(|| program.load("task", btf)).map_err(|error| chain(&error))?;
-        }
-        let link = program
-            .attach()
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| chain(&error))?;
-        let link = FdLink::try_from(link).map_err(|error| chain(&error))?;
-        if pin.exists() {
-            std::fs::remove_file(&pin)
-                .map_err(|error| format!("cannot remove {}: {error}", pin.display()))?;
-        }
-        link.pin(&pin).map_err(|error| chain(&error))?;
-        Ok(())
+        tasks::pin_iterator(&mut self.ebpf, PROGRAM, &pin, btf)
     }
 }
 

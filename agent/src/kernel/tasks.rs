@@ -2,8 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::path::Path;
 
-use aya::programs::Iter;
+use aya::{
+    Ebpf,
+    programs::{Iter, links::FdLink},
+};
 use sumun_abi::{
     event::process::Exec,
     plain,
@@ -108,6 +112,34 @@ impl Kernel {
             .try_into()
             .map_err(|error: aya::programs::ProgramError| chain(&error))
     }
+}
+
+/// Loads an iterator over tasks and pins it in place of a previous agent's: each time the pin is opened, it begins.
+pub(super) fn pin_iterator(
+    ebpf: &mut Ebpf,
+    name: &str,
+    pin: &Path,
+    btf: &aya::Btf,
+) -> Result<(), String> {
+    let program: &mut Iter = ebpf
+        .program_mut(name)
+        .ok_or_else(|| format!("the object has no program {name}"))?
+        .try_into()
+        .map_err(|error: aya::programs::ProgramError| chain(&error))?;
+    if program.fd().is_err() {
+        verifier::load(|| program.load("task", btf)).map_err(|error| chain(&error))?;
+    }
+    let link = program
+        .attach()
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| chain(&error))?;
+    let link = FdLink::try_from(link).map_err(|error| chain(&error))?;
+    if pin.exists() {
+        std::fs::remove_file(pin)
+            .map_err(|error| format!("cannot remove {}: {error}", pin.display()))?;
+    }
+    link.pin(pin).map_err(|error| chain(&error))?;
+    Ok(())
 }
 
 /// Appends what `/proc` says about the arguments. A process that has gone

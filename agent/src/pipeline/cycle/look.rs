@@ -36,7 +36,8 @@ impl Pipeline {
                 let living = self.core.tree.living();
                 let processes = living.map(|node| process(node.key)).collect();
                 let modules = self.core.modules.names();
-                if let Err(reason) = self.watch.look(processes, modules) {
+                let memory = self.kernel.memory();
+                if let Err(reason) = self.watch.look(processes, modules, memory) {
                     self.blind(reason);
                 }
             }

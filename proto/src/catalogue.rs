@@ -91,6 +91,7 @@ pub const KINDS: &[(&str, crate::v1::Kind)] = &[
     ("link", crate::v1::Kind::Link),
     ("symlink", crate::v1::Kind::Symlink),
     ("setxattr", crate::v1::Kind::Setxattr),
+    ("map_exec", crate::v1::Kind::MapExec),
     ("connect", crate::v1::Kind::Connect),
     ("accept", crate::v1::Kind::Accept),
     ("bind", crate::v1::Kind::Bind),
@@ -140,7 +141,8 @@ pub fn family(kind: crate::v1::Kind) -> &'static str {
         | Kind::Truncate
         | Kind::Link
         | Kind::Symlink
-        | Kind::Setxattr => "file",
+        | Kind::Setxattr
+        | Kind::MapExec => "file",
         Kind::Connect
         | Kind::Accept
         | Kind::Bind

@@ -13,8 +13,8 @@ use std::net::IpAddr;
 
 use sumun_abi::event::file::{
     ACCESS_APPEND, ACCESS_READ, ACCESS_UNKNOWN, ACCESS_WRITE, CALL_COMPAT, CHANGE_OBJECT,
-    CHANGE_TO_OBJECT, NAMES_OBJECT, OPEN_CREATED, OPEN_FAILED, OPEN_TRUNCATE,
-    OPEN_TRUNCATE_UNKNOWN,
+    CHANGE_TO_OBJECT, FILE_DELETED, FILE_IN_IMAGE, FILE_NOT_IN_IMAGE, NAMES_OBJECT, OPEN_CREATED,
+    OPEN_FAILED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
 use sumun_abi::record::{
     FLAW_DELETED, FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE,
@@ -38,7 +38,7 @@ pub const FLAWS: &[(u32, &str)] = &[
 pub const REDACTED: u32 = 1 << 31;
 
 /// Fields that only the object behind a descriptor tells.
-pub const OF_OBJECT: [FieldId; 8] = [
+pub const OF_OBJECT: [FieldId; 9] = [
     FieldId::FileDev,
     FieldId::FileIno,
     FieldId::FileMode,
@@ -47,6 +47,7 @@ pub const OF_OBJECT: [FieldId; 8] = [
     FieldId::FileAccessAppend,
     FieldId::FileCreate,
     FieldId::FileDeleted,
+    FieldId::FileInImage,
 ];
 
 /// Fields that tell who wrote an executable.
@@ -421,7 +422,7 @@ impl<'a> View<'a> {
             }
             Kind::Rename | Kind::Unlink => flags & NAMES_OBJECT != 0,
             Kind::Link => flags & CHANGE_TO_OBJECT != 0,
-            Kind::MemfdCreate | Kind::MapWx | Kind::ModuleLoad => true,
+            Kind::MapExec | Kind::MemfdCreate | Kind::MapWx | Kind::ModuleLoad => true,
             Kind::Open => flags & OPEN_FAILED == 0,
             _ => self.has_descriptor(),
         }
@@ -434,10 +435,16 @@ impl<'a> View<'a> {
         let none = file.dev == 0 && file.ino == 0;
         let lost = none && file.flaws & u32::from(FLAW_LOST) != 0 && self.names_object(file.flags);
         let descriptor = self.has_descriptor();
+        let mapped = self.kind() == Kind::MapExec;
         if lost
             && OF_OBJECT.contains(&id)
-            && (opened || id != FieldId::FileCreate)
-            && (descriptor || matches!(id, FieldId::FileDev | FieldId::FileIno | FieldId::FileMode))
+            && match id {
+                FieldId::FileDev | FieldId::FileIno | FieldId::FileMode => true,
+                FieldId::FileDeleted => descriptor || mapped,
+                FieldId::FileInImage => mapped,
+                FieldId::FileCreate => opened,
+                _ => descriptor,
+            }
         {
             return Some(Value::Unknown);
         }
@@ -456,6 +463,7 @@ impl<'a> View<'a> {
                     | Kind::Rename
                     | Kind::Unlink
                     | Kind::Link
+                    | Kind::MapExec
                     | Kind::MemfdCreate
                     | Kind::MapWx
                     | Kind::ModuleLoad
@@ -498,6 +506,14 @@ impl<'a> View<'a> {
             FieldId::FileTrunc if opened => Value::Bool(file.flags & OPEN_TRUNCATE != 0),
             FieldId::FileSource => text(source_name(file.source)?),
             FieldId::FileFlaws => list(Items::Flaws(file.flaws), true),
+            FieldId::FileDeleted if mapped => {
+                object()?;
+                Value::Bool(file.flags & FILE_DELETED != 0)
+            }
+            FieldId::FileInImage if mapped => {
+                object().filter(|()| file.flags & (FILE_IN_IMAGE | FILE_NOT_IN_IMAGE) != 0)?;
+                Value::Bool(file.flags & FILE_IN_IMAGE != 0)
+            }
             FieldId::FileDeleted => {
                 descriptor.then_some(())?;
                 object()?;

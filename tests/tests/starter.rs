@@ -148,7 +148,7 @@ fn every_file_is_in_order_and_narrow() {
         // Every process is sent anyhow; of the rest nothing may be sent whole but what is seldom.
         let cost = match text(row, "kind") {
             "exec" => "free",
-            "open" | "connect" | "connect_unix" => "narrow",
+            "open" | "connect" | "connect_unix" | "map_exec" => "narrow",
             "module_load" | "ptrace" | "process_vm_writev" | "integrity" => {
                 "every event of the kind"
             }

@@ -184,8 +184,10 @@ pub mod filtered {
     pub const CONNECT_UDP: usize = 6;
     /// Connects of Unix sockets: with a path, among the file clauses.
     pub const CONNECT_UNIX: usize = 7;
+    /// Files mapped to be executed.
+    pub const MAP_EXEC: usize = 8;
     /// Number of kinds.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// Bit of a kind in `Filter::whole`: kinds of which every record is sent, or none. What a
@@ -271,14 +273,19 @@ pub const MODE_FILTERED: u32 = 2;
 
 /// Access bits that a clause can ask for: position n of `Filter::access`
 /// stands for `ACCESS_BITS[n]` of `event::file`.
-pub const ACCESS_BITS: [u32; 6] = [
+pub const ACCESS_BITS: [u32; 9] = [
     crate::event::file::ACCESS_READ,
     crate::event::file::ACCESS_WRITE,
     crate::event::file::ACCESS_APPEND,
     crate::event::file::ACCESS_PATH,
     crate::event::file::OPEN_CREATED,
     crate::event::file::OPEN_TRUNCATE,
+    crate::event::file::FILE_IN_IMAGE,
+    crate::event::file::FILE_NOT_IN_IMAGE,
+    crate::event::file::FILE_DELETED,
 ];
+/// The first so many are of opens, the others of files that are mapped.
+pub const OPEN_BITS: usize = 6;
 
 /// One of the two filters (array `FILTERS`). File kinds share one space of
 /// 64 clauses, network kinds another; `clauses` says which belong to a kind.
@@ -301,6 +308,8 @@ pub struct Filter {
     pub failures: Failures,
     /// `MODE_*` of each kind in `filtered`.
     pub mode: [u32; filtered::COUNT],
+    /// Zero.
+    pub pad_mode: u32,
     /// Clauses of each kind.
     pub clauses: [u64; filtered::COUNT],
     /// File clauses that ask for one of several access bits, by `ACCESS_BITS`.
@@ -322,7 +331,7 @@ pub struct Filter {
     /// Network clauses without a condition on the destination address.
     pub any_dst_net: u64,
 }
-assert_size!(Filter, 40 + 64 * 24 + 32 + 64 + 48 + 64);
+assert_size!(Filter, 40 + 64 * 24 + 40 + 72 + 72 + 64);
 
 /// Words of a set of errors: one more than the highest errno that a call returns, 133, needs.
 pub const ERRORS: usize = 3;

@@ -1,6 +1,7 @@
 //! Open, close after write, rename, unlink, at the raw system call tracepoints.
 
 pub(super) mod change;
+pub(super) mod mapped;
 pub(super) mod point;
 mod ring;
 pub(super) mod writers;
@@ -214,7 +215,7 @@ fn truncates(call: Call, how: u64) -> u32 {
     }
 }
 
-/// A rename or unlink that succeeded. `fds` holds two directory descriptors. The paths of
+/// A rename or unlink, or with [`Call::failing`] one that failed. `fds` holds two directory descriptors. The paths of
 /// directories may have changed.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -226,11 +227,11 @@ pub(crate) extern "C" fn sumun_names(
     call_flags: u64,
 ) -> u64 {
     let call = Call(call);
-    let action = call.action();
+    let (action, result) = (call.action(), call.result());
     let rename = action == action::RENAME || action == action::RENAMEAT;
     let directory =
         action == action::RMDIR || action == action::UNLINKAT && call_flags & AT_REMOVEDIR != 0;
-    if rename || directory {
+    if result == 0 && (rename || directory) {
         policy::flush();
     }
     let Some(filter) = run::filter(call.filter()) else {
@@ -241,7 +242,8 @@ pub(crate) extern "C" fn sumun_names(
     } else {
         filtered::UNLINK
     }];
-    if mode == MODE_NONE {
+    // Of one that failed it was asked for.
+    if result == 0 && mode == MODE_NONE {
         return 0;
     }
     let run = Run {
@@ -268,6 +270,8 @@ pub(crate) extern "C" fn sumun_names(
         task.actor(addr_of_mut!((*record).actor));
         addr_of_mut!((*record).flags).write(flags);
         addr_of_mut!((*record).call_flags).write(call_flags as u32);
+        addr_of_mut!((*record).result).write(result);
+        addr_of_mut!((*record).pad).write(0);
         if let Some(known) = known {
             seen(record, known, &mut tail, flags, rename);
             point::forget(task);

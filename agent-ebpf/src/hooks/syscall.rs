@@ -15,6 +15,7 @@ use super::{
     deny::was_denied,
     file::{
         change::sumun_change,
+        mapped::{self, sumun_mapped},
         point::{self, sumun_failed_change, sumun_failed_seen_open},
         sumun_failed_open, sumun_names, sumun_open,
         writers::{self, sumun_opened},
@@ -70,6 +71,18 @@ impl Call {
     #[inline(always)]
     pub(crate) fn is_compat(self) -> bool {
         self.0 >> 24 & 1 != 0
+    }
+
+    /// The same of a call that failed with this.
+    #[inline(always)]
+    fn failing(self, result: i64) -> Call {
+        Call(self.0 | u64::from(result as i32 as u32) << 32)
+    }
+
+    /// What it failed with; 0 if nobody has said that it did.
+    #[inline(always)]
+    pub(crate) fn result(self) -> i32 {
+        (self.0 >> 32) as i32
     }
 }
 
@@ -211,10 +224,11 @@ fn is_asked_for(action: u8, result: i64) -> bool {
 /// every chain of calls, of which 5.10 has 512 bytes.
 #[inline(always)]
 fn handed_over(ctx: &BtfTracePointContext, action: u8, compat: bool) {
-    let [a, b, c, ..] = Regs(ctx.arg(0)).arguments(compat);
-    if privilege::is_idle(action, a, c, ctx.arg(1))
-        || action == action::SOCKET && network::unix::is_ordinary(a, b)
-    {
+    let [a, b, c, d, _] = Regs(ctx.arg(0)).arguments(compat);
+    let maps = mapped::is_one(action, c, d);
+    let idle = privilege::is_idle(action, a, c, ctx.arg(1))
+        || action == action::SOCKET && network::unix::is_ordinary(a, b);
+    if idle && !maps {
         return;
     }
     let Some(run) = Run::begin(RING_BULK) else {
@@ -231,7 +245,13 @@ fn handed_over(ctx: &BtfTracePointContext, action: u8, compat: bool) {
             addr_of_mut!((*given).number).write(regs.number());
             addr_of_mut!((*given).result).write(ctx.arg(1));
         }
-        sumun_whole(Call::new(run, index, action, compat).0);
+        let call = Call::new(run, index, action, compat).0;
+        if maps {
+            sumun_mapped(call);
+        }
+        if !idle {
+            sumun_whole(call);
+        }
     }
     run.end();
 }
@@ -247,6 +267,8 @@ fn door_of(action: u8) -> usize {
         action::CHOWN..=action::FCHOWNAT => denied::CHOWN,
         action::TRUNCATE | action::FTRUNCATE => denied::TRUNCATE,
         action::LINK | action::LINKAT => denied::LINK,
+        action::RENAME | action::RENAMEAT => denied::RENAME,
+        action::UNLINK..=action::RMDIR => denied::UNLINK,
         _ => denied::COUNT,
     }
 }
@@ -266,6 +288,9 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
     let fd = given.arguments[0];
     match Call(call).action() {
         action::OPEN..=action::OPEN_BY_HANDLE => sumun_failed_open(call),
+        action::RENAME..=action::RMDIR => {
+            names(Call(call).failing(given.result).0, given.arguments)
+        }
         action::SOCKET => {
             let [family, kind, protocol, ..] = given.arguments;
             sumun_socket(
@@ -296,6 +321,18 @@ extern "C" fn sumun_whole(call: u64) -> u64 {
         }
         action::SHMAT | action::IPC | action::PRCTL | action::USERFAULTFD => sumun_privilege(call),
         _ => sumun_kernel(call),
+    }
+}
+
+/// A call on names returned.
+#[inline(always)]
+fn names(call: u64, [a, b, c, d, e]: [u64; 5]) -> u64 {
+    let cwd = -100i32 as u32 as u64;
+    match Call(call).action() {
+        action::RENAME => sumun_names(call, cwd << 32 | cwd, a, b, 0),
+        action::RENAMEAT => sumun_names(call, c << 32 | a & 0xffff_ffff, b, d, e),
+        action::UNLINKAT => sumun_names(call, a & 0xffff_ffff, b, 0, c),
+        _ => sumun_names(call, cwd << 32 | cwd, a, 0, 0),
     }
 }
 
@@ -387,7 +424,6 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     let call = Call::new(run, index, action, compat).0;
-    let cwd = -100i32 as u32 as u64;
     let fd = result as u64;
     match action {
         action::OPEN => sumun_open(call, fd, a, b),
@@ -395,10 +431,7 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         action::OPENAT | action::OPENAT2 => sumun_open(call, fd, b, c),
         // The file is named by a handle: there is no name to fall back on.
         action::OPEN_BY_HANDLE => sumun_open(call, fd, 0, c),
-        action::RENAME => sumun_names(call, cwd << 32 | cwd, a, b, 0),
-        action::RENAMEAT => sumun_names(call, c << 32 | a & 0xffff_ffff, b, d, e),
-        action::UNLINK | action::RMDIR => sumun_names(call, cwd << 32 | cwd, a, 0, 0),
-        action::UNLINKAT => sumun_names(call, a & 0xffff_ffff, b, 0, c),
+        action::RENAME..=action::RMDIR => names(call, [a, b, c, d, e]),
         action::CONNECT => {
             sumun_unix(call, a, b, c, fd);
             sumun_connect(call, a, b, c, fd)

@@ -35,7 +35,7 @@ pub(crate) fn forgotten(run: Run, flags: u32) -> u32 {
 }
 
 #[inline(always)]
-fn look(task: Task, inode: Object) -> u32 {
+pub(crate) fn look(task: Task, inode: Object) -> u32 {
     let root = sumun_root(
         task.fs().number(slot::FS_ROOT_MNT),
         task.0.follow(slot::TASK_NSPROXY).number(slot::NSPROXY_MNT),

@@ -16,7 +16,7 @@ use sumun_abi::{
         network::FAMILY_INET,
         process::{Exec, outcome},
     },
-    policy::{ACCESS_BITS, MATCH_TEXT, tag},
+    policy::{ACCESS_BITS, MATCH_TEXT, OPEN_BITS, tag},
     record::{FLAW_TRUNCATED, LEVELS, Span},
     slot,
     verdict::{Verdicts, denied, id, on},
@@ -146,7 +146,7 @@ pub(crate) extern "C" fn sumun_ask_file(
             let unknown = open & plan.file;
             let flags = addr_of!((*record).flags).read();
             let mut bit = 0;
-            while bit < ACCESS_BITS.len() {
+            while bit < OPEN_BITS {
                 if flags & ACCESS_BITS[bit] != 0 {
                     yes |= plan.access[bit];
                 }

@@ -4,7 +4,7 @@ use core::ptr::{self, addr_of_mut};
 
 use sumun_abi::{
     event::file::{OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN},
-    policy::{ACCESS_BITS, DirKey, DirVerdict, Filter, filtered, tag},
+    policy::{ACCESS_BITS, DirKey, DirVerdict, Filter, OPEN_BITS, filtered, tag},
     record::{FLAW_DELETED, LEVELS, PATH_MAX},
     slot,
 };
@@ -32,6 +32,33 @@ pub(crate) fn clauses(
         flags
     };
     left &= access_clauses(filter, flags);
+    object_clauses(level, index, filter, left, file)
+}
+
+/// Which of the clauses of `filtered::MAP_EXEC` this file, mapped so, could satisfy.
+#[inline(always)]
+pub(crate) fn mapped_clauses(
+    level: u32,
+    index: u32,
+    filter: &Filter,
+    file: Block,
+    flags: u32,
+) -> u64 {
+    let mut access = filter.any_access;
+    let mut bit = OPEN_BITS;
+    while bit < ACCESS_BITS.len() {
+        if flags & ACCESS_BITS[bit] != 0 {
+            access |= filter.access[bit];
+        }
+        bit += 1;
+    }
+    let left = filter.clauses[filtered::MAP_EXEC] & access;
+    object_clauses(level, index, filter, left, file)
+}
+
+/// Which of the clauses `left` the file itself and its process could satisfy.
+#[inline(always)]
+fn object_clauses(level: u32, index: u32, filter: &Filter, mut left: u64, file: Block) -> u64 {
     if left & !filter.any_path != 0 {
         left &= filter.any_path
             | sumun_path_clauses(
@@ -67,12 +94,12 @@ pub(crate) fn socket_clauses(
     left
 }
 
-/// Clauses whose condition on the access is satisfied by a file opened so.
+/// Clauses whose condition on the access is satisfied by a file opened so. (Those on what a mapped file is are of no open.)
 #[inline(always)]
 pub(crate) fn access_clauses(filter: &Filter, flags: u32) -> u64 {
     let mut access = filter.any_access;
     let mut bit = 0;
-    while bit < ACCESS_BITS.len() {
+    while bit < OPEN_BITS {
         if flags & ACCESS_BITS[bit] != 0 {
             access |= filter.access[bit];
         }

@@ -18,7 +18,7 @@ use sumun_abi::{
         },
         process::{Actor, Exec, outcome},
     },
-    policy::{ACCESS_BITS, tag},
+    policy::{ACCESS_BITS, OPEN_BITS, tag},
     record::{
         FLAW_LOST, FLAW_PARTIAL, FLAW_RACY, FLAW_TRUNCATED, FLAW_UNREACHABLE, LEVELS, PATH_MAX,
     },
@@ -281,7 +281,7 @@ pub(crate) extern "C" fn sumun_judge_file(
 }
 
 /// Where `OPEN_TRUNCATE` stands in `ACCESS_BITS`.
-const TRUNCATE: usize = ACCESS_BITS.len() - 1;
+const TRUNCATE: usize = OPEN_BITS - 1;
 const _: () = assert!(ACCESS_BITS[TRUNCATE] == OPEN_TRUNCATE);
 
 /// Judges the connection of the record and writes into it what became of it. `sure` is 0 if others may have put another socket

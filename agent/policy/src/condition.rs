@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sumun_abi::event::file::{
-    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE,
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, FILE_DELETED, FILE_IN_IMAGE, FILE_NOT_IN_IMAGE,
+    OPEN_CREATED, OPEN_TRUNCATE,
 };
 use sumun_proto::catalogue::kind_name;
 use sumun_proto::v1::Kind;
@@ -52,10 +53,27 @@ pub(crate) fn condition(atom: &Expr, positive: bool, kind: Kind) -> Option<Part>
     if let Some(part) = port_condition(atom, positive) {
         return Some(part);
     }
+    // What is neither, because there is no image, is neither here.
+    if let Expr::Bool(Operand::Field(FieldId::FileInImage)) = atom {
+        let bit = match positive {
+            true => FILE_IN_IMAGE,
+            false => FILE_NOT_IN_IMAGE,
+        };
+        return Some(Part::exact(Clause {
+            access_any: Some(bit),
+            ..everything
+        }));
+    }
     if !positive {
         return Some(Part::looser(everything));
     }
     Some(match atom {
+        Expr::Bool(Operand::Field(FieldId::FileDeleted)) if kind == Kind::MapExec => {
+            Part::exact(Clause {
+                access_any: Some(FILE_DELETED),
+                ..everything
+            })
+        }
         Expr::Bool(Operand::Field(field)) => Part::exact(Clause {
             access_any: access_bit(*field),
             ..everything

@@ -353,7 +353,7 @@ fn faults_have_their_place_in_the_file() {
         ),
         (
             "on = [\"exec\"]\nwhen = 'file.path == \"/x\"'",
-            "p.toml:7:9: error: file.path is never present on exec: it is on open, close_write, rename, unlink, chmod, chown, truncate, link, symlink, setxattr, memfd_create, map_wx, module_load",
+            "p.toml:7:9: error: file.path is never present on exec: it is on open, close_write, rename, unlink, chmod, chown, truncate, link, symlink, setxattr, map_exec, memfd_create, map_wx, module_load",
         ),
         (
             "on = [\"exec\"]\nwhen = 'true && rule.id == \"x\"'",

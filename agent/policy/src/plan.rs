@@ -19,7 +19,7 @@ use crate::ir::Predicate;
 use crate::narrow::{narrow, reduce};
 
 /// Most clauses of one kind; a plan that would need more is widened. The
-/// kernel side has 64 for the two kinds of files that are filtered, and 64 for
+/// kernel side has 64 for the kinds of files that are filtered, and 64 for
 /// the two of connections.
 pub const CLAUSES_MAX: usize = 32;
 
@@ -149,6 +149,8 @@ pub fn tells_failures(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Open
+            | Kind::Rename
+            | Kind::Unlink
             | Kind::Chmod
             | Kind::Chown
             | Kind::Truncate

@@ -111,7 +111,9 @@ fn killed(rule: &Rule, kind: Kind) -> Vec<OnRung> {
             at("fentry", Effective::KillAfter, true, BY_OBJECT),
             at("tracepoint", Effective::KillAfter, false, SHARED),
         ],
-        Kind::CloseWrite => vec![at("tracepoint", Effective::KillAfter, false, SHARED)],
+        Kind::CloseWrite | Kind::MapExec => {
+            vec![at("tracepoint", Effective::KillAfter, false, SHARED)]
+        }
         kind if AFTER.contains(&kind) => {
             vec![at("tracepoint", Effective::KillAfter, true, BY_OBJECT)]
         }
@@ -143,7 +145,7 @@ fn seen(kind: Kind, effective: Effective) -> Vec<OnRung> {
         )];
     }
     let below = match kind {
-        Kind::Open | Kind::CloseWrite => Some(SHARED),
+        Kind::Open | Kind::CloseWrite | Kind::MapExec => Some(SHARED),
         kind if is_unfiltered(kind) => Some(CALLERS_WORD),
         _ => None,
     };

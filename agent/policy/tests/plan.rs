@@ -453,14 +453,14 @@ fn rules_on_failures_alone_ask_for_nothing_that_succeeds() {
     assert_eq!(asked(Kind::Mount), [true, false]);
     assert_eq!(asked(Kind::Setid), [true, false]);
     assert_eq!(asked(Kind::Chmod), [true, true]);
+    assert_eq!(asked(Kind::Rename), [true, false]);
     // Of these there are none, or all are told.
-    assert_eq!(asked(Kind::Rename), [false, false]);
     assert_eq!(asked(Kind::Ptrace), [false, false]);
     assert_eq!(asked(Kind::Open), [false, false]);
     assert_eq!(plan.kind(Kind::Mount), &KindPlan::None);
     assert_eq!(plan.kind(Kind::Setid), &KindPlan::None);
     assert_eq!(plan.kind(Kind::Chmod), &KindPlan::All);
-    assert_eq!(plan.kind(Kind::Rename), &KindPlan::All);
+    assert_eq!(plan.kind(Kind::Rename), &KindPlan::None);
     assert_eq!(plan.kind(Kind::Ptrace), &KindPlan::All);
     // Nobody may take the mounts that succeed for collected.
     let scopes = sumun_policy::plan::scopes(&policies);
@@ -471,5 +471,5 @@ fn rules_on_failures_alone_ask_for_nothing_that_succeeds() {
     use sumun_proto::v1::scope::Mode;
     assert_eq!(mode(Kind::Mount), Mode::Filtered);
     assert_eq!(mode(Kind::Chmod), Mode::All);
-    assert_eq!(mode(Kind::Rename), Mode::All);
+    assert_eq!(mode(Kind::Rename), Mode::Filtered);
 }

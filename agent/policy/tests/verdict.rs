@@ -131,6 +131,10 @@ fn file(dice: &mut Dice<'_>) -> String {
                 "file.create",
                 "file.trunc",
                 "!file.trunc",
+                "file.in_image",
+                "!file.in_image",
+                "file.deleted",
+                "!file.deleted",
             ])
             .to_owned(),
     }
@@ -300,7 +304,7 @@ fn policy(dice: &mut Dice<'_>) -> CheckedPolicy {
     ]));
     for number in 0..RULES {
         file.push_str(&format!(
-            "[[rule]]\nid = \"r{number}\"\non = [\"exec\", \"fork\", \"open\", \"close_write\", \"rename\", \"connect\", \"accept\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{}'''\n",
+            "[[rule]]\nid = \"r{number}\"\non = [\"exec\", \"fork\", \"open\", \"close_write\", \"map_exec\", \"rename\", \"connect\", \"accept\"]\neffect = \"kill\"\nforce = true\nwhen = '''\n{}'''\n",
             predicate(dice, 2)
         ));
         for exception in 0..dice.roll(4).saturating_sub(1) {
@@ -385,6 +389,7 @@ fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
         AFTER[1],
         AFTER[2],
         AFTER[3],
+        AFTER[4],
     ];
     let kind = dice.pick(&kinds);
     let mut case = common::event(dice, kind, unknowns);
@@ -697,7 +702,7 @@ fn the_kernel_kills_what_the_matcher_matches() {
                 }
                 prop_assert!(!late.contains(&(rule, kind)), "{}", said);
                 match kind {
-                    Kind::Open | Kind::CloseWrite => one(&files),
+                    Kind::Open | Kind::CloseWrite | Kind::MapExec => one(&files),
                     Kind::Connect | Kind::Accept => one(&connections),
                     _ => {}
                 }

@@ -39,6 +39,7 @@ pub(super) const KINDS: [(Kind, usize); filtered::COUNT] = [
     (Kind::Accept, filtered::ACCEPT),
     (Kind::ConnectUdp, filtered::CONNECT_UDP),
     (Kind::ConnectUnix, filtered::CONNECT_UNIX),
+    (Kind::MapExec, filtered::MAP_EXEC),
 ];
 
 /// Clauses that the kinds of files share, and as many those of connections: a bit each.
@@ -107,11 +108,19 @@ const OPENS: [u8; 5] = {
     [OPEN, OPENAT, OPENAT2, CREAT, OPEN_BY_HANDLE]
 };
 
+/// Calls that rename, and that remove.
+const RENAMES: [u8; 2] = [action::RENAME, action::RENAMEAT];
+const UNLINKS: [u8; 3] = [action::UNLINK, action::UNLINKAT, action::RMDIR];
+
 /// Kinds of which calls that failed are told if rules ask for that, and their actions.
 fn failing() -> impl Iterator<Item = (Kind, &'static [u8])> {
     let whole = WHOLE.iter().map(|(kind, _, actions)| (*kind, *actions));
     whole
-        .chain([(Kind::Open, &OPENS[..])])
+        .chain([
+            (Kind::Open, &OPENS[..]),
+            (Kind::Rename, &RENAMES[..]),
+            (Kind::Unlink, &UNLINKS[..]),
+        ])
         .filter(|(kind, _)| tells_failures(*kind))
 }
 
@@ -562,8 +571,9 @@ fn actions(filter: &Filter) -> (u64, u64) {
         mode[filtered::OPEN] == MODE_FILTERED,
         &[CLOSE, DUP, FCNTL, GETFD, PIDFD_GETFD],
     );
-    add(wanted(filtered::RENAME), &[RENAME, RENAMEAT]);
-    add(wanted(filtered::UNLINK), &[UNLINK, UNLINKAT, RMDIR]);
+    add(wanted(filtered::RENAME), &RENAMES);
+    add(wanted(filtered::UNLINK), &UNLINKS);
+    add(wanted(filtered::MAP_EXEC), &[MMAP, MMAP_OLD]);
     add(wanted(filtered::CONNECT), &[CONNECT, SOCKETCALL]);
     add(wanted(filtered::ACCEPT), &[ACCEPT, SOCKETCALL]);
     add(wanted(filtered::CONNECT_UNIX), &[CONNECT, SOCKETCALL]);
@@ -578,6 +588,7 @@ fn actions(filter: &Filter) -> (u64, u64) {
         filtered::OPEN,
         filtered::CLOSE_WRITE,
         filtered::CONNECT_UNIX,
+        filtered::MAP_EXEC,
     ]
     .iter()
     .any(|kind| mode[*kind] == MODE_FILTERED);

@@ -156,6 +156,7 @@ pub(super) const HOOKS: &[Hook] = &[
             "link",
             "symlink",
             "setxattr",
+            "map_exec",
             "connect",
             "accept",
             "bind",

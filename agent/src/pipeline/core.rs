@@ -208,7 +208,9 @@ impl Core {
         }
         if seen == Seen::New {
             let mut event = event;
-            if matches!(record.body, Body::Rename(_) | Body::Unlink(_)) {
+            // Of a call that failed fanotify tells nothing.
+            if matches!(record.body, Body::Rename(names) | Body::Unlink(names) if names.result >= 0)
+            {
                 let as_host = Some(node.ns.mnt) == self.host_mounts;
                 self.changes
                     .confirm(&mut event, &actor, header.boot_ns, as_host);
@@ -554,7 +556,7 @@ fn has_failures(kind: Kind) -> bool {
 /// What the kernel's rules that kill made of an event other than an exec.
 fn of_record(body: &Body) -> Option<OfRecord> {
     match body {
-        Body::Open(open) | Body::CloseWrite(open) => Some(open.verdict),
+        Body::Open(open) | Body::CloseWrite(open) | Body::Mapped(open) => Some(open.verdict),
         Body::Connect(made) | Body::Accept(made) => Some(made.verdict),
         Body::Setting(setting) => Some(setting.verdict),
         Body::Asked(asked) => Some(asked.verdict),
@@ -578,6 +580,7 @@ fn other(record: &Record<'_>, names: &mut Names) -> Event {
         }
         Body::Open(open) => file::open(Kind::Open, record, open),
         Body::CloseWrite(open) => file::open(Kind::CloseWrite, record, open),
+        Body::Mapped(open) => file::open(Kind::MapExec, record, open),
         Body::Rename(names) => file::names(Kind::Rename, record, names),
         Body::Unlink(names) => file::names(Kind::Unlink, record, names),
         Body::Change(kind, change) => file::change(*kind, record, change),

@@ -11,7 +11,7 @@ use sumun_proto::v1::{Event, File, Kind, Source};
 use super::record::Record;
 use crate::kernel::syscalls;
 
-/// An open or a close after write.
+/// An open, a close after write, or a file that was mapped to be executed.
 #[must_use]
 pub fn open(kind: Kind, record: &Record<'_>, open: &Open) -> Event {
     let (path, source, flaws) = text_of(record, open.path);
@@ -55,7 +55,7 @@ pub fn failed_open(record: &Record<'_>, open: &FailedOpen) -> Event {
     }
 }
 
-/// A rename or an unlink: the kernel's own objects where a decision point saw the call, else its base directory and the
+/// A rename or an unlink, or one that failed: the kernel's own objects where a decision point saw the call, else its base directory and the
 /// caller's names.
 #[must_use]
 pub fn names(kind: Kind, record: &Record<'_>, names: &Names) -> Event {
@@ -81,6 +81,8 @@ pub fn names(kind: Kind, record: &Record<'_>, names: &Names) -> Event {
     Event {
         kind: kind.into(),
         tid: names.actor.tid,
+        result: failed(names.result),
+        failed: names.result < 0,
         file: Some(file),
         call: made(names.flags, "").into(),
         ..Event::default()

@@ -81,6 +81,8 @@ pub enum Body {
     Open(Open),
     /// An explicit close after writing.
     CloseWrite(Open),
+    /// A file was mapped to be executed.
+    Mapped(Open),
     /// A rename.
     Rename(Names),
     /// An unlink or rmdir.
@@ -136,7 +138,7 @@ impl Body {
             Body::Exec(exec) | Body::Task(exec) => exec.actor,
             Body::Exit(exit) => exit.actor,
             Body::Cgroup(_) => Actor::default(),
-            Body::Open(open) | Body::CloseWrite(open) => open.actor,
+            Body::Open(open) | Body::CloseWrite(open) | Body::Mapped(open) => open.actor,
             Body::Rename(names) | Body::Unlink(names) => names.actor,
             Body::Connect(connection) | Body::Accept(connection) | Body::OwnEnd(_, connection) => {
                 connection.actor
@@ -192,6 +194,7 @@ impl<'a> Record<'a> {
             }
             kind::OPEN => Body::Open(fixed(bytes)?),
             kind::CLOSE_WRITE => Body::CloseWrite(fixed(bytes)?),
+            kind::MAP_EXEC => Body::Mapped(fixed(bytes)?),
             kind::RENAME => Body::Rename(fixed(bytes)?),
             kind::UNLINK => Body::Unlink(fixed(bytes)?),
             kind::CONNECT => Body::Connect(fixed(bytes)?),
@@ -227,7 +230,7 @@ impl<'a> Record<'a> {
         match &self.body {
             Body::Exec(exec) | Body::Task(exec) => vec![exec.exe, exec.cwd, exec.args],
             Body::Cgroup(cgroup) => vec![cgroup.path],
-            Body::Open(open) | Body::CloseWrite(open) => vec![open.path],
+            Body::Open(open) | Body::CloseWrite(open) | Body::Mapped(open) => vec![open.path],
             Body::Rename(names) | Body::Unlink(names) => {
                 vec![names.base, names.name, names.to_base, names.to_name]
             }
@@ -311,6 +314,7 @@ fn later(kind: Kind, bytes: &[u8]) -> Result<Body, Malformed> {
         | Kind::Integrity
         | Kind::Open
         | Kind::CloseWrite
+        | Kind::MapExec
         | Kind::Rename
         | Kind::Unlink
         | Kind::Connect

@@ -15,6 +15,8 @@ use std::{
 
 use sumun_proto::text;
 
+use crate::mapped;
+
 /// What to do, one after the other, a line each.
 const ACTS: &str = "SUMUN_TEST_ACTS";
 /// What it says before anything, and when it is through.
@@ -32,7 +34,7 @@ pub(crate) fn program(path: PathBuf) -> PathBuf {
 }
 
 /// The program as a child that does these things: `read PATH`, `write PATH`, `create PATH`, `rewrite PATH` (truncates),
-/// `close PATH` (writes and closes), `connect ADDRESS`, `begin ADDRESS` (without waiting in the call), `accept` (a
+/// `close PATH` (writes and closes), `load PATH` (maps it to be executed), `connect ADDRESS`, `begin ADDRESS` (without waiting in the call), `accept` (a
 /// connection of its own), `drop NUMBER` (a capability, from the effective ones), `wait` (for the end of the input), `thread ACT` (in another thread).
 pub(crate) fn command(program: impl AsRef<OsStr>, acts: &[String]) -> Command {
     let mut command = Command::new(program);
@@ -90,6 +92,10 @@ fn one(act: &str) {
         "create" => drop(options.write(true).create(true).truncate(false).open(path)),
         "rewrite" => drop(options.write(true).truncate(true).open(path)),
         "append" => drop(options.append(true).open(path)),
+        "load" => {
+            let file = fs::File::open(path).unwrap();
+            mapped::map(&file, libc::PROT_READ | libc::PROT_EXEC).unwrap();
+        }
         "connect" => drop(TcpStream::connect(with.parse::<SocketAddr>().unwrap())),
         "begin" => drop(TcpStream::connect_timeout(
             &with.parse().unwrap(),

@@ -111,7 +111,9 @@ fn only_errors_that_are_asked_for_are_told() {
 }
 
 /// Kinds of which calls that fail are told, but for opens.
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 16] = [
+    Kind::Rename,
+    Kind::Unlink,
     Kind::Chmod,
     Kind::Chown,
     Kind::Truncate,
@@ -149,6 +151,8 @@ fn attempts(seen: &[Seen]) -> Vec<(Kind, String, i32, String)> {
             let read = Record::parse(&record.bytes).unwrap();
             let event = match &record.body {
                 Body::Change(kind, change) => file::change(*kind, &read, change),
+                Body::Rename(names) => file::names(Kind::Rename, &read, names),
+                Body::Unlink(names) => file::names(Kind::Unlink, &read, names),
                 Body::Mount(kind, mount) => kernel::mount(*kind, &read, mount),
                 Body::Credentials(kind, changed) => privilege::credentials(*kind, changed),
                 Body::Spaces(kind, spaces) => privilege::spaces(*kind, spaces),
@@ -174,7 +178,10 @@ fn try_all(dir: &Path) -> Vec<(Kind, &'static str, c_long, String)> {
     let text = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (path, other) = (dir.join("file"), dir.join("other"));
     let (file, link, root) = (text(&path), text(&other), c"/".to_owned());
-    let (path, dir) = (path.display().to_string(), text(dir));
+    let absent = dir.join("absent");
+    let gone = text(&absent);
+    let (path, absent) = (path.display().to_string(), absent.display().to_string());
+    let (folder, dir) = (dir.display().to_string(), text(dir));
     let thread = std::thread::spawn(move || {
         let mut tried = Vec::new();
         let space = File::open("/proc/self/ns/uts").unwrap();
@@ -206,6 +213,14 @@ fn try_all(dir: &Path) -> Vec<(Kind, &'static str, c_long, String)> {
             tell(Kind::Link, "linkat", result, &path);
             let result = syscall(libc::SYS_symlinkat, file.as_ptr(), at, link.as_ptr());
             tell(Kind::Symlink, "symlinkat", result, &path);
+            let result = syscall(libc::SYS_renameat2, at, file.as_ptr(), at, link.as_ptr(), 0);
+            tell(Kind::Rename, "", result, &path);
+            let result = syscall(libc::SYS_unlinkat, at, file.as_ptr(), 0);
+            tell(Kind::Unlink, "", result, &path);
+            let result = syscall(libc::SYS_unlinkat, at, gone.as_ptr(), 0);
+            tell(Kind::Unlink, "", result, &absent);
+            let result = syscall(libc::SYS_unlinkat, at, dir.as_ptr(), libc::AT_REMOVEDIR);
+            tell(Kind::Unlink, "", result, &folder);
             let name = c"user.sumun";
             let result = syscall(
                 libc::SYS_setxattr,

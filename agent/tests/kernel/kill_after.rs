@@ -10,7 +10,7 @@ use std::{
 
 use sumun_abi::{
     event::{
-        file::{ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE},
+        file::{ACCESS_WRITE, FILE_DELETED, OPEN_CREATED, OPEN_TRUNCATE},
         process::outcome,
     },
     verdict::{Lineage, Verdict},
@@ -84,7 +84,9 @@ impl Case {
             ..Clause::default()
         };
         let kinds = AFTER.map(|kind| match kind {
-            Kind::Open | Kind::CloseWrite => (kind, KindPlan::Clauses(vec![below.clone()])),
+            Kind::Open | Kind::CloseWrite | Kind::MapExec => {
+                (kind, KindPlan::Clauses(vec![below.clone()]))
+            }
             _ => (kind, KindPlan::All),
         });
         let filter = Plan {
@@ -130,6 +132,7 @@ impl Case {
             let (of, verdict, header) = match record.body {
                 Body::Open(open) => (Kind::Open, open.verdict, open.header),
                 Body::CloseWrite(open) => (Kind::CloseWrite, open.verdict, open.header),
+                Body::Mapped(open) => (Kind::MapExec, open.verdict, open.header),
                 Body::Connect(made) => (Kind::Connect, made.verdict, made.header),
                 Body::Accept(made) => (Kind::Accept, made.verdict, made.header),
                 _ => return None,
@@ -264,6 +267,34 @@ fn an_open_kills_by_the_capabilities_that_the_thread_has_by_then() {
         assert!(!is_through(&output));
         assert_eq!(verdicts[0].outcome, outcome::KILLED);
     }
+}
+
+#[test]
+fn a_file_that_is_mapped_to_be_executed_kills_before_the_call_returns() {
+    let Some(mut case) = Case::new("kill-mapped") else {
+        return;
+    };
+    let (asked, other) = (case.file("library"), case.file("other"));
+    case.load(
+        Kind::MapExec,
+        vec![Atom::File(path_is(&asked))],
+        vec![Atom::Flag(FILE_DELETED)],
+        vec![],
+    );
+    for act in ["load", "thread load"] {
+        assert!(case.kills(Kind::MapExec, format!("{act} {asked}")), "{act}");
+        assert!(
+            !case.kills(Kind::MapExec, format!("{act} {other}")),
+            "{act}"
+        );
+    }
+    case.load(
+        Kind::MapExec,
+        vec![Atom::File(name_is("library")), Atom::Flag(FILE_DELETED)],
+        vec![],
+        vec![],
+    );
+    assert!(!case.kills(Kind::MapExec, format!("load {asked}")));
 }
 
 #[test]

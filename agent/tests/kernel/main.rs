@@ -50,6 +50,7 @@ mod integrity;
 mod isolate;
 mod kernel;
 mod kill_after;
+mod mapped;
 mod meaning;
 mod misleading;
 mod names;
@@ -65,6 +66,7 @@ mod udp;
 mod unix;
 mod uring;
 mod verdict;
+mod ways;
 mod written;
 
 /// No test: what this program does when another test starts it as its child.

@@ -288,10 +288,10 @@ fn too_many_files_make_room_for_each_other_and_are_counted() {
 }
 
 /// A mount that goes with it.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {
-    fn new(kind: &str, at: PathBuf, options: &str) -> nix::Result<Self> {
+    pub(crate) fn new(kind: &str, at: PathBuf, options: &str) -> nix::Result<Self> {
         fs::create_dir_all(&at).unwrap();
         mount(Some(kind), &at, Some(kind), MsFlags::empty(), Some(options))?;
         Ok(Self(at))
@@ -304,17 +304,22 @@ impl Drop for Mounted {
     }
 }
 
+/// Gives the calling thread a mount namespace of its own with this root, as a container has.
+pub(crate) fn enter(root: &Path) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+    chdir(root)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    chroot(".")
+}
+
 /// A command in a mount namespace of its own with this root, as a container has, that then calls chroot for a folder of it.
 fn contained(root: &Path, inside: &'static str, program: &str) -> Command {
     let root = root.to_owned();
     let mut command = Command::new(program);
     let enter = move || {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-        chdir(root.as_path())?;
-        mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
-        chroot(".")?;
+        enter(&root)?;
         chroot(inside)?;
         chdir("/")?;
         Ok(())

@@ -13,7 +13,7 @@ use sumun_proto::{FIELDS, FieldId, FieldInfo, FieldType};
 pub enum Family {
     /// fork, exec, exit
     Process,
-    /// open, close_write, rename, unlink; chmod, chown and other changes
+    /// open, close_write, rename, unlink; chmod, chown and other changes; map_exec
     File,
     /// connect, accept, bind, listen
     Network,
@@ -115,6 +115,8 @@ pub fn unknown_bit(id: FieldId) -> Option<i64> {
         // Where a script was is known with the working directory, what a module was signed with with its name.
         FieldId::ProcScriptPath => FieldId::ProcCwd,
         FieldId::ModuleSignature => FieldId::ModuleName,
+        // What else is known of a file that was mapped.
+        FieldId::FileInImage => FieldId::FileDeleted,
         _ => id,
     };
     let position = UNKNOWABLE.iter().position(|field| *field == id)?;

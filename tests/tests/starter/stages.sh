@@ -50,8 +50,18 @@ setup() {
     # The image of a container.
     mkdir -p "$opt/box/lower" "$opt/box/upper" "$opt/box/work" "$opt/box/root"
     cp "$(command -v busybox)" "$opt/box/lower/busybox"
+    # A program with its libraries, and one more of these.
+    cp /bin/true "$opt/box/lower/loads"
+    for file in $(ldd /bin/true | grep -o '/[^ ]*'); do
+        mkdir -p "$opt/box/lower${file%/*}"
+        cp "$file" "$opt/box/lower$file"
+    done
+    cp "$(library)" "$opt/box/lower/library.so"
     mount -t overlay -o "lowerdir=$opt/box/lower,upperdir=$opt/box/upper,workdir=$opt/box/work" starter "$opt/box/root" || exit 3
 }
+
+# A library that programs can be given.
+library() { ldd /bin/true | grep -o '/[^ ]*libc\.so[^ ]*' | sed 's/libc\.so.*/libdl.so.2/'; }
 
 # Runs a script in the container: what makes it one is its cgroup, and the root of a mount namespace of its own.
 in_box() {
@@ -70,14 +80,17 @@ in_box() {
 # Calls that no tool makes for us, by perl or a copy of it: ptrace, process_vm_writev, finit_module. (A text is handed over by its
 # address, a number by itself.)
 case $(uname -m) in
-x86_64) ptrace=101 writev=311 load=313 ;;
-*) ptrace=117 writev=271 load=273 ;;
+x86_64) ptrace=101 writev=311 load=313 mmap=9 memfd=319 ;;
+*) ptrace=117 writev=271 load=273 mmap=222 memfd=279 ;;
 esac
 attach="my \$pid = 0 + shift; syscall($ptrace, 16, \$pid, 0, 0) and exit 1; waitpid \$pid, 0x40000000; syscall($ptrace, 17, \$pid, 0, 0)"
 # One byte at the far end of its stack.
 write="my \$pid = 0 + shift; open my \$maps, '<', \"/proc/\$pid/maps\"; my (\$line) = grep { /stack/ } <\$maps>; \$line =~ /^([0-9a-f]+)/;
 my (\$byte, \$at) = ('x', hex \$1); my \$from = pack('P', \$byte) . pack('J', 1); my \$to = pack('JJ', \$at, 1);
 exit(syscall($writev, \$pid, \$from, 1, \$to, 1, 0) != 1)"
+# A file mapped with these rights, and one that is only memory.
+map="my (\$path, \$rights) = @ARGV; open my \$file, '<', \$path or exit 1; exit(syscall($mmap, 0, 4096, 0 + \$rights, 2, fileno \$file, 0) < 0)"
+memory="my (\$name, \$rights) = (@ARGV); my \$fd = syscall($memfd, \$name, 0); exit(syscall($mmap, 0, 4096, 0 + \$rights, 2, \$fd, 0) < 0)"
 module="open my \$file, '<', shift or exit 1; my \$words = ''; syscall($load, fileno \$file, \$words, 0)"
 
 # One for each rule, beside what it tells.
@@ -110,7 +123,18 @@ negative() {
     "$bin/runc" -c '/proc/self/fd/9; true'
     exec 9<&-
     # container-drift: what came with the image
-    in_box '/busybox true; /busybox sh -c :'
+    in_box '/busybox true; /busybox sh -c :; LD_PRELOAD=/library.so /loads'
+    # libraries: the system's, one below /opt, data under /tmp, memory that is not executed, and what may
+    LD_PRELOAD=$(library) /bin/true
+    cp "$(library)" "$bin/library.so"
+    LD_PRELOAD=$bin/library.so /bin/true
+    cp "$(library)" "$out/data.so"
+    must perl -e "$map" "$out/data.so" 1
+    must perl -e "$memory" starter 1
+    must perl -e "$memory" doublemapper 5
+    cp /usr/bin/perl "$bin/java"
+    must "$bin/java" -e "$map" "$out/data.so" 5
+    cp /bin/bash "$bin/java"
     # credentials: public halves, names, and the tools themselves
     cat /root/.ssh/id_ed25519.pub /home/user/.ssh/id_rsa.pub /etc/passwd /etc/group
     ls -l /etc/shadow /root/.ssh /root/.aws /etc/ssl/private
@@ -318,6 +342,8 @@ positive() {
     printf '#!/bin/sh\n:\n' >"$shm/script"
     chmod 755 "$shm/script"
     "$shm/script"
+    cp "$(library)" "$shm/library.so"
+    LD_PRELOAD=$shm/library.so /bin/true
     rm -rf "$shm"
     cp /bin/true /home/user/as-root
     perl -e 'chmod 04755, shift' /home/user/as-root
@@ -327,7 +353,10 @@ positive() {
     rm -f "$bin/gone"
     /proc/self/fd/9
     exec 9<&-
-    in_box '/busybox cp /busybox /fresh; /fresh true; :'
+    in_box '/busybox cp /busybox /fresh; /fresh true; /busybox cp /library.so /fresh.so; LD_PRELOAD=/fresh.so /loads; :'
+    cp "$(library)" "$out/library.so"
+    LD_PRELOAD=$out/library.so /bin/true
+    must perl -e "$memory" starter 5
     cat /etc/shadow /root/.ssh/id_ed25519 /home/user/.ssh/id_rsa /etc/ssl/private/server.key
     cat /root/.aws/credentials /home/user/.kube/config
     echo token >/run/secrets/kubernetes.io/starter

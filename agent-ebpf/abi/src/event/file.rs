@@ -28,22 +28,28 @@ pub const OPEN_FAILED: u32 = 1 << 11;
 pub const CALL_COMPAT: u32 = 1 << 16;
 /// Made through io_uring.
 pub const CALL_IO_URING: u32 = 1 << 17;
+/// Of a file that was mapped: it is of a lower layer of the overlay that the root of the process's mount namespace lies on.
+pub const FILE_IN_IMAGE: u32 = 1 << 18;
+/// That root lies on an overlay, and the file is not of a lower layer of it.
+pub const FILE_NOT_IN_IMAGE: u32 = 1 << 19;
+/// Of a file that was mapped: it has no name any more, or never had one.
+pub const FILE_DELETED: u32 = 1 << 20;
 
-/// A file was opened (`OPEN`), or explicitly closed after having been open
-/// for writing (`CLOSE_WRITE`; the path is the one at that moment).
+/// A file was opened (`OPEN`), explicitly closed after having been open
+/// for writing (`CLOSE_WRITE`; the path is the one at that moment), or mapped to be executed (`MAP_EXEC`).
 ///
 /// When the descriptor was already empty the object is zero, `path` is
 /// the caller's word and carries `FLAW_LOST`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open {
-    /// Header, kind `OPEN` or `CLOSE_WRITE`.
+    /// Header, kind `OPEN`, `CLOSE_WRITE` or `MAP_EXEC`.
     pub header: Header,
     /// Who.
     pub actor: Actor,
-    /// Bits of `ACCESS_*`, `OPEN_*`, `CALL_*`.
+    /// Bits of `ACCESS_*`, `OPEN_*`, `CALL_*`; of `MAP_EXEC`, of `FILE_*` and `CALL_*`.
     pub flags: u32,
-    /// The descriptor that was returned; -1: of io_uring, a place in its own table.
+    /// The descriptor that was returned, or that was mapped; -1: of io_uring, a place in its own table.
     pub fd: i32,
     /// Superblock device (`i_sb->s_dev`), kernel encoding (major << 20 | minor).
     pub dev: u32,
@@ -58,7 +64,7 @@ pub struct Open {
 }
 assert_size!(Open, 32 + 64 + 32 + 24);
 
-/// A rename or unlink that succeeded. With `NAMES_OBJECT` both names are whole paths of the kernel's own objects, as they stood
+/// A rename or unlink, or one that was tried. With `NAMES_OBJECT` both names are whole paths of the kernel's own objects, as they stood
 /// when it decided about the call. Else directories are the kernel's objects as they stood when the call returned; names
 /// are the caller's word, and of the object nothing is known.
 #[repr(C)]
@@ -78,6 +84,10 @@ pub struct Names {
     pub mode: u32,
     /// Likewise.
     pub ino: u64,
+    /// 0, or a negative errno.
+    pub result: i32,
+    /// Zero.
+    pub pad: u32,
     /// Walked base directory (dirfd or cwd) of the first name; empty when the name is absolute.
     pub base: Span,
     /// First name, as the caller's memory has it.
@@ -87,7 +97,7 @@ pub struct Names {
     /// Second name (rename): where it went.
     pub to_name: Span,
 }
-assert_size!(Names, 32 + 64 + 24 + 32);
+assert_size!(Names, 32 + 64 + 32 + 32);
 
 /// rmdir, or unlinkat with AT_REMOVEDIR.
 pub const NAMES_DIRECTORY: u32 = 1 << 0;

@@ -47,6 +47,8 @@ pub mod kind {
     pub const SETXATTR: u16 = 109;
     /// [`super::file::FailedOpen`]; an event of the kind `open` like `OPEN`.
     pub const OPEN_FAILED: u16 = 110;
+    /// [`super::file::Open`], of a file that was mapped to be executed.
+    pub const MAP_EXEC: u16 = 111;
     /// [`super::network::Connection`]
     pub const CONNECT: u16 = 200;
     /// [`super::network::Connection`]

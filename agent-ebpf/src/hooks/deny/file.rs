@@ -155,6 +155,9 @@ fn deny_lsm_rename(ctx: LsmContext) -> i32 {
             denied = renamed(&ctx, run, index, (2, 3), (0, 1));
         }
     }
+    if denied {
+        refuse(denied::RENAME);
+    }
     run.end();
     answer(denied)
 }

@@ -110,7 +110,8 @@ const TOLD: u32 = 1 << denied::MOUNT
     | 1 << denied::TRUNCATE
     | 1 << denied::CHMOD
     | 1 << denied::CHOWN
-    | 1 << denied::PIVOT_ROOT;
+    | 1 << denied::PIVOT_ROOT
+    | 1 << denied::UNLINK;
 
 /// How long a call may take from being denied to its return.
 const RETURNS_NS: u64 = 1_000_000_000;

@@ -174,6 +174,8 @@ extern "C" fn sumun_ring_changed(level: u32, asked: u32) -> u64 {
         unsafe {
             task.actor(addr_of_mut!((*record).actor));
             addr_of_mut!((*record).call_flags).write(asked);
+            addr_of_mut!((*record).result).write(0);
+            addr_of_mut!((*record).pad).write(0);
             seen(record, known, &mut tail, flags, rename);
         }
         run.send(RING_BULK, kind, filter.generation, tail.end());

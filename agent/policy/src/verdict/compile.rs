@@ -2,7 +2,8 @@
 //! that it cannot judge.
 
 use sumun_abi::event::file::{
-    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE,
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, FILE_DELETED, FILE_IN_IMAGE, FILE_NOT_IN_IMAGE,
+    OPEN_CREATED, OPEN_TRUNCATE,
 };
 use sumun_proto::v1::Kind;
 use sumun_proto::{FieldId, text};
@@ -95,6 +96,20 @@ fn formula(expr: &Expr, positive: bool, kind: Kind) -> Result<Formula, Beyond> {
                 why: "the kernel knows it when the program is executed",
             }),
         },
+        // As above: each answer is a bit of its own.
+        Expr::Bool(Operand::Field(FieldId::FileInImage)) if kind == Kind::MapExec => {
+            let bit = match positive {
+                true => FILE_IN_IMAGE,
+                false => FILE_NOT_IN_IMAGE,
+            };
+            Ok(Formula::Flag { bit, yes: true })
+        }
+        Expr::Bool(Operand::Field(FieldId::FileDeleted)) if kind == Kind::MapExec => {
+            Ok(Formula::Flag {
+                bit: FILE_DELETED,
+                yes: positive,
+            })
+        }
         atom => {
             if let Some(holds) = kind_condition(atom, kind) {
                 return Ok(Formula::Const(holds == positive));

@@ -45,7 +45,13 @@ pub const TEXT_MAX: usize = 254;
 
 /// Kinds besides exec that the kernel judges: when the event has happened. Of the others only the agent
 /// knows enough: what a rename or unlink names is the caller's word.
-pub const AFTER: [Kind; 4] = [Kind::Open, Kind::CloseWrite, Kind::Connect, Kind::Accept];
+pub const AFTER: [Kind; 5] = [
+    Kind::Open,
+    Kind::CloseWrite,
+    Kind::Connect,
+    Kind::Accept,
+    Kind::MapExec,
+];
 
 /// The plan of all rules that kill or deny in `enforce` and that the kernel can judge alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! A model of the kernel's filter.
 
 use sumun_abi::event::file::{
-    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE,
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, FILE_DELETED, FILE_IN_IMAGE, FILE_NOT_IN_IMAGE,
+    OPEN_CREATED, OPEN_TRUNCATE,
 };
 use sumun_policy::plan::{Clause, KindPlan, Ports};
 use sumun_policy::{CheckedPolicy, check_file};
@@ -80,11 +81,17 @@ fn holds(clause: &Clause, view: &View<'_>) -> bool {
             (FieldId::FileAccessAppend, ACCESS_APPEND),
             (FieldId::FileCreate, OPEN_CREATED),
             (FieldId::FileTrunc, OPEN_TRUNCATE),
+            (FieldId::FileDeleted, FILE_DELETED),
+            (FieldId::FileInImage, FILE_IN_IMAGE),
         ]
         .iter()
         .any(|(field, bit)| {
             bits & bit != 0 && matches!(view.get(*field), Value::Bool(true) | Value::Unknown)
-        })
+        }) || bits & FILE_NOT_IN_IMAGE != 0
+            && matches!(
+                view.get(FieldId::FileInImage),
+                Value::Bool(false) | Value::Unknown
+            )
     });
     let port = |list: &Option<Vec<Ports>>, field| {
         list.as_ref().is_none_or(|list| match view.get(field) {

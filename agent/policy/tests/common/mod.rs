@@ -6,7 +6,8 @@ mod families;
 
 use proptest::test_runner::TestError;
 use sumun_abi::event::file::{
-    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, OPEN_CREATED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
+    ACCESS_APPEND, ACCESS_READ, ACCESS_WRITE, FILE_DELETED, FILE_IN_IMAGE, FILE_NOT_IN_IMAGE,
+    OPEN_CREATED, OPEN_TRUNCATE, OPEN_TRUNCATE_UNKNOWN,
 };
 use sumun_abi::record::{FLAW_DELETED, FLAW_LOST, FLAW_RACY, FLAW_TRUNCATED};
 use sumun_proto::v1::{Batch, Event, Exit, File, Image, Kind, Network, Source, Writer};
@@ -194,6 +195,7 @@ const BOOLS: &[&str] = &[
     "proc.exe.setid",
     "proc.exe.written_by_lineage",
     "file.deleted",
+    "file.in_image",
     "file.new_setuid",
     "file.new_exec",
     "dns.response",
@@ -224,6 +226,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind::CloseWrite,
     Kind::Rename,
     Kind::Unlink,
+    Kind::MapExec,
     Kind::Connect,
     Kind::Accept,
     Kind::Chmod,
@@ -306,7 +309,7 @@ pub(crate) fn event(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> Case {
                 code: dice.pick(&[0, 0x100, 0x7f00, 9, 15]),
             });
         }
-        Kind::Open | Kind::CloseWrite | Kind::Rename | Kind::Unlink => {
+        Kind::Open | Kind::CloseWrite | Kind::MapExec | Kind::Rename | Kind::Unlink => {
             event.file = Some(file(dice, kind, unknowns));
         }
         Kind::Connect | Kind::Accept | Kind::Listen => {
@@ -423,7 +426,7 @@ fn flaws(dice: &mut Dice<'_>, unknowns: bool) -> u32 {
 
 fn file(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> File {
     // A rename or unlink is told by name alone.
-    let opened = matches!(kind, Kind::Open | Kind::CloseWrite);
+    let opened = matches!(kind, Kind::Open | Kind::CloseWrite | Kind::MapExec);
     let object = !dice.chance(3) && opened;
     let mut flags = 0;
     for bit in [
@@ -437,7 +440,12 @@ fn file(dice: &mut Dice<'_>, kind: Kind, unknowns: bool) -> File {
             flags |= bit;
         }
     }
-    if unknowns && dice.chance(4) {
+    if kind == Kind::MapExec {
+        flags = dice.pick(&[0, FILE_IN_IMAGE, FILE_NOT_IN_IMAGE]);
+        if dice.chance(6) {
+            flags |= FILE_DELETED;
+        }
+    } else if unknowns && dice.chance(4) {
         flags |= OPEN_TRUNCATE_UNKNOWN;
     }
     let path = (!dice.chance(2)).then(|| dice.pick(PATHS).to_owned());

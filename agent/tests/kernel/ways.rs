@@ -22,8 +22,11 @@ use crate::bench::{self, Seen};
 
 const TEXT: &[u8] = b"written";
 
-/// What comes into the file, by its name.
-const WAYS: [(&str, fn(&File, &File)); 5] = [
+/// Writes the text, which is in the first file, too, into the second.
+type Write = fn(&File, &File);
+
+/// How, by its name.
+const WAYS: [(&str, Write); 5] = [
     ("write", |_, to| {
         let mut to = to;
         to.write_all(TEXT).unwrap();

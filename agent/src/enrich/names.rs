@@ -121,6 +121,7 @@ mod tests {
             cgroup_id: 0,
             cgroup_hierarchy: 0,
             files_shared: 0,
+            cap_effective: 0,
         }
     }
 

@@ -160,7 +160,7 @@ pub enum Ask {
         /// Modules that were loaded since the agent runs, and not removed.
         modules: BTreeSet<String>,
         /// What reads the kernel's memory, or why there is nothing.
-        memory: Result<Memory, String>,
+        memory: Result<Box<Memory>, String>,
     },
     /// Of those that were not found, these may still live, and the kernel's own list of who does; why there is none.
     Alive(Vec<Process>, Result<Tasks, String>),
@@ -319,7 +319,7 @@ impl Watch {
         self.tell(Ask::Look {
             processes,
             modules,
-            memory,
+            memory: memory.map(Box::new),
         });
         self.state = State::Looking {
             since: Instant::now(),
@@ -373,7 +373,7 @@ pub type Found = BTreeMap<String, String>;
 /// One look at everything but processes: each check that could be made.
 fn things(
     modules: &BTreeSet<String>,
-    memory: &mut Result<Memory, String>,
+    memory: &mut Result<Box<Memory>, String>,
 ) -> Vec<(Check, Result<Found, String>)> {
     let named = |hooks: Vec<hooks::Hooked>| -> Found {
         let named = hooks.into_iter().map(|hook| (hook.function, hook.detail));

@@ -19,6 +19,7 @@ use sumun_proto::{catalogue::kind_name, v1::Kind};
 
 use crate::actor;
 use crate::bench::{self, Seen};
+use crate::points;
 use crate::rules::{self, Ruled};
 
 fn eperm<T>(result: io::Result<T>) -> bool {
@@ -97,6 +98,37 @@ fn what_has_no_effect_is_not_promised() {
             assert_eq!(only_lsm, reason.is_some_and(told), "{kind}: {reason:?}");
         }
     }
+}
+
+#[test]
+fn an_overlay_opens_what_is_below_for_everybody() {
+    let Some(mut ruled) = Ruled::new("lsm-overlay", &[Kind::Open]) else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let program = actor::program(dir.join("tool"));
+    let test = "an_overlay_opens_what_is_below_for_everybody";
+    let Some(merged) = points::overlay(test, &dir, "secret") else {
+        return;
+    };
+    // The overlay opens it with all that this test has.
+    ruled.load(
+        "open",
+        r#"file.name == "secret" && "CAP_SYS_CHROOT" in proc.cap_effective"#,
+    );
+    let read = |before: &[String]| {
+        let act = format!("read {}", merged.join("secret").display());
+        let acts = [before, &[act]].concat();
+        let output = actor::command(&program, &acts).output().unwrap();
+        output.status.success()
+    };
+    let (with, without) = (read(&[]), read(&["drop 18".to_owned()]));
+    let calls = denied(&mut ruled, kind::OPEN, 1);
+    umount2(&merged, MntFlags::MNT_DETACH).unwrap();
+    assert!(!with, "it has the capability");
+    assert!(without, "the overlay is not who is asked about");
+    let (record, asked) = &calls[0];
+    assert!(record.text(asked.path).ends_with("/secret"));
 }
 
 #[test]

@@ -725,17 +725,13 @@ fn an_open_of_the_kernels_own_is_not_the_next_ones() {
 }
 
 /// What overlayfs does below by itself is no call of anybody.
-#[test]
-fn an_overlay_tells_one_call_once() {
-    let Some(mut bench) = points("point-overlay") else {
-        return;
-    };
-    let (_dir, dir) = folder();
+/// An overlay in a folder, over its `lower` with one file: where it is mounted. `None` if there can be none, which is said.
+pub(crate) fn overlay(test: &str, dir: &Path, file: &str) -> Option<PathBuf> {
     let at = |name: &str| dir.join(name);
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir(at(name)).unwrap();
     }
-    fs::write(at("lower/a"), "").unwrap();
+    fs::write(at("lower").join(file), "content").unwrap();
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
         at("lower").display(),
@@ -743,16 +739,29 @@ fn an_overlay_tells_one_call_once() {
         at("work").display()
     );
     let merged = at("merged");
-    if let Err(errno) = mount(
+    let mounted = mount(
         Some("none"),
         &merged,
         Some("overlay"),
         MsFlags::empty(),
         Some(options.as_str()),
-    ) {
-        eprintln!("SKIPPED an_overlay_tells_one_call_once: no overlay can be mounted: {errno}");
-        return;
+    );
+    if let Err(errno) = mounted {
+        eprintln!("SKIPPED {test}: no overlay can be mounted: {errno}");
+        return None;
     }
+    Some(merged)
+}
+
+#[test]
+fn an_overlay_tells_one_call_once() {
+    let Some(mut bench) = points("point-overlay") else {
+        return;
+    };
+    let (_dir, dir) = folder();
+    let Some(merged) = overlay("an_overlay_tells_one_call_once", &dir, "a") else {
+        return;
+    };
     bench.ask(&[&KINDS[..], &[Kind::Open]].concat());
     let results = [
         File::open(merged.join("a")).map(drop),

@@ -23,8 +23,8 @@ use sumun_abi::{
     },
     record::{LEVELS, RECORD_MAX},
     verdict::{
-        Guard, LINEAGE_ENTRIES, Lineage, LineageKey, SCOPES_ENTRIES, SHARERS_ENTRIES, Scope,
-        ScopeKey, Verdicts, id,
+        Guard, HUNT_ENTRIES, LINEAGE_ENTRIES, Lineage, LineageKey, SCOPES_ENTRIES, SHARERS_ENTRIES,
+        Scope, ScopeKey, Verdicts, hunt, id,
     },
 };
 
@@ -193,6 +193,20 @@ pub(crate) static SCOPES: HashMap<ScopeKey, Scope> =
 /// then. Full: the oldest makes room, and is not found when one that shares its files is killed.
 #[map]
 pub(crate) static SHARERS: LruHashMap<[u64; 2], u64> = LruHashMap::pinned(SHARERS_ENTRIES, 0);
+
+/// Until when a lineage is hunted, and a counter, by `hunt`.
+#[map]
+pub(crate) static HUNT: Array<u64> = Array::pinned(hunt::COUNT, 0);
+
+/// Processes that were made while a lineage is hunted, by (pid, start): the one that they come from of those that were there when it
+/// began. Full: counted in `HUNT`; such a process is not killed at its beginning, and the agent says that some may be left.
+#[map]
+pub(crate) static BORN: HashMap<[u64; 2], [u64; 2]> = HashMap::pinned(HUNT_ENTRIES, 0);
+
+/// Processes of the lineage that is hunted, likewise; 1 if what runs the host is meant, too. Filled by user space only: what
+/// it has no room for it says.
+#[map]
+pub(crate) static DOOMED: HashMap<[u64; 2], u64> = HashMap::pinned(HUNT_ENTRIES, 0);
 
 /// Whom no policy may kill.
 #[map]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -287,4 +288,130 @@ fn what_a_rule_matches_is_killed_in_enforce_and_only_there() {
     for row in &rows {
         assert_verdict(row, killed);
     }
+}
+
+/// A cgroup that bounds what is in it; whatever is left in it is killed at its end.
+struct Pen(PathBuf);
+
+impl Pen {
+    fn new(processes: u32) -> Option<Self> {
+        let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+        let root = roots.into_iter().find(|root| {
+            let controllers = fs::read_to_string(root.join("cgroup.subtree_control"));
+            root.join("pids/cgroup.procs").exists()
+                || root.ends_with("pids") && root.join("cgroup.procs").exists()
+                || controllers
+                    .is_ok_and(|all| all.split_ascii_whitespace().any(|one| one == "pids"))
+        })?;
+        let dir = root.join(format!("sumun-test-lineage-{}", std::process::id()));
+        fs::create_dir(&dir).expect("a cgroup");
+        let pen = Self(dir);
+        fs::write(pen.0.join("pids.max"), processes.to_string()).expect("a limit");
+        Some(pen)
+    }
+
+    /// Whoever is in it and has not ended.
+    fn inside(&self) -> Vec<i32> {
+        let text = fs::read_to_string(self.0.join("cgroup.procs")).expect("its processes");
+        let pids = text.lines().filter_map(|line| line.parse().ok());
+        pids.collect()
+    }
+}
+
+impl Drop for Pen {
+    fn drop(&mut self) {
+        let begun = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && begun.elapsed() < LIMIT {
+            for pid in self.inside() {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lineage_dies_as_a_whole_however_it_forks() {
+    const TIMES: usize = 20;
+    let Some(turn) = Turn::take("a_lineage_dies_as_a_whole") else {
+        return;
+    };
+    // Room also for those that have ended and that the first process has not taken notice of yet.
+    let Some(pen) = Pen::new(8000) else {
+        eprintln!("SKIPPED a_lineage_dies_as_a_whole: no cgroup here can bound processes");
+        return;
+    };
+    let scratch = scratch();
+    let trigger = scratch.path().join("trigger");
+    fs::write(&trigger, "x\n").expect("a file");
+    let trigger = trigger.to_str().expect("UTF-8");
+    let rules = format!(
+        r#"
+[policy]
+name = "kin"
+version = 1
+mode = "enforce"
+
+[[rule]]
+id = "all-of-it"
+on = ["open"]
+when = 'file.path == "{trigger}"'
+effect = "kill"
+kill = "lineage"
+"#
+    );
+    let collector = Collector::start().expect("a collector");
+    let ctl = collector.ctl();
+    let mut agent = Agent::start(turn, &collector, &[("kin", &rules)]).expect("an agent");
+    let since = unix_ns();
+    // Somebody else's, who forks all the time.
+    let mut bystander = Victim::shell("while :; do /bin/true; done", &[]);
+    // In the pen: one that has left session and parent behind; some that do so again and again, so that no process lives for
+    // long; some that always have a child; and some that fork as fast as they can.
+    let storm = format!(
+        r#"exec 2>&-
+        echo $$ >'{}/cgroup.procs'
+        (setsid sh -c 'while :; do sleep 1; done' &)
+        chain() {{ ( chain & ) }}
+        for i in 1 2 3 4; do
+            (chain &)
+            (while :; do sleep 0.01; done &)
+            (while :; do (:) & (:) & wait; done &)
+        done
+        read go
+        exec 3<'{trigger}'
+        read never"#,
+        pen.0.display()
+    );
+    let mut pids = Vec::new();
+    for turn in 0..TIMES {
+        let mut offender = Victim::shell(&storm, &[]);
+        let begun = Instant::now();
+        let mut there = 0;
+        while there < 12 {
+            there = pen.inside().len();
+            assert!(begun.elapsed() < LIMIT, "{there} are there");
+        }
+        let input = offender.0.stdin.as_mut().expect("its input");
+        input.write_all(b"go\n").expect("it reads");
+        assert_eq!(offender.ended().signal(), Some(SIGKILL));
+        let begun = Instant::now();
+        while !pen.inside().is_empty() {
+            let left = pen.inside();
+            assert!(begun.elapsed() < LIMIT, "{left:?} are left of turn {turn}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        println!("of {there}, nobody was left after {:?}", begun.elapsed());
+        pids.push(offender.pid());
+        assert!(bystander.lives());
+    }
+    for pid in pids {
+        let row = alert(&ctl, since, pid);
+        let with = "killed with it, as they descend from it, ";
+        assert_verdict(&row, ["enforce", "kill-after", "killed", with]);
+    }
+    assert!(bystander.lives());
+    agent.stop().expect("it stops");
 }

@@ -337,6 +337,19 @@ pub struct Sharer {
 }
 assert_size!(Sharer, 24);
 
+/// Processes in `BORN` and in `DOOMED`.
+pub const HUNT_ENTRIES: u32 = 8 * 1024;
+
+/// Places in `HUNT`.
+pub mod hunt {
+    /// Until when a lineage is hunted, ns since boot; 0: none is.
+    pub const UNTIL: u32 = 0;
+    /// Processes for which `BORN` had no room, since the maps were made.
+    pub const FULL: u32 = 1;
+    /// Number of these.
+    pub const COUNT: u32 = 2;
+}
+
 /// Whom no policy may kill (array `GUARD`, one entry), besides the first process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@ use crate::{
         value,
     },
     maps::{BEGUN, EXITED},
-    policy::{lineage, sharers as table, verdict},
+    policy::{hunt, lineage, sharers as table, verdict},
     run::{self, Run, scratch},
 };
 
@@ -48,10 +48,14 @@ fn sched_process_fork_again(ctx: BtfTracePointContext) -> i32 {
 fn forked(ctx: &BtfTracePointContext, again: bool) -> i32 {
     let child = Task(Object::argument(ctx.arg(1)));
     // The filter is looked at inside the run: until its end user space does not fill it anew.
-    if child.pid() == child.tid()
-        && !is_done(child, again)
-        && let Some(run) = Run::begin(RING_LIFE)
-    {
+    if child.pid() != child.tid() || is_done(child, again) {
+        return 0;
+    }
+    // Also of one whose record is lost.
+    if hunt::is_on() {
+        hunt::sumun_born(u64::from(child.pid()), child.start());
+    }
+    if let Some(run) = Run::begin(RING_LIFE) {
         let index = run::active().unwrap_or(0);
         fork(run, index, Task(Object::argument(ctx.arg(0))), child);
         run.end();

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     kernel::{self, regs::Regs, task::Task},
     maps::Given,
-    policy::{self, early},
+    policy::{self, early, hunt},
     run::{self, Run, scratch},
 };
 
@@ -339,6 +339,9 @@ fn names(call: u64, [a, b, c, d, e]: [u64; 5]) -> u64 {
 /// Every system call that returns.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    if hunt::is_on() {
+        hunt::sumun_doomed();
+    }
     let regs = Regs(ctx.arg(0));
     let Some((action, compat)) = wanted(regs.number(), false) else {
         return 0;

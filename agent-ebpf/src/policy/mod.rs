@@ -9,6 +9,7 @@ pub(crate) mod early;
 pub(crate) mod exe;
 pub(crate) mod file;
 mod guard;
+pub(crate) mod hunt;
 pub(crate) mod lineage;
 pub(crate) mod network;
 pub(crate) mod scope;

@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// `SIGKILL`
-const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 /// With one of these a path is not known.
 const UNKNOWN: u8 = FLAW_TRUNCATED | FLAW_PARTIAL | FLAW_LOST | FLAW_RACY;
 

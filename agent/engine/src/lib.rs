@@ -37,6 +37,7 @@ struct Compiled {
     rate: Option<Rate>,
     lasts: Option<Duration>,
     forced: bool,
+    lineage: bool,
 }
 
 impl Compiled {
@@ -155,6 +156,7 @@ impl Engine {
                 rate: rule.rate,
                 lasts: rule.lasts,
                 forced: rule.force,
+                lineage: rule.lineage,
             })
             .collect();
         let refs = all().map(|(policy, rule)| policy.rule_ref(rule)).collect();
@@ -194,6 +196,12 @@ impl Engine {
     #[must_use]
     pub fn is_forced(&self, rule: usize) -> bool {
         self.rules.get(rule).is_some_and(|rule| rule.forced)
+    }
+
+    /// Whether a rule that kills means all that descend from the process, too.
+    #[must_use]
+    pub fn kills_lineage(&self, rule: usize) -> bool {
+        self.rules.get(rule).is_some_and(|rule| rule.lineage)
     }
 
     /// For how long a rule isolates; `None` if it does not, or without an end.

@@ -103,6 +103,7 @@ fn policy(name: &str, dice: &mut Dice<'_>, seeds: &[Vec<u8>]) -> CheckedPolicy {
             presumed: None,
             effect,
             force: true,
+            lineage: false,
             lasts: None,
             severity: Severity::Medium,
             attack: Vec::new(),

@@ -202,11 +202,35 @@ impl Effective {
 /// What a rule that isolates does, wherever it is said: what goes on, and what is not covered.
 pub const ISOLATED: &str = "once the agent has judged the event: all packets of the host's sockets are kept back, those of its containers too, but loopback, the collector, DNS to the host's servers, DHCP, neighbour discovery, file servers it has mounted, and what [enforce.isolate] of its agent.toml allows; NOT covered: forwarded packets (of virtual machines, of a router) and packet sockets";
 
+/// What a rule that kills a lineage does beside killing the process.
+const LINEAGE: &str =
+    "its descendants are killed with it by the agent, and by the kernel as they make a system call";
+
 /// How the effect of a rule is carried out on a kind, and why that is less than what was asked for
 /// (empty if it is not). `number` is the rule's place among all rules of the policies that
 /// are loaded together, `late` what [`VerdictPlan::build`] leaves to the agent of them with these doors.
 #[must_use]
 pub fn effective(
+    mode: Mode,
+    (number, rule): (usize, &Rule),
+    kind: Kind,
+    doors: &Doors,
+    late: &[Late],
+) -> (Effective, String) {
+    let (effective, reason) = of_process(mode, (number, rule), kind, doors, late);
+    let kills = matches!(
+        effective,
+        Effective::KillBeforeStart | Effective::KillAfter | Effective::KillLate
+    );
+    match (kills && rule.lineage, reason.as_str()) {
+        (false, _) => (effective, reason),
+        (true, "") => (effective, LINEAGE.to_owned()),
+        (true, reason) => (effective, format!("{reason}; {LINEAGE}")),
+    }
+}
+
+/// The same of the process alone.
+fn of_process(
     mode: Mode,
     (number, rule): (usize, &Rule),
     kind: Kind,

@@ -85,6 +85,8 @@ pub struct Rule {
     pub effect: Effect,
     /// With the effects `kill`, `deny` and `isolate`: it may do without a condition, kill what a host needs, or close a folder of the system.
     pub force: bool,
+    /// With the effect `kill`: all that descend from the process are killed, too.
+    pub lineage: bool,
     /// With the effect `isolate`: for how long, from the last match on; `None` = without an end of its own.
     pub lasts: Option<Duration>,
     /// How bad it is.

@@ -781,6 +781,38 @@ fn a_rule_may_kill_if_it_says_what() {
 }
 
 #[test]
+fn a_rule_kills_the_process_or_its_lineage_and_says_so() {
+    let lines = |whom: &str| {
+        format!(
+            "on = [\"exec\", \"ptrace\"]\nwhen = 'proc.exe.name == \"nc\"'\neffect = \"kill\"\nkill = \"{whom}\""
+        )
+    };
+    for (whom, lineage) in [("process", false), ("lineage", true)] {
+        let enforced = rule(&lines(whom)).replace("\n\n", "\nmode = \"enforce\"\n\n");
+        let check = taken(&enforced);
+        assert!(check.warnings.is_empty(), "{check}");
+        let policy = check.policy.expect("taken");
+        assert_eq!(policy.rules[0].lineage, lineage);
+        let reasons = crate::explain(&[policy], 0);
+        let said = |row: &crate::explain::Explained| {
+            row.reason
+                .contains("its descendants are killed with it by the agent")
+        };
+        assert!(
+            reasons.iter().all(|row| said(row) == lineage),
+            "{reasons:?}"
+        );
+    }
+    let found = errors(&rule(&lines("tree")));
+    assert!(found.contains("kill \"tree\""), "{found}");
+    let found = taken(&rule("on = [\"exec\"]\nkill = \"lineage\"")).to_string();
+    assert!(
+        found.contains("p.toml:7:8: warning: kill changes nothing"),
+        "{found}"
+    );
+}
+
+#[test]
 fn a_rule_may_isolate_if_it_says_what_and_is_told_what_that_is() {
     let narrow =
         "on = [\"exec\", \"exit\"]\nwhen = 'proc.exe.name == \"nc\"'\neffect = \"isolate\"";

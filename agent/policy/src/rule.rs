@@ -30,6 +30,7 @@ const RULE_KEYS: &[&str] = &[
     "when",
     "effect",
     "force",
+    "kill",
     "for",
     "severity",
     "attack",
@@ -160,6 +161,9 @@ impl Reader<'_> {
         let force = table
             .get("force")
             .is_some_and(|value| self.force(value, effect));
+        let lineage = table
+            .get("kill")
+            .is_some_and(|value| self.lineage(value, effect));
         let lasts = table.get("for").and_then(|value| self.lasts(value, effect));
         let exceptions = table.get("exception").map_or_else(Vec::new, |value| {
             self.exceptions(value, lists, &kinds, effect)
@@ -173,6 +177,7 @@ impl Reader<'_> {
             presumed,
             effect,
             force,
+            lineage,
             lasts,
             severity,
             attack,
@@ -206,6 +211,18 @@ impl Reader<'_> {
             );
         }
         force
+    }
+
+    /// Whom a rule kills.
+    fn lineage(&mut self, value: &Value<'_>, effect: Effect) -> bool {
+        let lineage = self.choice(value, "kill", &["process", "lineage"], &[]) == Some("lineage");
+        if effect != Effect::Kill {
+            self.warning(
+                value.span().start,
+                "kill changes nothing: it says whom a rule with the effect kill kills",
+            );
+        }
+        lineage
     }
 
     /// What a rule that kills has to be, and what it may be thought to be.

@@ -124,6 +124,12 @@ impl Detector {
         engine(&self.generations, generation).is_some_and(|engine| engine.is_forced(rule))
     }
 
+    /// Whether a rule that kills means all that descend from the process, too.
+    #[must_use]
+    pub fn kills_lineage(&self, generation: u32, rule: usize) -> bool {
+        engine(&self.generations, generation).is_some_and(|engine| engine.kills_lineage(rule))
+    }
+
     /// For how long a rule isolates; `None` if it does not, or without an end.
     #[must_use]
     pub fn lasts(&self, generation: u32, rule: usize) -> Option<Duration> {

@@ -6,6 +6,7 @@
 pub mod deny;
 pub mod fanotify;
 pub mod guard;
+mod hunt;
 pub mod isolate;
 pub mod kill;
 pub mod lineage;
@@ -21,12 +22,14 @@ use sumun_engine::Hit;
 use sumun_policy::Mode;
 use sumun_proto::v1::{Kind, RuleRef, Verdict};
 
+use self::hunt::Hunts;
 use self::kill::{Done, Proven, Target};
 use self::verdict::{MODES, OUTCOMES, Told};
 use crate::detect::{Detector, unloaded};
+use crate::enrich::process::Tree;
 use crate::integrity::Process;
 use crate::kernel::pidfd::PidFd;
-use crate::kernel::{SharersSource, StreamId};
+use crate::kernel::{Hunt, Kin, SharersSource, StreamId};
 
 /// Lines of log in [`LOG_EVERY`] at most; the alerts tell of all.
 const LOG_LINES: u32 = 20;
@@ -55,6 +58,8 @@ pub struct Judged<'a> {
     pub dealt_with: bool,
     /// A record says that this process did it. Else nothing is killed for it.
     pub certain: bool,
+    /// Who descends from whom.
+    pub tree: &'a Tree,
 }
 
 /// Applies rules that kill.
@@ -68,14 +73,17 @@ pub struct Enforcer {
     sharers: SharersSource,
     /// Processes that `/proc` does not show; as many as a look finds of its own at most.
     proven: Vec<Proven>,
+    /// Lineages that are killed.
+    hunts: Hunts,
 }
 
 impl Enforcer {
-    /// One that asks the kernel who shares open files.
+    /// One that asks the kernel who shares open files, and has it help to kill lineages.
     #[must_use]
-    pub fn new(sharers: SharersSource) -> Self {
+    pub fn new(sharers: SharersSource, hunt: Hunt) -> Self {
         Self {
             sharers,
+            hunts: Hunts::new(hunt),
             ..Self::default()
         }
     }
@@ -127,7 +135,7 @@ impl Enforcer {
                 && detector.is_forced(generation, hit.rule)
         });
         let target = Target::of(judged.kind, judged.actor, forced);
-        let verdicts = verdict::decide(
+        let mut verdicts = verdict::decide(
             judged.kind,
             found,
             judged.told,
@@ -144,6 +152,7 @@ impl Enforcer {
             },
         );
         if !judged.dealt_with {
+            self.kill_lineage(detector, (judged, forced), found, &mut verdicts);
             self.count(&verdicts);
             self.tell(detector, judged, found, &verdicts);
         }
@@ -151,9 +160,41 @@ impl Enforcer {
         verdicts
     }
 
+    /// Where a rule that was applied means the lineage: kills what descends from the process, and says so.
+    fn kill_lineage(
+        &mut self,
+        detector: &Detector,
+        (judged, forced): (&Judged<'_>, bool),
+        found: &[Hit],
+        verdicts: &mut [Option<Verdict>],
+    ) {
+        let means_it = |hit: &Hit, verdict: &Verdict| {
+            verdict::has_ended(verdict) && detector.kills_lineage(judged.generation, hit.rule)
+        };
+        let mut asked = found.iter().zip(verdicts.iter());
+        if !asked.any(|(hit, verdict)| {
+            verdict
+                .as_ref()
+                .is_some_and(|verdict| means_it(hit, verdict))
+        }) {
+            return;
+        }
+        let root = Kin {
+            pid: judged.actor.pid,
+            start_ns: judged.actor.start_ns,
+        };
+        let hunted = self.hunts.hunt(judged.tree, root, forced);
+        for (hit, verdict) in found.iter().zip(verdicts) {
+            if let Some(verdict) = verdict.as_mut().filter(|verdict| means_it(hit, verdict)) {
+                verdict::with_lineage(verdict, hunted.as_ref());
+            }
+        }
+    }
+
     /// The cycle is in the spool: none of its records is read again.
     pub fn written(&mut self) {
         self.settled.clear();
+        self.hunts.tidy();
     }
 
     /// How often each outcome was reached since the start; several rules of one event count once.
@@ -239,6 +280,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enrich::process::Limits;
 
     #[test]
     fn lines_are_bounded_and_the_rest_counted() {
@@ -265,6 +307,7 @@ mod tests {
             start_ns: crate::kernel::stat::tests::start_ns(child.id()),
             ..Actor::default()
         };
+        let tree = Tree::new(Limits { bytes: 1 << 20 });
         let record = |seq, dealt_with| Judged {
             stream: StreamId {
                 ring: 0,
@@ -278,6 +321,7 @@ mod tests {
             told: None,
             dealt_with,
             certain: true,
+            tree: &tree,
         };
         let detector = Detector::new(sumun_proto::Host::default());
         let mut enforcer = Enforcer::default();
@@ -328,6 +372,7 @@ mod tests {
             told: Told::of_exec(&exec),
             dealt_with: false,
             certain: true,
+            tree: &Tree::new(Limits { bytes: 1 << 20 }),
         };
         let detector = Detector::new(sumun_proto::Host::default());
         let mut found = Vec::new();

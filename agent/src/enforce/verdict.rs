@@ -7,6 +7,7 @@ use sumun_engine::Hit;
 use sumun_policy::Mode;
 use sumun_proto::v1::{Kind, Verdict};
 
+use super::hunt::Hunted;
 use super::kill::Done;
 
 const BEFORE_START: &str = "kill-before-start";
@@ -210,6 +211,41 @@ pub fn is_applied(verdict: &Verdict) -> bool {
     verdict.effective != ALERT
 }
 
+/// Whether the process has ended, by the rule or before it.
+#[must_use]
+pub fn has_ended(verdict: &Verdict) -> bool {
+    is_applied(verdict) && [KILLED, GONE, EXPIRED].contains(&verdict.outcome.as_str())
+}
+
+/// Adds what became of those that descend from the process; `None`: it is one of those that are being killed with another.
+pub(super) fn with_lineage(verdict: &mut Verdict, hunted: Option<&Hunted>) {
+    let (what, remark) = match hunted {
+        None => (
+            "it descends from a process whose lineage was killed just before".to_owned(),
+            None,
+        ),
+        Some(hunted) => (of_lineage(hunted), hunted.remark.clone()),
+    };
+    let mut parts = vec![std::mem::take(&mut verdict.reason), what];
+    parts.extend(remark);
+    parts.retain(|part| !part.is_empty());
+    verdict.reason = parts.join("; ");
+}
+
+fn of_lineage(hunted: &Hunted) -> String {
+    let ended = match hunted.ended {
+        0 => String::new(),
+        count => format!("; {count} that they made meanwhile had ended"),
+    };
+    match hunted.killed.len() {
+        0 => format!("no process that descends from it was left{ended}"),
+        count => {
+            let all = named(&hunted.killed);
+            format!("killed with it, as they descend from it, {count}: {all}{ended}")
+        }
+    }
+}
+
 /// The verdict of an event: of the first of its rules that was applied, else of the first.
 #[must_use]
 pub fn of_event(verdicts: &[Option<Verdict>]) -> Option<&Verdict> {
@@ -272,14 +308,20 @@ fn apply(
     }
 }
 
+/// Numbers of processes, the first of them.
+fn named(pids: &[u32]) -> String {
+    let named: Vec<String> = pids.iter().take(NAMED_MAX).map(u32::to_string).collect();
+    let mut all = named.join(", ");
+    if pids.len() > NAMED_MAX {
+        all.push_str(&format!(" and {} more", pids.len() - NAMED_MAX));
+    }
+    all
+}
+
 fn killed(before: String, with: &[u32], remark: Option<String>) -> String {
     let mut parts = vec![before];
     if !with.is_empty() {
-        let named: Vec<String> = with.iter().take(NAMED_MAX).map(u32::to_string).collect();
-        let mut all = named.join(", ");
-        if with.len() > NAMED_MAX {
-            all.push_str(&format!(" and {} more", with.len() - NAMED_MAX));
-        }
+        let all = named(with);
         parts.push(format!(
             "killed with it, as they share its open files: {all}"
         ));
@@ -456,6 +498,41 @@ mod tests {
         confirm(&mut hits, 7);
         confirm(&mut hits, 9);
         assert_eq!(hits, [4, 7, 9].map(|rule| hit(rule, Mode::Enforce)));
+    }
+
+    #[test]
+    fn what_became_of_the_lineage_is_told_with_the_rest() {
+        let told = |outcome: &str, hunted: Option<&Hunted>| {
+            let mut verdict = Verdict {
+                effective: AFTER.into(),
+                outcome: outcome.into(),
+                reason: "killed for p/r1".into(),
+                ..Verdict::default()
+            };
+            assert!(has_ended(&verdict), "{outcome}");
+            with_lineage(&mut verdict, hunted);
+            verdict.reason
+        };
+        let hunted = Hunted {
+            killed: (1..=20).collect(),
+            ended: 3,
+            remark: Some("process 21 descends from it: guarded".into()),
+        };
+        let reason = told(KILLED, Some(&hunted));
+        assert!(
+            reason
+                .starts_with("killed for p/r1; killed with it, as they descend from it, 20: 1, 2"),
+            "{reason}"
+        );
+        assert!(
+            reason.ends_with("16 and 4 more; 3 that they made meanwhile had ended; process 21 descends from it: guarded"),
+            "{reason}"
+        );
+        assert_eq!(
+            told(GONE, Some(&Hunted::default())),
+            "killed for p/r1; no process that descends from it was left"
+        );
+        assert!(told(EXPIRED, None).contains("just before"));
     }
 
     #[test]

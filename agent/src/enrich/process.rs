@@ -13,7 +13,7 @@
 //! both are counted. Living processes are never forgotten: the kernel bounds their number (`pid_max`).
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -22,6 +22,7 @@ use sumun_abi::record::{FLAW_PARTIAL, FLAW_TRUNCATED};
 use sumun_proto::identity::exec_id;
 
 use super::writer::Writer;
+use crate::kernel::Kin;
 use crate::privacy::Redactor;
 
 /// Ancestors kept for one process; a longer chain is cut and marked as going on unseen.
@@ -594,6 +595,33 @@ impl Tree {
         })
     }
 
+    /// A process with all that descend from it, and those of them that live, as far as is known. Of those that have ended the ones
+    /// are in it that records may still name, and ancestors of what lives.
+    #[must_use]
+    pub fn lineage(&self, root: Kin) -> (HashSet<Kin>, Vec<Kin>) {
+        let kin = |node: &Node| Kin {
+            pid: node.key.pid,
+            start_ns: node.key.start_ns,
+        };
+        let mut lineage = HashSet::from([root]);
+        for node in self.images.values() {
+            let (mut at, mut way) = (Some(Rc::clone(node)), Vec::new());
+            while let Some(node) = at {
+                let own = kin(&node);
+                if lineage.contains(&own) {
+                    lineage.extend(way);
+                    break;
+                }
+                way.push(own);
+                at = node.parent();
+            }
+        }
+        let living = lineage.iter().copied();
+        let living = living.filter(|kin| self.current.contains_key(&(kin.pid, kin.start_ns)));
+        let living = living.collect();
+        (lineage, living)
+    }
+
     /// True while no record has told of the end of the process of an image.
     #[must_use]
     pub fn is_alive(&self, node: &Node) -> bool {
@@ -650,7 +678,7 @@ impl Tree {
     }
 
     /// After restoring and bootstrapping: what the task iterator did not find is gone.
-    pub fn retire_all_but(&mut self, alive: &std::collections::HashSet<ImageKey>) {
+    pub fn retire_all_but(&mut self, alive: &HashSet<ImageKey>) {
         let dead: Vec<_> = self
             .images
             .values()

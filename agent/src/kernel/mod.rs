@@ -16,6 +16,7 @@ pub mod folder;
 pub mod handles;
 pub mod heap;
 mod hooks;
+mod hunt;
 pub mod isolate;
 mod kills;
 pub mod known;
@@ -65,6 +66,7 @@ pub use self::{
     error::Error,
     filter::Swapped,
     hooks::HookStatus,
+    hunt::{Hunt, Kin},
     kills::{KillStatus, Trial},
     lock::LockPlace,
     points::PointStatus,
@@ -106,6 +108,8 @@ pub struct KernelConfig {
     pub bulk_bytes: u32,
     /// Whether decision points are used where the kernel has them.
     pub points: bool,
+    /// Maps by their names that are to have other entries than as they are declared: for tests of what comes of a full one.
+    pub entries: Vec<(&'static str, u32)>,
 }
 
 impl Default for KernelConfig {
@@ -117,6 +121,7 @@ impl Default for KernelConfig {
             life_bytes: 8 * 1024 * 1024,
             bulk_bytes: 16 * 1024 * 1024,
             points: true,
+            entries: Vec::new(),
         }
     }
 }
@@ -175,6 +180,7 @@ pub struct Kernel {
     /// True if the filter asks for what a call's entry shows.
     entries: bool,
     cgroup_controller: &'static str,
+    life_bytes: u32,
     /// Process life.
     pub life: Ring,
     /// File and network records.
@@ -218,7 +224,11 @@ impl Kernel {
         let compat_mask = COMPAT_MASK;
         let syscalls = syscalls::table();
         let object = cast::Completed::new(&OBJECT.bytes, &mut slots);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in &config.entries {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut ebpf = loader
             .btf(Some(&btf))
             .default_map_pin_directory(pins.root())
             .map_max_entries("LIFE", config.life_bytes)
@@ -288,6 +298,7 @@ impl Kernel {
             attached: false,
             entries,
             cgroup_controller,
+            life_bytes: config.life_bytes,
             life,
             bulk,
             _lock: lock,
@@ -752,8 +763,8 @@ fn layout(config: &KernelConfig) -> Result<([u64; 4], Vec<String>), Error> {
     maps.sort_unstable();
     let mut hash = Sha256::new();
     hash.update(format!(
-        "{maps:?} {} {}",
-        config.life_bytes, config.bulk_bytes
+        "{maps:?} {} {} {:?}",
+        config.life_bytes, config.bulk_bytes, config.entries
     ));
     let digest = hash.finalize();
     let mut words = [0; 4];

@@ -332,6 +332,7 @@ impl Core {
             told: told.and_then(Told::after),
             dealt_with: held || !self.detector.knows(generation),
             certain,
+            tree: &self.tree,
         };
         let mut verdicts = self.enforcer.judge(&self.detector, &judged, &mut found);
         let ino = batch.last_ino();

@@ -180,7 +180,7 @@ impl Pipeline {
             modules: Modules::default(),
             changes: Changes::default(),
             host_mounts: host::mounts(),
-            enforcer: Enforcer::new(kernel.sharers()),
+            enforcer: Enforcer::new(kernel.sharers(), kernel.hunt()?),
             denier: Denier::default(),
             isolation: Isolation::open(
                 kernel.isolator(&isolate.cgroup)?,

@@ -46,6 +46,7 @@ mod failed_open;
 mod file;
 mod file_changes;
 mod filter;
+mod full;
 mod integrity;
 mod isolate;
 mod kernel;

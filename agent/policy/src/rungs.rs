@@ -47,6 +47,8 @@ const CALLERS_WORD: &str = "the name is the caller's word, which another thread 
 const BY_OBJECT: &str = "by the kernel's own object";
 const SHARED: &str = "by what is behind the descriptor at the end of the call: where others share the open files another one can have been put there, and the event says so";
 
+const SWAPPED: &str = "by what is behind the descriptor at the end of the call: where others share the open files another one can have been put there, and then the call can be missed";
+
 fn at(rung: &'static str, effective: Effective, airtight: bool, why: &'static str) -> OnRung {
     OnRung {
         rung,
@@ -111,9 +113,8 @@ fn killed(rule: &Rule, kind: Kind) -> Vec<OnRung> {
             at("fentry", Effective::KillAfter, true, BY_OBJECT),
             at("tracepoint", Effective::KillAfter, false, SHARED),
         ],
-        Kind::CloseWrite | Kind::MapExec => {
-            vec![at("tracepoint", Effective::KillAfter, false, SHARED)]
-        }
+        Kind::CloseWrite => vec![at("tracepoint", Effective::KillAfter, false, SHARED)],
+        Kind::MapExec => vec![at("tracepoint", Effective::KillAfter, false, SWAPPED)],
         kind if AFTER.contains(&kind) => {
             vec![at("tracepoint", Effective::KillAfter, true, BY_OBJECT)]
         }
@@ -145,7 +146,8 @@ fn seen(kind: Kind, effective: Effective) -> Vec<OnRung> {
         )];
     }
     let below = match kind {
-        Kind::Open | Kind::CloseWrite | Kind::MapExec => Some(SHARED),
+        Kind::Open | Kind::CloseWrite => Some(SHARED),
+        Kind::MapExec => Some(SWAPPED),
         kind if is_unfiltered(kind) => Some(CALLERS_WORD),
         _ => None,
     };

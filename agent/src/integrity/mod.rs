@@ -358,7 +358,14 @@ fn start() -> io::Result<Looker> {
                     continue;
                 };
                 let mut read = || things(&modules, &mut memory);
-                let (report, held) = look(&processes, &mut read, &say, &asked);
+                let (mut report, held) = look(&processes, &mut read, &say, &asked);
+                if let Ok(memory) = &memory
+                    && !report.blind.contains_key(&Check::ProcHook)
+                {
+                    let unknown = tables::partly(memory);
+                    let unknown = unknown.map(|reason| (Check::ProcHook, reason));
+                    report.partly.extend(unknown);
+                }
                 if say.send(Answer::Done(report, held)).is_err() {
                     return;
                 }

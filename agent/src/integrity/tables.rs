@@ -17,6 +17,7 @@ use sumun_abi::slot;
 use super::Found;
 use crate::kernel::folder;
 use crate::kernel::memory::Memory;
+use crate::kernel::symbols::FUNCTIONS;
 
 /// Calls that every kernel from 5.10 on has, of every processor: so long each table is at least.
 const CALLS_MIN: usize = 441;
@@ -80,6 +81,31 @@ struct Structure {
     size: usize,
     /// A function of it: slot of its place, its name there, and which it has to be.
     is: (usize, &'static str, &'static str),
+}
+
+/// What of [`of_proc`] cannot be told here: where the function itself is not known, another one of the kernel's own passes for it.
+#[must_use]
+pub fn partly(memory: &Memory) -> Option<String> {
+    let listed = &memory.symbols.functions;
+    let unlisted = FUNCTIONS
+        .into_iter()
+        .filter(|name| !listed.contains_key(name));
+    let unlisted: Vec<_> = unlisted.collect();
+    let own = std::process::id();
+    let lacking = ["net/tcp", "net/udp"].into_iter();
+    let lacking = lacking.filter(|name| folder::open(own, name).is_err());
+    let lacking: Vec<_> = lacking.collect();
+    let mut said = Vec::new();
+    if !unlisted.is_empty() {
+        said.push(format!(
+            "the kernel's list of symbols has no {}",
+            unlisted.join(", ")
+        ));
+    }
+    if !lacking.is_empty() {
+        said.push(format!("/proc has no {}", lacking.join(", ")));
+    }
+    (!said.is_empty()).then(|| said.join("; "))
 }
 
 /// Functions of `/proc` that lead out of the kernel, or elsewhere than they did when it was built.
@@ -162,7 +188,7 @@ fn odd(memory: &mut Memory, structure: &Structure) -> io::Result<BTreeMap<String
         .into_iter()
         .enumerate()
     {
-        let named = memory.symbols.functions.get(expected).copied();
+        let named = memory.symbols.functions.get(expected);
         let (name, wanted) = match index == at {
             true => (format!("{} {member}", structure.name), expected),
             false => (
@@ -171,7 +197,7 @@ fn odd(memory: &mut Memory, structure: &Structure) -> io::Result<BTreeMap<String
             ),
         };
         let fits = match (index == at, named) {
-            (true, Some(named)) => word == named,
+            (true, Some(named)) => named.contains(&word),
             // Flags and what is not set are no addresses of the kernel's.
             (false, _) if word >> 63 == 0 => true,
             _ => memory.symbols.text.contains(&word),

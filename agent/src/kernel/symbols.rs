@@ -31,8 +31,8 @@ pub struct Symbols {
     pub tables: BTreeMap<&'static str, Range<u64>>,
     /// Addresses of functions that are named like system calls, sorted.
     pub calls: Vec<u64>,
-    /// Those of [`FUNCTIONS`] that it lists.
-    pub functions: BTreeMap<&'static str, u64>,
+    /// Those of [`FUNCTIONS`] that it lists: more than one address where a compiler has put a jump before it.
+    pub functions: BTreeMap<&'static str, Vec<u64>>,
 }
 
 impl Symbols {
@@ -75,11 +75,13 @@ impl Symbols {
                     begun = known(&TABLES).map(|table| (table, address)).or(begun);
                 }
                 _ if is_call(bare) => symbols.calls.push(address),
-                _ => {
-                    let function = known(&FUNCTIONS);
-                    let function = function.map(|function| (function, address));
-                    symbols.functions.extend(function);
+                // A part of it (`.cold`, `.part.0`) is not what is called.
+                _ if is_whole(&name[bare.len()..]) => {
+                    if let Some(function) = known(&FUNCTIONS) {
+                        symbols.functions.entry(function).or_default().push(address);
+                    }
                 }
+                _ => (),
             }
         }
         if start == 0 || end <= start {
@@ -90,6 +92,13 @@ impl Symbols {
         symbols.calls.dedup();
         Ok(symbols)
     }
+}
+
+/// True if what follows the name of a function leaves it what is called by that name: nothing, or what Clang adds to local ones and to the jumps of its
+/// first control-flow integrity.
+fn is_whole(rest: &str) -> bool {
+    let added = [".llvm.", ".__uniq.", ".cfi"];
+    rest.is_empty() || added.iter().any(|added| rest.starts_with(added))
 }
 
 /// True for the function of a system call: `__x64_sys_kill`, `__ia32_compat_sys_execve`, `__arm64_sys_ni_syscall`, `sys_ni_syscall`.
@@ -115,8 +124,12 @@ ffffffff81000010 T __x64_sys_kill
 ffffffff81000020 T __ia32_compat_sys_execve
 ffffffff81000020 t __ia32_compat_sys_execve_too
 ffffffff81000030 T __do_sys_kill
+ffffffff81000038 t proc_root_readdir.cold
 ffffffff81000040 t proc_root_readdir.llvm.123
+ffffffff81000048 t proc_root_readdir.llvm.123.cfi_jt
 ffffffff81000050 t tcp4_seq_show
+ffffffff81000058 t tcp4_seq_show.part.0
+ffffffff81000059 t proc_root_lookup.cold
 ffffffffc0000050 t udp4_seq_show\t[rootkit]
 ffffffffc0000060 t __x64_sys_kill\t[rootkit]
 ffffffff82000000 T _etext
@@ -142,11 +155,15 @@ broken
         let calls = [0xffff_ffff_8100_0010, 0xffff_ffff_8100_0020];
         assert_eq!(symbols.calls, calls);
         let functions = BTreeMap::from([
-            ("proc_root_readdir", 0xffff_ffff_8100_0040),
-            ("tcp4_seq_show", 0xffff_ffff_8100_0050),
+            (
+                "proc_root_readdir",
+                vec![0xffff_ffff_8100_0040, 0xffff_ffff_8100_0048],
+            ),
+            ("tcp4_seq_show", vec![0xffff_ffff_8100_0050]),
         ]);
         assert_eq!(symbols.functions, functions);
-        let hidden = text.replace("ffffffff8", "000000000");
+        let hidden = |line: &str| format!("{:016}{}\n", 0, line.get(16..).unwrap_or_default());
+        let hidden: String = text.lines().map(hidden).collect();
         for text in ["", hidden.as_str()] {
             let reason = Symbols::parse(text).expect_err("no addresses");
             assert!(reason.contains("CAP_SYSLOG"), "{reason}");

@@ -332,7 +332,7 @@ mod tests {
 
     fn exit_record() -> Vec<u8> {
         let mut bytes = vec![0; size_of::<Exit>()];
-        bytes[0..4].copy_from_slice(&96u32.to_ne_bytes());
+        bytes[0..4].copy_from_slice(&(size_of::<Exit>() as u32).to_ne_bytes());
         bytes[4..6].copy_from_slice(&kind::EXIT.to_ne_bytes());
         bytes
     }

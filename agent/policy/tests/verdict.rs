@@ -444,7 +444,7 @@ fn event(dice: &mut Dice<'_>, unknowns: bool) -> Case {
         image.gid = id(dice);
         image.euid = id(dice);
         image.egid = id(dice);
-        image.cap_effective = Some(dice.pick(&[0, 1, 1 << 21, 1 << 39, 1 << 40 | 1, u64::MAX]));
+        image.cap_effective = Some(dice.pick(&[0, 1, 1 << 21, 1 << 39, 1 << 40 | 1, !1]));
         if unknowns && dice.chance(2) {
             image.exe_flaws |= u32::from(dice.pick(&[FLAW_TRUNCATED, FLAW_LOST, FLAW_PARTIAL]));
         }

@@ -51,11 +51,12 @@ fn forked(ctx: &BtfTracePointContext, again: bool) -> i32 {
     if child.pid() != child.tid() || is_done(child, again) {
         return 0;
     }
-    // Also of one whose record is lost.
+    // Inside the run, which user space waits for when a hunt begins; also of one whose record is lost.
+    let run = Run::begin(RING_LIFE);
     if hunt::is_on() {
         hunt::sumun_born(u64::from(child.pid()), child.start());
     }
-    if let Some(run) = Run::begin(RING_LIFE) {
+    if let Some(run) = run {
         let index = run::active().unwrap_or(0);
         fork(run, index, Task(Object::argument(ctx.arg(0))), child);
         run.end();

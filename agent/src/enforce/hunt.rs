@@ -23,6 +23,13 @@ const DEADLINE: Duration = Duration::from_millis(300);
 const GRACE_NS: u64 = 500_000_000;
 /// How often nobody new has to be found.
 const QUIET_ROUNDS: u32 = 2;
+/// What hunts may take of any such time: who sets off many rules at once must not keep the agent from reading.
+const WINDOW: Duration = Duration::from_secs(4);
+const SPENT_MAX: Duration = Duration::from_secs(1);
+/// The kernel keeps watch for longer each time so many were killed.
+const RENEW_EVERY: usize = 128;
+/// Things that hinder that are told of one hunt; the others are of the same sorts.
+const REMARKS_MAX: usize = 4;
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -31,8 +38,17 @@ pub(super) struct Hunted {
     pub(super) killed: Vec<u32>,
     /// Those that were made while they were hunted, and had ended when they were looked for.
     pub(super) ended: usize,
-    /// What hinders, for people; the last thing.
-    pub(super) remark: Option<String>,
+    /// What hinders, for people; the first [`REMARKS_MAX`].
+    pub(super) remarks: Vec<String>,
+}
+
+impl Hunted {
+    fn remark(&mut self, remark: impl Into<String>) {
+        let remark = remark.into();
+        if self.remarks.len() < REMARKS_MAX && !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
 }
 
 /// The hunts of this agent.
@@ -43,14 +59,20 @@ pub(super) struct Hunts {
     /// Those that are doomed, until [`Self::tidy`] finds the time to be over.
     doomed: HashSet<Kin>,
     until_ns: u64,
+    /// When the present [`WINDOW`] began, and what hunts have taken of it.
+    window: Option<Instant>,
+    spent: Duration,
 }
 
 impl Hunts {
     pub(super) fn new(kernel: Hunt) -> Self {
-        Self {
+        let mut hunts = Self {
             kernel: Some(kernel),
             ..Self::default()
-        }
+        };
+        // What an agent before this one has left: while the kernel keeps watch each call costs more.
+        hunts.forget();
+        hunts
     }
 
     /// Kills all that descend from a process, which itself was dealt with, and says who that was. `None`: it is one
@@ -61,40 +83,77 @@ impl Hunts {
         if self.doomed.contains(&root) && now_ns < self.until_ns {
             return None;
         }
-        let mut hunted = Hunted::default();
-        if self.until_ns == 0 {
-            // What an agent before this one has left.
-            self.forget();
+        if self.window.is_none_or(|window| window.elapsed() > WINDOW) {
+            (self.window, self.spent) = (Some(begun), Duration::ZERO);
         }
+        let hunted = match self.spent < SPENT_MAX {
+            true => self.hunt_down(tree, root, (begun, now_ns), forced),
+            false => {
+                let mut hunted = Hunted::default();
+                hunted.remark("many lineages were killed just before: of this one only who is in the records that have been read");
+                for kin in tree.lineage(root).1.into_iter().filter(|kin| *kin != root) {
+                    strike(kin, forced, &mut hunted);
+                }
+                hunted
+            }
+        };
+        self.spent += begun.elapsed();
+        Some(hunted)
+    }
+
+    fn hunt_down(
+        &mut self,
+        tree: &Tree,
+        root: Kin,
+        (begun, now_ns): (Instant, u64),
+        forced: bool,
+    ) -> Hunted {
+        let mut hunted = Hunted::default();
+        let overlaps = now_ns < self.until_ns;
         self.until_ns = now_ns + nanoseconds(DEADLINE) + GRACE_NS;
-        let full = self.begin(&mut hunted);
+        let full = self.begin(overlaps, forced, &mut hunted);
         let (mut lineage, mut living) = tree.lineage(root);
         self.add_unread(&mut lineage, &mut living, &mut hunted);
         self.doom(root, forced, &mut hunted);
         for kin in &living {
             self.doom(*kin, forced, &mut hunted);
         }
-        for kin in living.into_iter().filter(|kin| *kin != root) {
+        let others = living.into_iter().filter(|kin| *kin != root);
+        for (number, kin) in others.enumerate() {
+            if number % RENEW_EVERY == RENEW_EVERY - 1 {
+                self.hold(DEADLINE, &mut hunted);
+            }
             // Of one that has ended since its record was made nothing is left to be told.
             strike(kin, forced, &mut hunted);
         }
         self.chase(begun, forced, &mut hunted);
-        let Some(kernel) = &mut self.kernel else {
-            return Some(hunted);
+        let Some(kernel) = &self.kernel else {
+            return hunted;
         };
         if let (Some(before), Ok(after)) = (full, kernel.full())
             && after > before
         {
-            hunted.remark = Some(format!(
+            hunted.remark(format!(
                 "{} processes were made meanwhile of which the kernel had no room to tell: some of them may be left",
                 after - before
             ));
         }
-        self.until_ns = boot_ns().unwrap_or(now_ns) + GRACE_NS;
-        if let Err(error) = kernel.hold_until(self.until_ns) {
-            hunted.remark = Some(error.to_string());
+        self.hold(Duration::ZERO, &mut hunted);
+        hunted
+    }
+
+    /// The kernel keeps watch for so long, and the grace.
+    fn hold(&mut self, more: Duration, hunted: &mut Hunted) {
+        let (Some(kernel), Ok(now_ns)) = (&mut self.kernel, boot_ns()) else {
+            return;
+        };
+        if now_ns >= self.until_ns {
+            hunted.remark("it took so long that the kernel had stopped to keep watch: who was made at that moment may be left");
         }
-        Some(hunted)
+        self.until_ns = now_ns + nanoseconds(more) + GRACE_NS;
+        if let Err(error) = kernel.hold_until(self.until_ns) {
+            hunted.remark(error.to_string());
+        }
     }
 
     /// Forgets a hunt whose time is over; to be called now and then.
@@ -116,7 +175,16 @@ impl Hunts {
     }
 
     /// Tells the kernel to keep watch; how many it had no room for until now.
-    fn begin(&mut self, hunted: &mut Hunted) -> Option<u64> {
+    fn begin(&mut self, overlaps: bool, forced: bool, hunted: &mut Hunted) -> Option<u64> {
+        if overlaps {
+            // Of the hunt before, those whom nobody has found yet: the kernel forgets whom they come from.
+            let born = self.kernel.as_ref()?.born().unwrap_or_default();
+            for (kin, root) in born {
+                if self.doomed.contains(&root) && !self.doomed.contains(&kin) {
+                    self.doom(kin, forced, hunted);
+                }
+            }
+        }
         let kernel = self.kernel.as_mut()?;
         let full = kernel.full().ok();
         match kernel
@@ -125,12 +193,9 @@ impl Hunts {
         {
             Ok(true) => {}
             Ok(false) => {
-                hunted.remark = Some(
-                    "a program of the kernel side took too long: what was forked at that moment may be left"
-                        .into(),
-                );
+                hunted.remark("a program of the kernel side took too long: what was forked at that moment may be left");
             }
-            Err(error) => hunted.remark = Some(error.to_string()),
+            Err(error) => hunted.remark(error.to_string()),
         }
         full
     }
@@ -162,7 +227,7 @@ impl Hunts {
             }
         });
         if let Err(error) = read {
-            hunted.remark = Some(error.to_string());
+            hunted.remark(error.to_string());
         }
     }
 
@@ -174,7 +239,7 @@ impl Hunts {
             let born = match kernel.wait_for_programs().and_then(|_| kernel.born()) {
                 Ok(born) => born,
                 Err(error) => {
-                    hunted.remark = Some(error.to_string());
+                    hunted.remark(error.to_string());
                     return;
                 }
             };
@@ -184,15 +249,13 @@ impl Hunts {
                 .map(|(kin, _)| kin)
                 .collect();
             quiet = if fresh.is_empty() { quiet + 1 } else { 0 };
+            self.hold(DEADLINE, hunted);
             for kin in fresh {
                 self.doom(kin, forced, hunted);
                 hunted.ended += usize::from(strike(kin, forced, hunted) == Some(Done::Gone));
             }
             if begun.elapsed() > DEADLINE {
-                hunted.remark = Some(
-                    "there were still new ones when the time was over: the kernel kills them for a while longer"
-                        .into(),
-                );
+                hunted.remark("there were still new ones when the time was over: the kernel kills them for a while longer");
                 return;
             }
         }
@@ -203,7 +266,7 @@ impl Hunts {
         if let Some(kernel) = &mut self.kernel
             && let Err(error) = kernel.doom(kin, forced)
         {
-            hunted.remark = Some(format!("{error}: what {} makes may be left", kin.pid));
+            hunted.remark(format!("{error}: what {} makes may be left", kin.pid));
         }
     }
 }
@@ -226,10 +289,10 @@ fn strike(kin: Kin, forced: bool, hunted: &mut Hunted) -> Option<Done> {
             return None;
         }
         Done::Guarded(guarded) => {
-            hunted.remark = Some(format!("process {} descends from it: {guarded}", kin.pid));
+            hunted.remark(format!("process {} descends from it: {guarded}", kin.pid));
         }
         Done::Failed(why) => {
-            hunted.remark = Some(format!("process {} descends from it: {why}", kin.pid));
+            hunted.remark(format!("process {} descends from it: {why}", kin.pid));
         }
         Done::Gone => return Some(Done::Gone),
     }

@@ -219,15 +219,15 @@ pub fn has_ended(verdict: &Verdict) -> bool {
 
 /// Adds what became of those that descend from the process; `None`: it is one of those that are being killed with another.
 pub(super) fn with_lineage(verdict: &mut Verdict, hunted: Option<&Hunted>) {
-    let (what, remark) = match hunted {
+    let (what, remarks) = match hunted {
         None => (
             "it descends from a process whose lineage was killed just before".to_owned(),
-            None,
+            Vec::new(),
         ),
-        Some(hunted) => (of_lineage(hunted), hunted.remark.clone()),
+        Some(hunted) => (of_lineage(hunted), hunted.remarks.clone()),
     };
     let mut parts = vec![std::mem::take(&mut verdict.reason), what];
-    parts.extend(remark);
+    parts.extend(remarks);
     parts.retain(|part| !part.is_empty());
     verdict.reason = parts.join("; ");
 }
@@ -516,7 +516,7 @@ mod tests {
         let hunted = Hunted {
             killed: (1..=20).collect(),
             ended: 3,
-            remark: Some("process 21 descends from it: guarded".into()),
+            remarks: vec!["process 21 descends from it: guarded".into()],
         };
         let reason = told(KILLED, Some(&hunted));
         assert!(

@@ -27,6 +27,8 @@ use crate::privacy::Redactor;
 
 /// Ancestors kept for one process; a longer chain is cut and marked as going on unseen.
 pub const DEPTH_MAX: u32 = 64;
+/// How often all images are looked through for who is of a lineage: a process made for another one's child is found in a turn of its own.
+const LINEAGE_TURNS: usize = 8;
 
 /// Images that are kept after their end while a rule asks who wrote an executable; of those that ended before them it is unknown.
 /// A few MiB, within the tree's limit.
@@ -52,6 +54,15 @@ pub struct ImageKey {
 }
 
 impl ImageKey {
+    /// The process whose image it is.
+    #[must_use]
+    pub fn process(&self) -> Kin {
+        Kin {
+            pid: self.pid,
+            start_ns: self.start_ns,
+        }
+    }
+
     /// The image an actor was.
     #[must_use]
     pub fn of(actor: &Actor) -> Self {
@@ -203,6 +214,10 @@ pub struct Node {
     pub cgroup: (u64, u32),
     came_from: RefCell<CameFrom>,
     parent: RefCell<Option<Rc<Node>>>,
+    /// Where it was made by another one than its parent is (`CLONE_PARENT`): by whom.
+    maker: Cell<Option<Kin>>,
+    /// Where the chain was cut above it: the nearest ancestor that lived then.
+    beyond: Cell<Option<Kin>>,
     depth: Cell<u32>,
     alive: Cell<bool>,
     /// Only the task iterator has told of it: what a record says counts more.
@@ -323,7 +338,7 @@ pub struct Tree {
     limits: Limits,
     images: HashMap<ImageKey, Rc<Node>>,
     /// Current image of each living process.
-    current: HashMap<(u32, u64), u64>,
+    current: Current,
     /// Exited or replaced images, oldest first, with the cycle in which that was read.
     gone: VecDeque<(u64, ImageKey)>,
     /// Those that no record can name any more, but the question who wrote a file; oldest first.
@@ -383,9 +398,9 @@ impl Tree {
     ) -> Rc<Node> {
         let key = ImageKey::of(child);
         let parent_node = self.find_or_stub(parent);
-        let caller = self.find_or_stub(caller);
-        let inherited = caller.as_ref().and_then(|node| node.program());
-        let login = caller.or_else(|| parent_node.clone());
+        let caller_node = self.find_or_stub(caller);
+        let inherited = caller_node.as_ref().and_then(|node| node.program());
+        let login = caller_node.or_else(|| parent_node.clone());
         let named = (parent.pid, parent_exec_id_of(parent));
         // The task iterator may have come first, and found the child with another parent,
         // because its own had exited, or with another image.
@@ -394,7 +409,7 @@ impl Tree {
             && let Some(found) = self.images.get(&ImageKey { image, ..key })
             && found.found.get()
         {
-            descend(found, parent_node.as_ref(), named);
+            descend((found, parent_node.as_ref(), named), &self.current);
         }
         if let Some(known) = self.images.get(&key) {
             if let Some(inherited) = inherited
@@ -407,6 +422,9 @@ impl Tree {
             return Rc::clone(known);
         }
         let node = self.insert_with(key, parent_node, named, inherited, child, ns);
+        if (caller.pid, caller.start_ns) != (parent.pid, parent.start_ns) {
+            node.maker.set(Some(caller.process()));
+        }
         node.came_with(login.as_deref());
         if let Some(image) = later.filter(|image| *image > key.image) {
             self.current.insert((key.pid, key.start_ns), image);
@@ -550,6 +568,8 @@ impl Tree {
             cgroup: asked_by.cgroup,
             came_from: asked_by.came_from.clone(),
             parent: RefCell::new(asked_by.parent()),
+            maker: asked_by.maker.clone(),
+            beyond: asked_by.beyond.clone(),
             depth: Cell::new(asked_by.depth.get()),
             alive: Cell::new(false),
             found: Cell::new(false),
@@ -599,21 +619,27 @@ impl Tree {
     /// are in it that records may still name, and ancestors of what lives.
     #[must_use]
     pub fn lineage(&self, root: Kin) -> (HashSet<Kin>, Vec<Kin>) {
-        let kin = |node: &Node| Kin {
-            pid: node.key.pid,
-            start_ns: node.key.start_ns,
-        };
         let mut lineage = HashSet::from([root]);
-        for node in self.images.values() {
-            let (mut at, mut way) = (Some(Rc::clone(node)), Vec::new());
-            while let Some(node) = at {
-                let own = kin(&node);
-                if lineage.contains(&own) {
-                    lineage.extend(way);
-                    break;
+        // Who was made by one that is found later is found in the next turn.
+        for _ in 0..LINEAGE_TURNS {
+            let known = lineage.len();
+            for node in self.images.values() {
+                let (mut at, mut way) = (Some(Rc::clone(node)), Vec::new());
+                while let Some(node) = at {
+                    let own = node.key.process();
+                    let besides = [node.maker.get(), node.beyond.get()];
+                    let is_of_it = |kin: &Kin| lineage.contains(kin);
+                    if is_of_it(&own) || besides.iter().flatten().any(is_of_it) {
+                        lineage.extend(way);
+                        lineage.insert(own);
+                        break;
+                    }
+                    way.push(own);
+                    at = node.parent();
                 }
-                way.push(own);
-                at = node.parent();
+            }
+            if lineage.len() == known {
+                break;
             }
         }
         let living = lineage.iter().copied();
@@ -672,7 +698,7 @@ impl Tree {
                 && parent.pid != node.key.pid
             {
                 let named = node.named_parent.get();
-                descend(&node, Some(&parent_node), named);
+                descend((&node, Some(&parent_node), named), &self.current);
             }
         }
     }
@@ -724,13 +750,15 @@ impl Tree {
             cgroup: (actor.cgroup_id, actor.cgroup_hierarchy),
             came_from: RefCell::default(),
             parent: RefCell::new(parent),
+            maker: Cell::default(),
+            beyond: Cell::default(),
             depth: Cell::new(depth),
             alive: Cell::new(true),
             found: Cell::new(false),
             _charge: Charge::new(&self.bytes, NODE_BYTES),
         });
         if depth >= DEPTH_MAX {
-            cut(&node);
+            cut(&node, &self.current);
         }
         self.images.insert(key, Rc::clone(&node));
         self.current.insert((key.pid, key.start_ns), key.image);
@@ -869,20 +897,26 @@ fn parent_exec_id_of(parent: ImageKey) -> u64 {
     }
 }
 
+/// The image of each process that lives, by its number and start.
+type Current = HashMap<(u32, u64), u64>;
+
 /// Gives a node the parent that its fork had.
-fn descend(node: &Rc<Node>, parent: Option<&Rc<Node>>, named_parent: (u32, u64)) {
+fn descend(
+    (node, parent, named_parent): (&Rc<Node>, Option<&Rc<Node>>, (u32, u64)),
+    current: &Current,
+) {
     node.named_parent.set(named_parent);
     let depth = parent.map_or(0, |parent| parent.depth.get() + 1);
     node.depth.set(depth);
     *node.parent.borrow_mut() = parent.cloned();
     if depth >= DEPTH_MAX {
-        cut(node);
+        cut(node, current);
     }
 }
 
 /// Cuts the chain above a node at half the bound, so that cutting is rare; the
-/// node at the cut keeps its parent's pid, which says that the chain goes on.
-fn cut(node: &Rc<Node>) {
+/// node at the cut keeps its parent's pid, which says that the chain goes on, and whom of those above that live it comes from.
+fn cut(node: &Rc<Node>, current: &Current) {
     let mut at = Rc::clone(node);
     let keep = DEPTH_MAX / 2;
     at.depth.set(keep);
@@ -892,8 +926,18 @@ fn cut(node: &Rc<Node>) {
         next.depth.set(next.depth.get().min(depth));
         at = next;
     }
-    if !at.alive.get() {
-        at.parent.borrow_mut().take();
+    if at.alive.get() {
+        return;
+    }
+    let lives = |kin: &Kin| current.contains_key(&(kin.pid, kin.start_ns));
+    let mut above = at.parent.borrow_mut().take();
+    while let Some(node) = above {
+        let kin = Some(node.key.process()).filter(lives);
+        if let Some(kin) = kin.or_else(|| node.beyond.get()) {
+            at.beyond.set(Some(kin));
+            break;
+        }
+        above = node.parent();
     }
 }
 
@@ -1172,6 +1216,42 @@ mod tests {
         assert!((DEPTH_MAX / 2..=DEPTH_MAX).contains(&depth), "{depth}");
         assert_ne!(node.parent_pid(), 0, "the cut says that the chain goes on");
         assert!(tree.stats().images <= 3);
+    }
+
+    #[test]
+    fn a_long_chain_and_what_is_made_for_another_stay_of_the_lineage() {
+        let mut tree = Tree::new(Limits { bytes: 1 << 20 });
+        let none = ImageKey {
+            pid: 0,
+            start_ns: 0,
+            image: 0,
+        };
+        let [root, bystander] = [actor(1, 1, 1), actor(2, 2, 1)];
+        for who in [root, bystander] {
+            exec(&mut tree, who, none, "/bin/one");
+        }
+        let mut last = root;
+        for pid in 3..300 {
+            let child = actor(pid, u64::from(pid), 1);
+            forked(&mut tree, child, last);
+            if last.pid != root.pid {
+                tree.exit(&last);
+            }
+            tree.end_cycle(true);
+            last = child;
+        }
+        let sibling = actor(400, 400, 1);
+        let (maker, parent) = (ImageKey::of(&last), ImageKey::of(&bystander));
+        tree.fork(&sibling, maker, parent, Namespaces::default());
+        let childs = actor(401, 401, 1);
+        forked(&mut tree, childs, sibling);
+        let process = |actor: &Actor| ImageKey::of(actor).process();
+        let (_, mut living) = tree.lineage(process(&root));
+        living.sort_unstable_by_key(|kin| kin.pid);
+        assert_eq!(
+            living,
+            [root, last, sibling, childs].map(|who| process(&who))
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -280,15 +281,21 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let Ok(below) = self.path.strip_prefix(hierarchy()) else {
-            return;
-        };
-        // Where a runtime has made it in every hierarchy, it leaves those above it in every one.
-        for top in hierarchies() {
-            let mut path = below;
-            // As far as nobody else is in them.
-            while !path.as_os_str().is_empty() && fs::remove_dir(top.join(path)).is_ok() {
-                path = path.parent().unwrap_or(Path::new(""));
+        if let Ok(below) = self.path.strip_prefix(hierarchy()) {
+            remove(below);
+        }
+    }
+}
+
+/// Removes a cgroup and those above it, as far as nobody is in them: where a runtime has made it in every hierarchy, it leaves those above it
+/// in every one.
+pub fn remove(below: &Path) {
+    for top in hierarchies() {
+        let mut path = below;
+        while !path.as_os_str().is_empty() {
+            match fs::remove_dir(top.join(path)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => break,
+                _ => path = path.parent().unwrap_or(Path::new("")),
             }
         }
     }

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::container;
 use crate::process::Process;
 
 /// The Container Runtime Interface, generated.
@@ -40,6 +42,21 @@ pub struct Containerd {
     socket: PathBuf,
     process: Process,
     network: Option<Network>,
+    // Last, when nothing runs in them any more.
+    cgroups: Cgroups,
+}
+
+/// The cgroups of pods, which a kubelet would remove: it is not the runtime's to do.
+#[derive(Debug, Default)]
+struct Cgroups(Mutex<Vec<String>>);
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in &*made {
+            container::remove(Path::new(path.trim_start_matches('/')));
+        }
+    }
 }
 
 /// A network that pods may have of their own; its bridge goes with it.
@@ -194,6 +211,7 @@ impl Containerd {
             socket,
             process,
             network,
+            cgroups: Cgroups::default(),
         };
         this.import(archive)?;
         Ok(this)
@@ -302,6 +320,14 @@ impl Containerd {
     /// As of [`Self::run`].
     pub fn sandbox_with(&self, pod: &Pod, shared: Shared) -> Result<Sandbox> {
         let config = sandbox(pod, shared);
+        let parent = config.linux.as_ref().map(|linux| &linux.cgroup_parent);
+        let mut cgroups = self
+            .cgroups
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        cgroups.extend(parent.cloned());
+        drop(cgroups);
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
         };

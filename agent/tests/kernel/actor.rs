@@ -117,7 +117,7 @@ fn one(act: &str) {
     unsafe_code,
     reason = "a call that the standard library keeps away from"
 )]
-fn give_up(capability: usize) {
+pub(crate) fn give_up(capability: usize) {
     let header = [0x2008_0522_u32, 0];
     // Effective, permitted and inheritable, and the same of the upper half.
     let mut sets = [0_u32; 6];
